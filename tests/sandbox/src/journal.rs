@@ -1,0 +1,4 @@
+//! A journal of every call.
+
+#[derive(Debug, Default)]
+pub struct Journal {}

@@ -1,0 +1,212 @@
+//! Everything the sandbox knows: accounts, journal, faults, settings, clock and ids.
+
+use crate::{ec2::Ec2, faults::Faults, iam::Iam, journal::Journal, kms::Kms, sts::Credentials};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// The partition of every ARN in the sandbox.
+pub const PARTITION: &str = "aws";
+
+/// How the sandbox behaves. Every field has a default; `POST /_sandbox/settings`
+/// changes the ones it names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Settings {
+    /// Port on 127.0.0.1; 0 takes a free one.
+    pub port: u16,
+    /// An STS endpoint such as `http://127.0.0.1:4566` that is asked who an
+    /// unknown access key belongs to.
+    pub upstream_sts: Option<String>,
+    /// Milliseconds until a new role or user can be named in a policy or grant.
+    pub principal_delay_ms: u64,
+    /// Milliseconds until a change to IAM policies is effective.
+    pub iam_policy_delay_ms: u64,
+    /// Milliseconds until a change to a key policy is effective.
+    pub key_policy_delay_ms: u64,
+    /// Milliseconds until a new or revoked grant is effective.
+    pub grant_delay_ms: u64,
+    /// Milliseconds from RunInstances (or StartInstances) to running or terminated.
+    pub launch_delay_ms: u64,
+    /// Milliseconds from a copy's or snapshot's start to its end.
+    pub copy_delay_ms: u64,
+    /// Token buckets, each per account, region and action. Off when empty.
+    pub rate_limits: Vec<RateLimit>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            port: 0,
+            upstream_sts: None,
+            principal_delay_ms: 0,
+            iam_policy_delay_ms: 0,
+            key_policy_delay_ms: 0,
+            grant_delay_ms: 0,
+            launch_delay_ms: 5,
+            copy_delay_ms: 5,
+            rate_limits: Vec::new(),
+        }
+    }
+}
+
+/// One token bucket's size, for each action that matches.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RateLimit {
+    /// IAM-style action, with wildcards: `ec2:Describe*`.
+    pub action: String,
+    /// How many calls a full bucket allows at once.
+    pub burst: f64,
+    /// Tokens added each second.
+    pub per_second: f64,
+}
+
+/// One simulated account.
+#[derive(Debug, Clone)]
+pub struct Account {
+    pub id: String,
+    pub iam: Iam,
+    /// By region.
+    pub kms: BTreeMap<String, Kms>,
+    /// By region.
+    pub ec2: BTreeMap<String, Ec2>,
+    pub organization: Option<Organization>,
+}
+
+impl Account {
+    fn new(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            iam: Iam::new(id),
+            kms: BTreeMap::new(),
+            ec2: BTreeMap::new(),
+            organization: None,
+        }
+    }
+}
+
+/// The organization an account belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Organization {
+    /// `arn:aws:organizations::<management account>:organization/o-…`
+    pub organization_arn: String,
+    /// `arn:aws:organizations::<management account>:ou/o-…/ou-…`, of every unit
+    /// the account is in, from the innermost to the outermost.
+    #[serde(default)]
+    pub unit_arns: Vec<String>,
+}
+
+/// What is known of the call being handled; handlers add to it for the journal.
+#[derive(Debug, Clone, Default)]
+pub struct Call {
+    pub region: String,
+    pub request_id: String,
+    /// ARNs (or ids) of what the call is about.
+    pub resources: Vec<String>,
+    /// Whether any state really changed.
+    pub changed: bool,
+}
+
+/// All accounts and what belongs to the sandbox itself.
+#[derive(Debug)]
+pub struct World {
+    pub accounts: BTreeMap<String, Account>,
+    pub settings: Settings,
+    pub journal: Journal,
+    pub faults: Faults,
+    pub credentials: Credentials,
+    /// The call being handled.
+    pub call: Call,
+    pub(crate) buckets: BTreeMap<String, (f64, u64)>,
+    started: Instant,
+    ids: u64,
+}
+
+impl World {
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            accounts: BTreeMap::new(),
+            settings,
+            journal: Journal::default(),
+            faults: Faults::default(),
+            credentials: Credentials::default(),
+            call: Call::default(),
+            buckets: BTreeMap::new(),
+            started: Instant::now(),
+            ids: 0,
+        }
+    }
+
+    pub fn account(&self, id: &str) -> Option<&Account> {
+        self.accounts.get(id)
+    }
+
+    /// The account of that id, created on first use.
+    pub fn account_mut(&mut self, id: &str) -> &mut Account {
+        self.accounts
+            .entry(id.to_owned())
+            .or_insert_with(|| Account::new(id))
+    }
+
+    /// Milliseconds since the sandbox started.
+    pub fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The time of day as AWS writes it, `2026-01-31T23:59:59.000Z`.
+    pub fn timestamp(&self) -> String {
+        chrono::DateTime::from_timestamp(i64::try_from(epoch_seconds()).unwrap_or(0), 0)
+            .unwrap_or_default()
+            .format("%Y-%m-%dT%H:%M:%S.000Z")
+            .to_string()
+    }
+
+    /// A new id such as `ami-0…` with 17 hexadecimal digits, unique in this world.
+    pub fn next_id(&mut self, prefix: &str) -> String {
+        format!("{prefix}-0{:016x}", self.next_number())
+    }
+
+    /// A new number; the same sequence in every world.
+    pub fn next_number(&mut self) -> u64 {
+        self.ids += 1;
+        // Multiplying by an odd number maps different counters to different numbers.
+        self.ids.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// A new id in the form of a UUID.
+    pub fn next_uuid(&mut self) -> String {
+        let high = self.next_number();
+        let low = self.next_number();
+        format!(
+            "{:08x}-{:04x}-4{:03x}-8{:03x}-{:012x}",
+            high >> 32,
+            (high >> 16) & 0xffff,
+            high & 0xfff,
+            (low >> 48) & 0xfff,
+            low & 0xffff_ffff_ffff
+        )
+    }
+
+    /// Notes for the journal that the call being handled is about `resource`.
+    pub fn note_resource(&mut self, resource: impl Into<String>) {
+        self.call.resources.push(resource.into());
+    }
+
+    /// Notes for the journal that the call being handled changed state.
+    pub fn note_change(&mut self) {
+        self.call.changed = true;
+    }
+
+    pub fn set_organization(&mut self, account: &str, organization: Option<Organization>) {
+        self.account_mut(account).organization = organization;
+    }
+}
+
+/// Seconds since 1970.
+pub fn epoch_seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs())
+}
