@@ -1,1 +1,28 @@
-//! Shared by every step.
+//! What every step of ami-share has in common.
+//!
+//! # Layout
+//!
+//! - [`ids`]: account ids, image ids, key ARNs and the like, checked when they are made.
+//! - [`request`]: the input of the state machine, parsed with every problem named at once.
+//! - [`share`]: what the states pass to each other.
+//! - [`error`]: the one error enum; its names are the contract with `statemachine/share-ami.asl.json`.
+//! - [`aws`]: from an SDK error to one of ours.
+//! - [`hub`]: settings of the deployment, and the roles a step assumes.
+//! - [`allow_list`]: who may ever be a target.
+//! - [`key_policy`]: reading, merging and taking back statements of a key policy.
+//! - [`step`]: the Lambda adapter.
+//!
+//! This crate has no EC2, KMS or IAM client: a step's `Cargo.toml` shows which services it reaches.
+
+pub mod allow_list;
+pub mod aws;
+pub mod error;
+pub mod hub;
+pub mod ids;
+pub mod key_policy;
+pub mod request;
+pub mod share;
+pub mod step;
+
+pub use error::{Error, Problem};
+pub use hub::Hub;

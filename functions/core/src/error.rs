@@ -1,0 +1,288 @@
+//! The one error of ami-share.
+//!
+//! [`Error::name`] is what Step Functions matches in `ErrorEquals`, and what the table in README.md
+//! explains. A name states a fact about the world; what to do about it (retry, undo, give up) is
+//! decided by the state machine. [`Display`](fmt::Display) is one sentence for whoever reads the
+//! execution; [`Debug`] is the same with every cause below it, which is what the runtime logs.
+
+use std::{error::Error as StdError, fmt};
+
+use lambda_runtime::Diagnostic;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{AccountId, ImageId, InstanceId, KeyArn, PrincipalArn};
+
+/// What an error was caused by.
+pub type Cause = Box<dyn StdError + Send + Sync>;
+
+/// One thing that is wrong with a request: which field, its value, and the rule it breaks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// Where in the request, such as `targets[0].accountId`.
+    pub field: String,
+    /// The value as JSON, or nothing where the field is absent.
+    pub value: Option<String>,
+    pub rule: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.value {
+            Some(value) => write!(f, "{} = {value}: {}", self.field, self.rule),
+            None => write!(f, "{}: {}", self.field, self.rule),
+        }
+    }
+}
+
+#[derive(thiserror::Error)]
+pub enum Error {
+    #[error("the request has {} problem(s): {}", .0.len(), listed(.0))]
+    InvalidRequest(Vec<Problem>),
+
+    #[error(
+        "{} not on this deployment's allow-list of targets: {}; \
+         add to the stack's AllowedTargetAccounts parameter if it should be",
+        if .0.len() == 1 { "an account is" } else { "accounts are" }, listed(.0)
+    )]
+    TargetNotAllowed(Vec<AccountId>),
+
+    #[error(
+        "image {image} was not found by account {account} in {region} (ec2:DescribeImages); \
+         check the id, the source account and the Region"
+    )]
+    ImageNotFound { image: ImageId, account: AccountId, region: String },
+
+    #[error(
+        "image {image} of account {account} is {state}, not available; \
+         share it once ec2:DescribeImages says available"
+    )]
+    ImageNotAvailable { image: ImageId, account: AccountId, state: String },
+
+    #[error("image {image} of account {account} cannot be shared: {reason}")]
+    ImageNotShareable { image: ImageId, account: AccountId, reason: String },
+
+    #[error("key {key} cannot be shared: {reason}")]
+    KeyNotShareable { key: String, reason: String },
+
+    #[error("key {key} cannot be used: {reason}")]
+    KeyNotUsable { key: String, reason: String },
+
+    #[error(
+        "the policy of key {key} would have {bytes} bytes, over KMS's limit of {} (kms:PutKeyPolicy \
+         was not called); take targets or statements out of it, or use a key of its own for this image",
+        crate::key_policy::MAX_BYTES
+    )]
+    KeyPolicyTooLarge { key: KeyArn, bytes: usize },
+
+    #[error("the policy of key {key} cannot be changed as it is: {reason}")]
+    KeyPolicyConflict { key: KeyArn, reason: String },
+
+    #[error(
+        "principal {principal} does not exist in account {account} ({call}); \
+         create it, or take it out of the request"
+    )]
+    PrincipalNotFound { principal: PrincipalArn, account: AccountId, call: &'static str },
+
+    #[error("account {account} refused {call}: {reason}")]
+    AccessDenied {
+        account: AccountId,
+        call: &'static str,
+        reason: String,
+        #[source]
+        source: Option<Cause>,
+    },
+
+    #[error("account {account} throttled {call}; it is tried again")]
+    Throttled {
+        account: AccountId,
+        call: &'static str,
+        #[source]
+        source: Option<Cause>,
+    },
+
+    #[error("{call} in account {account} got no answer, or a server error; it is tried again")]
+    Unavailable {
+        account: AccountId,
+        call: &'static str,
+        #[source]
+        source: Option<Cause>,
+    },
+
+    #[error("{what} is not visible yet in account {account} ({call}); it is looked for again")]
+    NotYetVisible { what: String, account: AccountId, call: &'static str },
+
+    #[error("account {account} has reached a quota at {call}: {reason}")]
+    QuotaExceeded {
+        account: AccountId,
+        call: &'static str,
+        reason: String,
+        #[source]
+        source: Option<Cause>,
+    },
+
+    #[error("copying image {image} in account {account} failed: {reason}")]
+    CopyFailed { image: ImageId, account: AccountId, reason: String },
+
+    #[error("image {image} could not be launched in account {account} (ec2:RunInstances): {reason}")]
+    LaunchFailed {
+        image: ImageId,
+        account: AccountId,
+        reason: String,
+        #[source]
+        source: Option<Cause>,
+    },
+
+    #[error("instance {instance} in account {account} died ({state_reason}): {explanation}")]
+    InstanceDied { instance: InstanceId, account: AccountId, state_reason: String, explanation: String },
+
+    #[error("volume {volume} in account {account} is not encrypted as asked: it {found}, and should be {expected}")]
+    VolumeNotReencrypted { volume: String, account: AccountId, found: String, expected: String },
+
+    #[error("{call} in account {account} failed: {code}: {message} (request {request_id})")]
+    Aws {
+        account: AccountId,
+        call: &'static str,
+        code: String,
+        message: String,
+        request_id: String,
+        #[source]
+        source: Option<Cause>,
+    },
+
+    /// Several things that are wrong at once, found before anything was changed; never empty.
+    #[error("{}", listed(.0))]
+    Several(Vec<Error>),
+}
+
+impl Error {
+    /// The error's name in the state machine. Exhaustive on purpose: a new variant needs a row in
+    /// README.md and a decision in the state machine.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::InvalidRequest(_) => "InvalidRequest",
+            Self::TargetNotAllowed(_) => "TargetNotAllowed",
+            Self::ImageNotFound { .. } => "ImageNotFound",
+            Self::ImageNotAvailable { .. } => "ImageNotAvailable",
+            Self::ImageNotShareable { .. } => "ImageNotShareable",
+            Self::KeyNotShareable { .. } => "KeyNotShareable",
+            Self::KeyNotUsable { .. } => "KeyNotUsable",
+            Self::KeyPolicyTooLarge { .. } => "KeyPolicyTooLarge",
+            Self::KeyPolicyConflict { .. } => "KeyPolicyConflict",
+            Self::PrincipalNotFound { .. } => "PrincipalNotFound",
+            Self::AccessDenied { .. } => "AccessDenied",
+            Self::Throttled { .. } => "Throttled",
+            Self::Unavailable { .. } => "Unavailable",
+            Self::NotYetVisible { .. } => "NotYetVisible",
+            Self::QuotaExceeded { .. } => "QuotaExceeded",
+            Self::CopyFailed { .. } => "CopyFailed",
+            Self::LaunchFailed { .. } => "LaunchFailed",
+            Self::InstanceDied { .. } => "InstanceDied",
+            Self::VolumeNotReencrypted { .. } => "VolumeNotReencrypted",
+            Self::Aws { .. } => "Aws",
+            Self::Several(errors) => errors.first().map_or("Aws", Self::name),
+        }
+    }
+
+    /// Every name there is, for the contract test between this enum, the state machine and README.md.
+    pub const NAMES: [&str; 20] = [
+        "InvalidRequest",
+        "TargetNotAllowed",
+        "ImageNotFound",
+        "ImageNotAvailable",
+        "ImageNotShareable",
+        "KeyNotShareable",
+        "KeyNotUsable",
+        "KeyPolicyTooLarge",
+        "KeyPolicyConflict",
+        "PrincipalNotFound",
+        "AccessDenied",
+        "Throttled",
+        "Unavailable",
+        "NotYetVisible",
+        "QuotaExceeded",
+        "CopyFailed",
+        "LaunchFailed",
+        "InstanceDied",
+        "VolumeNotReencrypted",
+        "Aws",
+    ];
+
+    /// All of `errors` as one, or nothing to report.
+    ///
+    /// # Errors
+    /// The one error, or [`Error::Several`].
+    pub fn all_of(mut errors: Vec<Self>) -> Result<(), Self> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => Err(Self::Several(errors)),
+        }
+    }
+
+    /// A request with one problem that only a look at the world could find.
+    pub fn invalid(field: impl Into<String>, value: impl Into<String>, rule: impl Into<String>) -> Self {
+        Self::InvalidRequest(vec![Problem { field: field.into(), value: Some(value.into()), rule: rule.into() }])
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {self}", self.name())?;
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            write!(f, "; caused by: {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+impl From<Error> for Diagnostic {
+    fn from(error: Error) -> Self {
+        Self { error_type: error.name().to_owned(), error_message: error.to_string() }
+    }
+}
+
+fn listed<T: fmt::Display>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn throttled() -> Error {
+        Error::Throttled {
+            account: AccountId::parse("111111111111").unwrap(),
+            call: "kms:PutKeyPolicy",
+            source: Some("Rate exceeded".into()),
+        }
+    }
+
+    #[test]
+    fn the_name_is_the_error_type_that_step_functions_sees() {
+        let diagnostic = Diagnostic::from(throttled());
+        assert_eq!(diagnostic.error_type, "Throttled");
+        assert!(diagnostic.error_message.contains("111111111111"));
+        assert!(Error::NAMES.contains(&diagnostic.error_type.as_str()));
+    }
+
+    #[test]
+    fn debug_is_the_cause_chain_and_display_leaves_it_out() {
+        assert!(format!("{:?}", throttled()).contains("caused by: Rate exceeded"));
+        assert!(!throttled().to_string().contains("Rate exceeded"));
+    }
+
+    #[test]
+    fn several_errors_take_the_name_of_the_first_and_name_all() {
+        let image = Error::ImageNotShareable {
+            image: ImageId::parse("ami-0123abcd").unwrap(),
+            account: AccountId::parse("111111111111").unwrap(),
+            reason: "it is instance-store backed".into(),
+        };
+        let error = Error::all_of(vec![image, throttled()]).unwrap_err();
+        assert_eq!(error.name(), "ImageNotShareable");
+        assert!(error.to_string().contains("instance-store") && error.to_string().contains("throttled"));
+        assert!(Error::all_of(vec![]).is_ok());
+    }
+}

@@ -1,0 +1,308 @@
+//! The hub: settings of the deployment, and the roles a step assumes in other accounts.
+
+use aws_config::{BehaviorVersion, SdkConfig};
+use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    Error,
+    allow_list::AllowList,
+    aws,
+    ids::{AccountId, ExecutionName, PrincipalArn, Region},
+};
+
+/// The hub stack's parameters, as the template gives them to every function.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The role that `accounts/source.yaml` makes.
+    pub source_role: String,
+    /// The role of `accounts/target.yaml` that manages principals.
+    pub target_role: String,
+    /// The role of `accounts/target.yaml` that copies, launches, describes and terminates.
+    pub launcher_role: String,
+    /// The managed policy of `accounts/target.yaml`: the use of the source account's keys.
+    pub key_access_policy: String,
+    /// What the roles above ask for in `sts:ExternalId`.
+    pub external_id: String,
+    /// The source account of a request that names none.
+    pub source_account: AccountId,
+    pub allow_list: AllowList,
+}
+
+impl Settings {
+    /// From the environment.
+    ///
+    /// # Errors
+    /// Every variable that is missing or malformed.
+    pub fn from_env() -> Result<Self, String> {
+        Self::from_variables(|name| std::env::var(name).ok())
+    }
+
+    fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+        let mut problems = Vec::new();
+        let mut read = |name: &str| {
+            get(name).unwrap_or_else(|| {
+                problems.push(format!("environment variable {name} is not set"));
+                String::new()
+            })
+        };
+        let [source_role, target_role, launcher_role, key_access_policy, external_id, source_account, allowed] = [
+            "SOURCE_ROLE_NAME",
+            "TARGET_ROLE_NAME",
+            "LAUNCHER_ROLE_NAME",
+            "KEY_ACCESS_POLICY_NAME",
+            "EXTERNAL_ID",
+            "SOURCE_ACCOUNT_ID",
+            "ALLOWED_TARGET_ACCOUNTS",
+        ]
+        .map(&mut read);
+        if !problems.is_empty() {
+            return Err(problems.join("; "));
+        }
+        Ok(Self {
+            source_role,
+            target_role,
+            launcher_role,
+            key_access_policy,
+            external_id,
+            source_account: AccountId::parse(source_account)
+                .map_err(|rule| format!("SOURCE_ACCOUNT_ID must be {rule}"))?,
+            allow_list: AllowList::parse(&allowed).map_err(|rule| format!("ALLOWED_TARGET_ACCOUNTS: {rule}"))?,
+        })
+    }
+}
+
+/// Every AWS action that a step calls, or has EC2 call on its behalf, by the role it calls it as.
+/// They are the step's session policies, and all that the roles in `accounts/` are allowed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Actions {
+    pub source: &'static [&'static str],
+    pub target: &'static [&'static str],
+    pub launcher: &'static [&'static str],
+}
+
+/// The hub account's side of a step.
+pub struct Hub {
+    pub settings: Settings,
+    config: SdkConfig,
+    sts: aws_sdk_sts::Client,
+}
+
+impl Hub {
+    /// With the function's own environment and credentials: done once, in `main`.
+    ///
+    /// # Errors
+    /// Every setting that is missing or malformed.
+    pub async fn from_env() -> Result<Self, String> {
+        let config = aws_config::load_defaults(BehaviorVersion::latest()).await;
+        Ok(Self::new(Settings::from_env()?, config))
+    }
+
+    pub fn new(settings: Settings, config: SdkConfig) -> Self {
+        let sts = aws_sdk_sts::Client::new(&config);
+        Self { settings, config, sts }
+    }
+
+    /// The hub's own Region: the default of a request that names none.
+    ///
+    /// # Errors
+    /// A sentence, where neither the environment nor the configuration says which Region this is.
+    pub fn region(&self) -> Result<Region, String> {
+        let region = self.config.region().map(ToString::to_string).unwrap_or_default();
+        Region::parse(region).map_err(|rule| format!("the hub's Region must be {rule}"))
+    }
+
+    /// The principal that launches the proof in `account`.
+    pub fn launcher(&self, account: &AccountId) -> Result<PrincipalArn, Error> {
+        PrincipalArn::role(account, &self.settings.launcher_role)
+            .map_err(|rule| Error::invalid("LauncherRoleName", &self.settings.launcher_role, format!("must be {rule}")))
+    }
+
+    /// The source account's role, allowed `actions` and nothing else.
+    ///
+    /// # Errors
+    /// As [`Hub::assume`].
+    pub async fn as_source(
+        &self,
+        account: &AccountId,
+        region: &Region,
+        execution: &ExecutionName,
+        actions: &[&str],
+    ) -> Result<SdkConfig, Error> {
+        self.assume(account, region, &self.settings.source_role, execution, actions).await
+    }
+
+    /// The target account's role that manages principals, allowed `actions` and nothing else.
+    ///
+    /// # Errors
+    /// As [`Hub::assume`].
+    pub async fn as_target(
+        &self,
+        account: &AccountId,
+        region: &Region,
+        execution: &ExecutionName,
+        actions: &[&str],
+    ) -> Result<SdkConfig, Error> {
+        self.assume(account, region, &self.settings.target_role, execution, actions).await
+    }
+
+    /// The target account's role that copies, launches, describes and terminates, allowed `actions`
+    /// and nothing else.
+    ///
+    /// # Errors
+    /// As [`Hub::assume`].
+    pub async fn as_launcher(
+        &self,
+        account: &AccountId,
+        region: &Region,
+        execution: &ExecutionName,
+        actions: &[&str],
+    ) -> Result<SdkConfig, Error> {
+        self.assume(account, region, &self.settings.launcher_role, execution, actions).await
+    }
+
+    /// Configuration for clients that act as `role` in `account` and `region`.
+    ///
+    /// The session is named after the execution, so that CloudTrail in any account points back to
+    /// it, and its session policy allows `actions` only. The call goes to STS in the hub's Region:
+    /// an opt-in Region's own STS may not be enabled.
+    ///
+    /// # Errors
+    /// [`Error::AccessDenied`] when the role is not there, does not trust this function, or asks
+    /// for another external id: STS does not say which.
+    async fn assume(
+        &self,
+        account: &AccountId,
+        region: &Region,
+        role: &str,
+        execution: &ExecutionName,
+        actions: &[&str],
+    ) -> Result<SdkConfig, Error> {
+        let assumed = self
+            .sts
+            .assume_role()
+            .role_arn(format!("arn:{}:iam::{account}:role/{role}", partition(region)))
+            .role_session_name(session_name(execution))
+            .external_id(&self.settings.external_id)
+            .policy(session_policy(actions))
+            .send()
+            .await
+            .map_err(|error| match aws::failure(account, "sts:AssumeRole", error) {
+                Error::AccessDenied { account, call, source, .. } => Error::AccessDenied {
+                    reason: format!(
+                        "role {role} cannot be assumed; deploy accounts/source.yaml or accounts/target.yaml there, \
+                         with this deployment's hub account and external id"
+                    ),
+                    account,
+                    call,
+                    source,
+                },
+                other => other,
+            })?;
+        let credentials = assumed.credentials().ok_or_else(|| Error::Unavailable {
+            account: account.clone(),
+            call: "sts:AssumeRole",
+            source: Some("the answer holds no credentials".into()),
+        })?;
+        let credentials = Credentials::new(
+            credentials.access_key_id(),
+            credentials.secret_access_key(),
+            Some(credentials.session_token().to_owned()),
+            None,
+            "ami-share",
+        );
+        Ok(self
+            .config
+            .to_builder()
+            .credentials_provider(SharedCredentialsProvider::new(credentials))
+            .region(aws_config::Region::new(region.to_string()))
+            .build())
+    }
+}
+
+/// The partition that a Region is in ("Amazon Resource Names", AWS General Reference).
+pub fn partition(region: &Region) -> &'static str {
+    if region.as_str().starts_with("cn-") {
+        "aws-cn"
+    } else if region.as_str().starts_with("us-gov-") {
+        "aws-us-gov"
+    } else {
+        "aws"
+    }
+}
+
+/// A token for calls that are idempotent by token: one per execution, account and purpose, 64
+/// characters of hexadecimal (the longest that ec2:RunInstances takes).
+pub fn client_token(execution: &ExecutionName, account: &AccountId, purpose: &str) -> String {
+    hexadecimal(&Sha256::digest(format!("{execution}\n{account}\n{purpose}")))
+}
+
+/// The execution's name as a session name: 2 to 64 characters of `[\w+=,.@-]` (STS API reference,
+/// AssumeRole). A name that does not fit is cut and told apart by a hash.
+fn session_name(execution: &ExecutionName) -> String {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
+    let name = execution.as_str();
+    if (2..=64).contains(&name.len()) && name.chars().all(fits) {
+        return name.to_owned();
+    }
+    let kept: String = name.chars().map(|c| if fits(c) { c } else { '-' }).take(51).collect();
+    format!("{kept}-{}", &hexadecimal(&Sha256::digest(name))[..12])
+}
+
+fn session_policy(actions: &[&str]) -> String {
+    json!({
+        "Version": "2012-10-17",
+        "Statement": [{ "Effect": "Allow", "Action": actions, "Resource": "*" }],
+    })
+    .to_string()
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(name: &str) -> ExecutionName {
+        ExecutionName::parse(name).unwrap()
+    }
+
+    #[test]
+    fn every_missing_setting_is_named() {
+        let problems = Settings::from_variables(|name| (name != "EXTERNAL_ID").then(|| "x".to_owned())).unwrap_err();
+        assert_eq!(problems, "environment variable EXTERNAL_ID is not set");
+    }
+
+    #[test]
+    fn a_session_is_named_after_its_execution() {
+        assert_eq!(session_name(&named("nightly-2026.11.24")), "nightly-2026.11.24");
+    }
+
+    #[test]
+    fn a_name_that_is_no_session_name_is_cut_and_stays_distinct() {
+        let long = session_name(&named(&"a".repeat(80)));
+        assert_eq!(long.len(), 64);
+        assert_ne!(session_name(&named("a b")), session_name(&named("a:b")));
+        assert!(session_name(&named("é")).len() >= 2);
+    }
+
+    #[test]
+    fn tokens_differ_by_execution_account_and_purpose() {
+        let account = AccountId::parse("222222222222").unwrap();
+        let token = client_token(&named("one"), &account, "launch");
+        assert_eq!(token.len(), 64);
+        assert_eq!(token, client_token(&named("one"), &account, "launch"));
+        assert_ne!(token, client_token(&named("two"), &account, "launch"));
+        assert_ne!(token, client_token(&named("one"), &account, "copy"));
+    }
+
+    #[test]
+    fn regions_of_china_and_govcloud_are_in_partitions_of_their_own() {
+        assert_eq!(partition(&Region::parse("cn-north-1").unwrap()), "aws-cn");
+        assert_eq!(partition(&Region::parse("us-gov-west-1").unwrap()), "aws-us-gov");
+        assert_eq!(partition(&Region::parse("eu-west-1").unwrap()), "aws");
+    }
+}

@@ -1,0 +1,402 @@
+//! Reading a key policy, merging our statements into it, and taking them back out.
+//!
+//! Everyone else's statements are kept as they are, in their place. Ours are two, for all targets
+//! together, known by their Sids:
+//!
+//! - [`USE_SID`]: the actions that EC2 needs to read the volumes, and nothing that reads data
+//!   without EC2 (`kms:ViaService`);
+//! - [`GRANT_SID`]: `kms:CreateGrant`, only for AWS services (`kms:GrantIsForAWSResource`), via EC2.
+//!
+//! The actions are those that AWS's EBS user guide asks for ("Share the KMS key used to encrypt a
+//! shared EBS snapshot" and "Amazon EBS encryption: permissions for IAM users").
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    Error,
+    hub::partition,
+    ids::{AccountId, KeyArn},
+};
+
+/// The longest key policy that KMS takes ("Resource quotas", AWS KMS developer guide).
+pub const MAX_BYTES: usize = 32_768;
+
+pub const USE_SID: &str = "AmiShareUse";
+pub const GRANT_SID: &str = "AmiShareCreateGrant";
+
+/// What a launch needs of a key besides `kms:CreateGrant`.
+pub const USE_ACTIONS: [&str; 4] =
+    ["kms:DescribeKey", "kms:Decrypt", "kms:ReEncrypt*", "kms:GenerateDataKeyWithoutPlaintext"];
+pub const GRANT_ACTION: &str = "kms:CreateGrant";
+
+/// The policy of one key.
+#[derive(Debug, Clone)]
+pub struct KeyPolicy {
+    key: KeyArn,
+    document: Map<String, Value>,
+    statements: Vec<Value>,
+}
+
+impl KeyPolicy {
+    /// Reads a policy as kms:GetKeyPolicy returns it.
+    ///
+    /// # Errors
+    /// [`Error::KeyPolicyConflict`] when it is not a policy document, or when a statement has one of
+    /// our Sids and is not one that ami-share could have written.
+    pub fn parse(key: &KeyArn, text: &str) -> Result<Self, Error> {
+        let conflict = |reason: String| Error::KeyPolicyConflict { key: key.clone(), reason };
+        let mut document: Map<String, Value> =
+            serde_json::from_str(text).map_err(|error| conflict(format!("it is not a JSON object: {error}")))?;
+        let statements = match document.get_mut("Statement").map(Value::take) {
+            Some(Value::Array(statements)) => statements,
+            Some(statement @ Value::Object(_)) => vec![statement],
+            _ => return Err(conflict("it has no Statement".to_owned())),
+        };
+        let policy = Self { key: key.clone(), document, statements };
+        for sid in [USE_SID, GRANT_SID] {
+            let foreign = policy.statement(sid).is_some_and(|statement| {
+                statement["Effect"] != "Allow"
+                    || !statement["Principal"]["AWS"].is_string() && !statement["Principal"]["AWS"].is_array()
+            });
+            if foreign {
+                return Err(conflict(format!(
+                    "its statement {sid} is not one that ami-share wrote; give it another Sid"
+                )));
+            }
+        }
+        Ok(policy)
+    }
+
+    /// Accounts that both of our statements name.
+    pub fn accounts(&self) -> BTreeSet<AccountId> {
+        let named = |sid| -> BTreeSet<AccountId> {
+            self.principals(sid).iter().filter_map(|principal| account_of(principal)).collect()
+        };
+        &named(USE_SID) & &named(GRANT_SID)
+    }
+
+    /// With `accounts` in both of our statements, which are put right where they are not as they
+    /// should be. `None` when nothing would change.
+    pub fn with<'a>(&self, accounts: impl IntoIterator<Item = &'a AccountId>) -> Option<Self> {
+        let accounts: Vec<&AccountId> = accounts.into_iter().collect();
+        let mut merged = self.clone();
+        for sid in [USE_SID, GRANT_SID] {
+            let mut principals = self.principals(sid);
+            for account in &accounts {
+                let root = root_arn(&self.key, account);
+                if !principals.contains(&root) {
+                    principals.push(root);
+                }
+            }
+            merged.set(sid, principals);
+        }
+        merged.differs_from(self).then_some(merged)
+    }
+
+    /// Without `accounts` in our statements; a statement that names nobody goes. `None` when
+    /// nothing would change.
+    pub fn without<'a>(&self, accounts: impl IntoIterator<Item = &'a AccountId>) -> Option<Self> {
+        let gone: BTreeSet<&AccountId> = accounts.into_iter().collect();
+        let mut reduced = self.clone();
+        for sid in [USE_SID, GRANT_SID] {
+            let principals = self.principals(sid);
+            let kept: Vec<String> = principals
+                .iter()
+                .filter(|principal| account_of(principal).is_none_or(|account| !gone.contains(&account)))
+                .cloned()
+                .collect();
+            if kept.len() != principals.len() {
+                reduced.set(sid, kept);
+            }
+        }
+        reduced.differs_from(self).then_some(reduced)
+    }
+
+    /// The document to write.
+    ///
+    /// # Errors
+    /// [`Error::KeyPolicyTooLarge`], and [`Error::KeyPolicyConflict`] naming every statement for
+    /// which KMS would refuse the whole document: one that still holds the id of a deleted user or
+    /// role, and one that lacks a required element (refused since August 2025).
+    pub fn to_text(&self) -> Result<String, Error> {
+        let obstacles = self.obstacles();
+        if !obstacles.is_empty() {
+            return Err(Error::KeyPolicyConflict {
+                key: self.key.clone(),
+                reason: format!("KMS would refuse to store it; mend first: {}", obstacles.join("; ")),
+            });
+        }
+        let mut document = self.document.clone();
+        document.insert("Statement".to_owned(), Value::Array(self.statements.clone()));
+        let text = Value::Object(document).to_string();
+        if text.len() > MAX_BYTES {
+            return Err(Error::KeyPolicyTooLarge { key: self.key.clone(), bytes: text.len() });
+        }
+        Ok(text)
+    }
+
+    fn obstacles(&self) -> Vec<String> {
+        let mut obstacles = Vec::new();
+        for (index, statement) in self.statements.iter().enumerate() {
+            let name = match statement["Sid"].as_str() {
+                Some(sid) => format!("statement {sid}"),
+                None => format!("statement {} (without Sid)", index + 1),
+            };
+            for [element, inverse] in
+                [["Action", "NotAction"], ["Resource", "NotResource"], ["Principal", "NotPrincipal"]]
+            {
+                if statement.get(element).is_none() && statement.get(inverse).is_none() {
+                    obstacles.push(format!("{name} has no {element}"));
+                }
+            }
+            for principal in
+                ["Principal", "NotPrincipal"].iter().flat_map(|element| strings(&statement[element]["AWS"]))
+            {
+                if is_unique_id(&principal) {
+                    obstacles.push(format!("{name} names {principal}, a principal that was deleted"));
+                }
+            }
+        }
+        obstacles
+    }
+
+    fn statement(&self, sid: &str) -> Option<&Value> {
+        self.statements.iter().find(|statement| statement["Sid"] == sid)
+    }
+
+    /// The principals of our statement `sid`, accounts as the ARN of their root.
+    fn principals(&self, sid: &str) -> Vec<String> {
+        let listed = self.statement(sid).map(|statement| strings(&statement["Principal"]["AWS"])).unwrap_or_default();
+        listed
+            .into_iter()
+            .map(|principal| match AccountId::parse(principal.as_str()) {
+                Ok(account) => root_arn(&self.key, &account),
+                Err(_) => principal,
+            })
+            .collect()
+    }
+
+    fn set(&mut self, sid: &str, principals: Vec<String>) {
+        let place = self.statements.iter().position(|statement| statement["Sid"] == sid);
+        if principals.is_empty() {
+            if let Some(place) = place {
+                self.statements.remove(place);
+            }
+            return;
+        }
+        let statement = our_statement(&self.key, sid, &principals);
+        match place {
+            Some(place) => self.statements[place] = statement,
+            None => self.statements.push(statement),
+        }
+    }
+
+    /// KMS may give back a list of one as a string, and lists in another order.
+    fn differs_from(&self, other: &Self) -> bool {
+        self.statements.len() != other.statements.len()
+            || self.statements.iter().zip(&other.statements).any(|(a, b)| canonical(a) != canonical(b))
+    }
+}
+
+fn our_statement(key: &KeyArn, sid: &str, principals: &[String]) -> Value {
+    let region = key.region();
+    let via = format!("ec2.{region}.amazonaws.com");
+    let mut statement = json!({
+        "Sid": sid,
+        "Effect": "Allow",
+        "Principal": { "AWS": principals },
+        "Action": USE_ACTIONS,
+        "Resource": "*",
+        "Condition": { "StringEquals": { "kms:ViaService": via } },
+    });
+    if sid == GRANT_SID {
+        statement["Action"] = json!(GRANT_ACTION);
+        statement["Condition"]["Bool"] = json!({ "kms:GrantIsForAWSResource": "true" });
+    }
+    statement
+}
+
+fn root_arn(key: &KeyArn, account: &AccountId) -> String {
+    format!("arn:{}:iam::{account}:root", partition(&key.region()))
+}
+
+fn account_of(principal: &str) -> Option<AccountId> {
+    let parts: Vec<&str> = principal.split(':').collect();
+    match parts.as_slice() {
+        ["arn", _, "iam", "", account, "root"] => AccountId::parse(*account).ok(),
+        _ => None,
+    }
+}
+
+/// What KMS shows in place of the ARN of a user (AIDA…) or role (AROA…) that was deleted ("IAM
+/// identifiers", IAM user guide).
+fn is_unique_id(principal: &str) -> bool {
+    (principal.starts_with("AIDA") || principal.starts_with("AROA"))
+        && principal.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
+}
+
+fn strings(value: &Value) -> Vec<String> {
+    match value {
+        Value::String(one) => vec![one.clone()],
+        Value::Array(many) => many.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn canonical(value: &Value) -> Value {
+    match value {
+        Value::Array(items) => {
+            let mut items: Vec<Value> = items.iter().map(canonical).collect();
+            items.sort_by_key(Value::to_string);
+            if items.len() == 1 { items.remove(0) } else { Value::Array(items) }
+        }
+        Value::Object(fields) => {
+            let mut fields: Vec<(String, Value)> =
+                fields.iter().map(|(name, value)| (name.clone(), canonical(value))).collect();
+            fields.sort_by(|a, b| a.0.cmp(&b.0));
+            Value::Object(fields.into_iter().collect())
+        }
+        other => other.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ADMIN: &str = r#"{"Sid":"Admin","Effect":"Allow","Principal":{"AWS":"arn:aws:iam::111111111111:root"},"Action":"kms:*","Resource":"*"}"#;
+
+    fn key() -> KeyArn {
+        KeyArn::parse("arn:aws:kms:eu-west-1:111111111111:key/1234").unwrap()
+    }
+
+    fn account(digit: u8) -> AccountId {
+        AccountId::parse(digit.to_string().repeat(12)).unwrap()
+    }
+
+    fn policy(statements: &str) -> KeyPolicy {
+        KeyPolicy::parse(&key(), &format!(r#"{{"Version":"2012-10-17","Id":"theirs","Statement":[{statements}]}}"#))
+            .unwrap()
+    }
+
+    fn reread(policy: &KeyPolicy) -> KeyPolicy {
+        KeyPolicy::parse(&key(), &policy.to_text().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn targets_are_added_after_everyone_elses_statements() {
+        let shared = policy(ADMIN).with(&[account(2), account(3)]).unwrap();
+        let text: Value = serde_json::from_str(&shared.to_text().unwrap()).unwrap();
+        assert_eq!(text["Id"], "theirs");
+        assert_eq!(text["Statement"][0], serde_json::from_str::<Value>(ADMIN).unwrap());
+        assert_eq!(text["Statement"].as_array().unwrap().len(), 3);
+        assert_eq!(text["Statement"][1]["Principal"]["AWS"][1], "arn:aws:iam::333333333333:root");
+        assert_eq!(text["Statement"][1]["Condition"]["StringEquals"]["kms:ViaService"], "ec2.eu-west-1.amazonaws.com");
+        assert_eq!(text["Statement"][2]["Action"], "kms:CreateGrant");
+        assert_eq!(text["Statement"][2]["Condition"]["Bool"]["kms:GrantIsForAWSResource"], "true");
+        assert_eq!(reread(&shared).accounts(), BTreeSet::from([account(2), account(3)]));
+    }
+
+    #[test]
+    fn adding_twice_changes_nothing() {
+        let shared = policy(ADMIN).with(&[account(2)]).unwrap();
+        assert!(reread(&shared).with(&[account(2)]).is_none());
+    }
+
+    #[test]
+    fn a_list_of_one_that_comes_back_as_a_string_is_no_change() {
+        let shared = policy(ADMIN).with(&[account(2)]).unwrap();
+        let text = shared
+            .to_text()
+            .unwrap()
+            .replace(r#"{"AWS":["arn:aws:iam::222222222222:root"]}"#, r#"{"AWS":"arn:aws:iam::222222222222:root"}"#);
+        assert!(KeyPolicy::parse(&key(), &text).unwrap().with(&[account(2)]).is_none());
+    }
+
+    #[test]
+    fn a_statement_of_ours_that_lost_an_action_or_a_condition_is_put_right() {
+        for (whole, broken) in [
+            (r#""kms:Decrypt","#, ""),
+            ("ec2.eu-west-1.amazonaws.com", "ec2.us-east-1.amazonaws.com"),
+            ("kms:CreateGrant\",\"Resource", "kms:RetireGrant\",\"Resource"),
+        ] {
+            let text = policy(ADMIN).with(&[account(2)]).unwrap().to_text().unwrap();
+            assert!(text.contains(whole), "{text}");
+            let broken = KeyPolicy::parse(&key(), &text.replace(whole, broken)).unwrap();
+            let mended = broken.with(&[account(2)]).expect("a change");
+            assert_eq!(mended.to_text().unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn taking_back_leaves_the_policy_as_it_was() {
+        let before = policy(&format!("{ADMIN},{ADMIN}"));
+        let shared = before.with(&[account(2), account(3)]).unwrap();
+        let reduced = shared.without(&[account(3)]).unwrap();
+        assert_eq!(reduced.accounts(), BTreeSet::from([account(2)]));
+        let after = reduced.without(&[account(2)]).unwrap();
+        assert_eq!(after.to_text().unwrap(), before.to_text().unwrap());
+        assert!(after.without(&[account(2)]).is_none());
+    }
+
+    #[test]
+    fn an_account_in_one_statement_only_does_not_count_and_is_still_taken_back() {
+        let shared = policy(ADMIN).with(&[account(2)]).unwrap();
+        let text = shared.to_text().unwrap().replace(GRANT_SID, "SomebodyElse");
+        let half = KeyPolicy::parse(&key(), &text).unwrap();
+        assert!(half.accounts().is_empty());
+        let after = half.without(&[account(2)]).unwrap();
+        assert!(after.statement(USE_SID).is_none());
+        assert!(after.statement("SomebodyElse").is_some());
+    }
+
+    #[test]
+    fn principals_that_somebody_added_to_our_statement_stay() {
+        let shared = policy(ADMIN).with(&[account(2)]).unwrap();
+        let role = "arn:aws:iam::444444444444:role/x";
+        let text = shared
+            .to_text()
+            .unwrap()
+            .replace("[\"arn:aws:iam::222222222222:root\"", &format!("[\"{role}\",\"arn:aws:iam::222222222222:root\""));
+        let after = KeyPolicy::parse(&key(), &text).unwrap().without(&[account(2)]).unwrap();
+        assert_eq!(after.principals(USE_SID), [role]);
+    }
+
+    #[test]
+    fn a_foreign_statement_with_our_sid_is_a_conflict() {
+        let deny = format!(
+            r#"{{"Version":"2012-10-17","Statement":{{"Sid":"{USE_SID}","Effect":"Deny","Principal":"*","Action":"kms:*","Resource":"*"}}}}"#
+        );
+        assert_eq!(KeyPolicy::parse(&key(), &deny).unwrap_err().name(), "KeyPolicyConflict");
+    }
+
+    #[test]
+    fn a_deleted_principal_and_an_incomplete_statement_are_named_before_the_write() {
+        let old = r#"{"Sid":"Old","Effect":"Allow","Principal":{"AWS":["AROAEXAMPLEID","arn:aws:iam::111111111111:root"]},"Action":"kms:*","Resource":"*"},
+                     {"Effect":"Allow","Principal":"*","Action":"kms:Decrypt"}"#;
+        let error = policy(old).with(&[account(2)]).unwrap().to_text().unwrap_err();
+        assert_eq!(error.name(), "KeyPolicyConflict");
+        let text = error.to_string();
+        assert!(text.contains("statement Old names AROAEXAMPLEID"), "{text}");
+        assert!(text.contains("statement 2 (without Sid) has no Resource"), "{text}");
+    }
+
+    #[test]
+    fn a_policy_of_32768_bytes_is_written_and_one_byte_more_is_refused() {
+        let room = MAX_BYTES - policy(ADMIN).with(&[account(2)]).unwrap().to_text().unwrap().len();
+        let padded = |bytes: usize| {
+            let admin = ADMIN.replace("\"Sid\":\"Admin\"", &format!("\"Sid\":\"Admin{}\"", "x".repeat(bytes)));
+            policy(&admin).with(&[account(2)]).unwrap().to_text()
+        };
+        assert_eq!(padded(room).unwrap().len(), MAX_BYTES);
+        assert_eq!(padded(room + 1).unwrap_err().name(), "KeyPolicyTooLarge");
+    }
+
+    #[test]
+    fn over_four_hundred_accounts_fit() {
+        let accounts: Vec<AccountId> = (0..450).map(|n| AccountId::parse(format!("2{n:011}")).unwrap()).collect();
+        assert!(policy(ADMIN).with(&accounts).unwrap().to_text().is_ok());
+    }
+}

@@ -1,0 +1,493 @@
+//! The input of share-ami, parsed with every problem named at once.
+//!
+//! serde stops at the first problem and an operator would meet the rest one execution at a time, so
+//! the request is read field by field.
+
+use std::cell::RefCell;
+
+use serde_json::{Map, Value};
+
+use crate::{
+    error::Problem,
+    ids::{AccountId, ImageId, KeyArn, PrincipalArn, Region},
+    share::{Launch, OnFailure, PrincipalAccess, Prove, Reencrypt, ReencryptMode, Source},
+};
+
+/// The most targets of one request. Each takes about a hundred events of the execution's history,
+/// which ends at 25,000 (Step Functions service quotas).
+pub const MAX_TARGETS: usize = 100;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    pub image_id: ImageId,
+    pub source: Source,
+    pub targets: Vec<RequestedTarget>,
+    pub principal_access: PrincipalAccess,
+    pub on_failure: OnFailure,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestedTarget {
+    pub account_id: AccountId,
+    pub principals: Vec<PrincipalArn>,
+    pub reencrypt: Option<Reencrypt>,
+    pub launch: Launch,
+}
+
+impl Request {
+    /// Reads a request; what it does not say of its source is taken from `default_source`.
+    ///
+    /// # Errors
+    /// Every problem: unknown and missing fields, values of a wrong type or form, values that
+    /// contradict each other, and what this version does not do.
+    pub fn parse(request: &Value, default_source: &Source) -> Result<Self, Vec<Problem>> {
+        let problems = RefCell::default();
+        let parsed = read_request(request, default_source, &problems);
+        let problems = problems.into_inner();
+        match parsed {
+            Some(request) if problems.is_empty() => Ok(request),
+            _ => Err(problems),
+        }
+    }
+}
+
+type Problems = RefCell<Vec<Problem>>;
+
+fn read_request(request: &Value, default_source: &Source, problems: &Problems) -> Option<Request> {
+    let fields = Fields::of(request, "", problems)?;
+    let image_id = fields.required("imageId", ImageId::parse);
+    let source = fields.get("source").map_or(Some(default_source.clone()), |value| {
+        let fields = Fields::of(value, "source", problems)?;
+        let account_id = fields.or("accountId", default_source.account_id.clone(), AccountId::parse);
+        let region = fields.or("region", default_source.region.clone(), Region::parse);
+        fields.refuse_others(&["accountId", "region"]);
+        Some(Source { account_id: account_id?, region: region? })
+    });
+    let targets = read_targets(&fields, source.as_ref(), problems);
+    fields.or("action", "apply", |v| one_of(&v, &[("apply", "apply")], &[("plan", LATER), ("audit", LATER)]));
+    fields.or("keyAccess", "policy", |v| one_of(&v, &[("policy", "policy")], &[("grant", LATER)]));
+    let principal_access = fields.or("principalAccess", PrincipalAccess::Attach, |v| {
+        one_of(&v, &[("attach", PrincipalAccess::Attach), ("inline", PrincipalAccess::Inline)], &[])
+    });
+    let on_failure = fields
+        .or("onFailure", OnFailure::Undo, |v| one_of(&v, &[("undo", OnFailure::Undo), ("keep", OnFailure::Keep)], &[]));
+    fields.empty_list("organizationArns");
+    fields.empty_list("organizationalUnitArns");
+    fields.refuse_others(&[
+        "imageId",
+        "source",
+        "targets",
+        "action",
+        "keyAccess",
+        "principalAccess",
+        "onFailure",
+        "organizationArns",
+        "organizationalUnitArns",
+    ]);
+    Some(Request {
+        image_id: image_id?,
+        source: source?,
+        targets: targets?,
+        principal_access: principal_access?,
+        on_failure: on_failure?,
+    })
+}
+
+const LATER: &str = "is not supported by this version";
+
+fn read_targets(fields: &Fields, source: Option<&Source>, problems: &Problems) -> Option<Vec<RequestedTarget>> {
+    let list = fields.list("targets")?;
+    if list.is_empty() || list.len() > MAX_TARGETS {
+        fields.problem("targets", Some(format!("{} targets", list.len())), format!("must be 1 to {MAX_TARGETS}"));
+    }
+    let targets: Vec<Option<RequestedTarget>> = list
+        .iter()
+        .enumerate()
+        .map(|(index, value)| read_target(value, &format!("targets[{index}]"), source, problems))
+        .collect();
+    let mut seen = Vec::new();
+    for (index, target) in targets.iter().enumerate() {
+        let Some(account_id) = target.as_ref().map(|target| &target.account_id) else { continue };
+        if seen.contains(&account_id) {
+            fields.problem(
+                &format!("targets[{index}].accountId"),
+                Some(format!("\"{account_id}\"")),
+                "must be named once: another target is the same account".to_owned(),
+            );
+        }
+        seen.push(account_id);
+    }
+    targets.into_iter().collect()
+}
+
+fn read_target(value: &Value, path: &str, source: Option<&Source>, problems: &Problems) -> Option<RequestedTarget> {
+    let fields = Fields::of(value, path, problems)?;
+    let account_id = fields.required("accountId", AccountId::parse);
+    if let (Some(account_id), Some(source)) = (&account_id, source)
+        && *account_id == source.account_id
+    {
+        fields.problem("accountId", Some(format!("\"{account_id}\"")), "must not be the source account".to_owned());
+    }
+    let principals = read_principals(&fields, account_id.as_ref());
+    fields.empty_list("serviceLinkedRoles");
+    let reencrypt = match fields.get("reencrypt") {
+        None | Some(Value::Null) => Some(None),
+        Some(value) => {
+            read_reencrypt(value, &fields.path("reencrypt"), account_id.as_ref(), source, problems).map(Some)
+        }
+    };
+    let launch = match fields.get("launch") {
+        None => Some(Launch::default()),
+        Some(value) => read_launch(value, &fields.path("launch"), problems),
+    };
+    fields.refuse_others(&["accountId", "principals", "serviceLinkedRoles", "reencrypt", "launch"]);
+    Some(RequestedTarget { account_id: account_id?, principals: principals?, reencrypt: reencrypt?, launch: launch? })
+}
+
+fn read_principals(fields: &Fields, account_id: Option<&AccountId>) -> Option<Vec<PrincipalArn>> {
+    let Some(list) = fields.get("principals") else { return Some(Vec::new()) };
+    let Some(list) = list.as_array() else {
+        fields.problem("principals", Some(list.to_string()), "must be a list of ARNs".to_owned());
+        return None;
+    };
+    let mut principals = Vec::new();
+    for (index, value) in list.iter().enumerate() {
+        let field = format!("principals[{index}]");
+        let rule = match value.as_str().ok_or("a string".to_owned()).and_then(PrincipalArn::parse) {
+            Err(rule) => format!("must be {rule}"),
+            Ok(arn) if arn.is_service_linked() => {
+                "must not be a service-linked role: no policy can be attached to one".to_owned()
+            }
+            Ok(arn) if account_id.is_some_and(|account| arn.account_id() != *account) => {
+                format!("must be in its target account: {} is not", arn.account_id())
+            }
+            Ok(arn) => {
+                if !principals.contains(&arn) {
+                    principals.push(arn);
+                }
+                continue;
+            }
+        };
+        fields.problem(&field, Some(value.to_string()), rule);
+    }
+    Some(principals)
+}
+
+fn read_reencrypt(
+    value: &Value,
+    path: &str,
+    account_id: Option<&AccountId>,
+    source: Option<&Source>,
+    problems: &Problems,
+) -> Option<Reencrypt> {
+    let fields = Fields::of(value, path, problems)?;
+    let mode = fields.required("mode", |mode| {
+        one_of(
+            &mode,
+            &[("atLaunch", ReencryptMode::AtLaunch), ("copyImage", ReencryptMode::CopyImage)],
+            &[("afterLaunch", LATER)],
+        )
+    });
+    let kms_key_id = fields.required("kmsKeyId", |id| check_key_id(id, account_id, source));
+    fields.refuse_others(&["mode", "kmsKeyId"]);
+    Some(Reencrypt { mode: mode?, kms_key_id: kms_key_id? })
+}
+
+/// A key id, a key ARN, an alias name or an alias ARN ("KeyId" in the KMS API reference).
+fn check_key_id(id: String, account_id: Option<&AccountId>, source: Option<&Source>) -> Result<String, String> {
+    let word = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"/_-".contains(&b));
+    if let Some(alias) = id.strip_prefix("alias/") {
+        return if word(alias) { Ok(id) } else { Err("an alias name (alias/<name>)".to_owned()) };
+    }
+    if !id.starts_with("arn:") {
+        return if word(&id) && !id.contains('/') { Ok(id) } else { Err("a key id, key ARN or alias".to_owned()) };
+    }
+    // An alias's ARN differs from a key's in one word.
+    let arn = KeyArn::parse(id.replacen(":alias/", ":key/", 1).replace("key/aws/", "key/aws-"))
+        .map_err(|_| "a key id, key ARN or alias".to_owned())?;
+    if account_id.is_some_and(|account| arn.account_id() != *account) {
+        return Err(format!("a key of the target account, not of {}", arn.account_id()));
+    }
+    if source.is_some_and(|source| arn.region() != source.region) {
+        return Err(format!("a key in the image's Region, not in {}", arn.region()));
+    }
+    Ok(id)
+}
+
+fn read_launch(value: &Value, path: &str, problems: &Problems) -> Option<Launch> {
+    let fields = Fields::of(value, path, problems)?;
+    let instance_type = fields.optional("instanceType", |id| {
+        let whole = id.split_once('.').is_some_and(|(family, size)| {
+            let word = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+            word(family) && word(size)
+        });
+        if whole { Ok(id) } else { Err("an instance type, such as t3.micro".to_owned()) }
+    });
+    let subnet_id = fields.optional("subnetId", |id| {
+        let whole =
+            id.strip_prefix("subnet-").is_some_and(|hex| !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_hexdigit()));
+        if whole { Ok(id) } else { Err("a subnet id (subnet-…)".to_owned()) }
+    });
+    let keep = match fields.get("keep") {
+        None => Some(false),
+        Some(Value::Bool(keep)) => Some(*keep),
+        Some(other) => {
+            fields.problem("keep", Some(other.to_string()), "must be true or false".to_owned());
+            None
+        }
+    };
+    let prove = fields
+        .or("prove", Prove::OnChange, |v| one_of(&v, &[("onChange", Prove::OnChange), ("always", Prove::Always)], &[]));
+    if fields.get("roleArn").is_some() {
+        fields.problem("roleArn", None, LATER.to_owned());
+    }
+    fields.refuse_others(&["instanceType", "subnetId", "keep", "prove", "roleArn"]);
+    Some(Launch { instance_type: instance_type?, subnet_id: subnet_id?, keep: keep?, prove: prove? })
+}
+
+/// `Err` holds a rule to follow "must be", or a whole sentence from `refused`.
+fn one_of<T: Copy>(value: &str, known: &[(&str, T)], refused: &[(&str, &str)]) -> Result<T, String> {
+    if let Some((_, found)) = known.iter().find(|(name, _)| *name == value) {
+        return Ok(*found);
+    }
+    let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+    let reason = refused.iter().find(|(name, _)| *name == value).map(|(name, reason)| format!(": {name} {reason}"));
+    Err(format!("{}{}", names.join(" or "), reason.unwrap_or_default()))
+}
+
+/// The fields of one JSON object, and where to note what is wrong with them.
+struct Fields<'a> {
+    path: &'a str,
+    object: &'a Map<String, Value>,
+    problems: &'a Problems,
+}
+
+impl<'a> Fields<'a> {
+    fn of(value: &'a Value, path: &'a str, problems: &'a Problems) -> Option<Self> {
+        if let Some(object) = value.as_object() {
+            return Some(Self { path, object, problems });
+        }
+        problems.borrow_mut().push(Problem {
+            field: if path.is_empty() { "request".to_owned() } else { path.to_owned() },
+            value: Some(value.to_string()),
+            rule: "must be an object".to_owned(),
+        });
+        None
+    }
+
+    fn path(&self, field: &str) -> String {
+        if self.path.is_empty() { field.to_owned() } else { format!("{}.{field}", self.path) }
+    }
+
+    fn problem(&self, field: &str, value: Option<String>, rule: String) {
+        self.problems.borrow_mut().push(Problem { field: self.path(field), value, rule });
+    }
+
+    fn get(&self, field: &str) -> Option<&'a Value> {
+        self.object.get(field)
+    }
+
+    /// `None` when there is a problem, which is noted.
+    fn required<T>(&self, field: &str, parse: impl FnOnce(String) -> Result<T, String>) -> Option<T> {
+        let Some(value) = self.get(field) else {
+            self.problem(field, None, "is required".to_owned());
+            return None;
+        };
+        match value.as_str().ok_or("a string".to_owned()).and_then(|text| parse(text.to_owned())) {
+            Ok(parsed) => Some(parsed),
+            Err(rule) => {
+                self.problem(field, Some(value.to_string()), format!("must be {rule}"));
+                None
+            }
+        }
+    }
+
+    fn optional<T>(&self, field: &str, parse: impl FnOnce(String) -> Result<T, String>) -> Option<Option<T>> {
+        if self.get(field).is_none() { Some(None) } else { self.required(field, parse).map(Some) }
+    }
+
+    fn or<T>(&self, field: &str, default: T, parse: impl FnOnce(String) -> Result<T, String>) -> Option<T> {
+        self.optional(field, parse).map(|value| value.unwrap_or(default))
+    }
+
+    fn list(&self, field: &str) -> Option<&'a Vec<Value>> {
+        match self.get(field) {
+            Some(Value::Array(list)) => Some(list),
+            Some(other) => {
+                self.problem(field, Some(other.to_string()), "must be a list".to_owned());
+                None
+            }
+            None => {
+                self.problem(field, None, "is required".to_owned());
+                None
+            }
+        }
+    }
+
+    /// A list that the design has and this version does not: allowed while it is empty.
+    fn empty_list(&self, field: &str) {
+        match self.get(field) {
+            None => {}
+            Some(Value::Array(list)) if list.is_empty() => {}
+            Some(other) => self.problem(field, Some(other.to_string()), format!("{LATER}; must be empty")),
+        }
+    }
+
+    fn refuse_others(&self, known: &[&str]) {
+        for (field, value) in self.object.iter().filter(|(field, _)| !known.contains(&field.as_str())) {
+            let rule = format!("is not a field here; known are {}", known.join(", "));
+            self.problem(field, Some(value.to_string()), rule);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(request: Value) -> Result<Request, Vec<Problem>> {
+        let source = Source {
+            account_id: AccountId::parse("111111111111").unwrap(),
+            region: Region::parse("eu-west-1").unwrap(),
+        };
+        Request::parse(&request, &source)
+    }
+
+    fn fields(request: Value) -> Vec<String> {
+        parse(request).unwrap_err().into_iter().map(|problem| problem.field).collect()
+    }
+
+    fn with_target(target: Value) -> Value {
+        json!({ "imageId": "ami-0123abcd", "targets": [target] })
+    }
+
+    #[test]
+    fn an_image_and_a_target_are_enough() {
+        let request = parse(with_target(json!({ "accountId": "222222222222" }))).unwrap();
+        assert_eq!(request.source.account_id.as_str(), "111111111111");
+        assert_eq!(request.source.region.as_str(), "eu-west-1");
+        assert_eq!(request.on_failure, OnFailure::Undo);
+        assert_eq!(request.principal_access, PrincipalAccess::Attach);
+        assert_eq!(request.targets[0].reencrypt, None);
+        assert_eq!(request.targets[0].launch, Launch::default());
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once_by_field_value_and_rule() {
+        let problems = parse(json!({
+            "imageId": "ami-1",
+            "imgId": "ami-0123abcd",
+            "source": { "accountId": 1, "region": "west" },
+            "targets": [
+                { "accountId": "22", "launch": { "keep": "yes", "roleArn": "x" } },
+                { "accountId": "333333333333", "reencrypt": { "mode": "later" } }
+            ],
+            "onFailure": "shrug"
+        }))
+        .unwrap_err();
+        let fields: Vec<&str> = problems.iter().map(|problem| problem.field.as_str()).collect();
+        for field in [
+            "imageId",
+            "imgId",
+            "source.accountId",
+            "source.region",
+            "targets[0].accountId",
+            "targets[0].launch.keep",
+            "targets[0].launch.roleArn",
+            "targets[1].reencrypt.mode",
+            "targets[1].reencrypt.kmsKeyId",
+            "onFailure",
+        ] {
+            assert!(fields.contains(&field), "{field} is not in {fields:?}");
+        }
+        assert_eq!(problems.len(), 10, "{problems:?}");
+        let image = problems.iter().find(|problem| problem.field == "imageId").unwrap().to_string();
+        assert!(image.contains("\"ami-1\"") && image.contains("must be an image id"), "{image}");
+    }
+
+    #[test]
+    fn what_is_not_an_object_is_refused() {
+        assert_eq!(fields(json!("ami-0123abcd")), ["request"]);
+        assert_eq!(fields(with_target(json!("222222222222"))), ["targets[0]"]);
+    }
+
+    #[test]
+    fn a_principal_is_in_its_target_account() {
+        let problems = fields(with_target(json!({
+            "accountId": "222222222222",
+            "principals": ["arn:aws:iam::333333333333:role/app", "arn:aws:iam::222222222222:role/app", 3]
+        })));
+        assert_eq!(problems, ["targets[0].principals[0]", "targets[0].principals[2]"]);
+    }
+
+    #[test]
+    fn a_service_linked_role_is_no_principal() {
+        let role =
+            "arn:aws:iam::222222222222:role/aws-service-role/autoscaling.amazonaws.com/AWSServiceRoleForAutoScaling";
+        assert_eq!(
+            fields(with_target(json!({ "accountId": "222222222222", "principals": [role] }))),
+            ["targets[0].principals[0]"]
+        );
+    }
+
+    #[test]
+    fn targets_are_not_the_source_and_are_named_once() {
+        let problems = fields(json!({ "imageId": "ami-0123abcd", "targets": [
+            { "accountId": "111111111111" }, { "accountId": "222222222222" }, { "accountId": "222222222222" }
+        ]}));
+        assert_eq!(problems, ["targets[0].accountId", "targets[2].accountId"]);
+    }
+
+    #[test]
+    fn there_are_one_to_a_hundred_targets() {
+        assert_eq!(fields(json!({ "imageId": "ami-0123abcd", "targets": [] })), ["targets"]);
+        let many: Vec<Value> = (0..=MAX_TARGETS).map(|n| json!({ "accountId": format!("2{n:011}") })).collect();
+        assert_eq!(fields(json!({ "imageId": "ami-0123abcd", "targets": many })), ["targets"]);
+    }
+
+    #[test]
+    fn a_key_is_an_id_an_arn_or_an_alias_of_the_target() {
+        let with_key = |key: &str| {
+            with_target(json!({ "accountId": "222222222222", "reencrypt": { "mode": "copyImage", "kmsKeyId": key } }))
+        };
+        for right in [
+            "alias/app-volumes",
+            "alias/aws/ebs",
+            "1234abcd-12ab-34cd-56ef-1234567890ab",
+            "arn:aws:kms:eu-west-1:222222222222:key/1234",
+            "arn:aws:kms:eu-west-1:222222222222:alias/app-volumes",
+            "arn:aws:kms:eu-west-1:222222222222:alias/aws/ebs",
+        ] {
+            assert!(parse(with_key(right)).is_ok(), "{right}");
+        }
+        for wrong in [
+            "",
+            "alias/",
+            "arn:aws:kms:eu-west-1:111111111111:key/1234",
+            "arn:aws:kms:us-east-1:222222222222:key/1234",
+            "arn:aws:iam::222222222222:role/x",
+            "a key",
+        ] {
+            assert_eq!(fields(with_key(wrong)), ["targets[0].reencrypt.kmsKeyId"], "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_comes_later_is_refused_by_name() {
+        let after =
+            json!({ "accountId": "222222222222", "reencrypt": { "mode": "afterLaunch", "kmsKeyId": "alias/x" } });
+        let problem = parse(with_target(after)).unwrap_err().remove(0);
+        assert!(problem.rule.contains("afterLaunch is not supported by this version"), "{problem}");
+        for (field, value) in [
+            ("action", json!("plan")),
+            ("keyAccess", json!("grant")),
+            ("organizationArns", json!(["arn:aws:organizations::1:organization/o-1"])),
+        ] {
+            let mut request = with_target(json!({ "accountId": "222222222222" }));
+            request[field] = value;
+            assert_eq!(fields(request), [field]);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What the states of share-ami pass to each other.
+//!
+//! All of it is camelCase JSON; fields with their default value are left out, so that a request
+//! with many targets stays well under Step Functions' 262,144 bytes of payload.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{AccountId, ImageId, KeyArn, PrincipalArn, Region, SnapshotId};
+
+/// The tag that names the execution that made a resource.
+pub const EXECUTION_TAG: &str = "ami-share:execution";
+/// The tag that names the image that a copy or an instance was made from.
+pub const SOURCE_IMAGE_TAG: &str = "ami-share:source-image";
+/// The tag that names the key that a copy was asked to be under, as the request gave it.
+pub const KEY_TAG: &str = "ami-share:kms-key";
+
+/// Where the image is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Source {
+    pub account_id: AccountId,
+    pub region: Region,
+}
+
+/// The image, and the EBS volumes that an instance of it will have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Image {
+    pub image_id: ImageId,
+    pub name: String,
+    /// As EC2 spells it: `x86_64`, `arm64`.
+    pub architecture: String,
+    pub volumes: Vec<Volume>,
+}
+
+/// An EBS entry of the image's block device mapping.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Volume {
+    pub device_name: String,
+    pub snapshot_id: SnapshotId,
+    /// The key that the snapshot is encrypted with; nothing when it is not encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_arn: Option<KeyArn>,
+}
+
+impl Image {
+    /// Every distinct key under the volumes.
+    pub fn keys(&self) -> Vec<KeyArn> {
+        let mut keys: Vec<KeyArn> = self.volumes.iter().filter_map(|volume| volume.key_arn.clone()).collect();
+        keys.sort();
+        keys.dedup();
+        keys
+    }
+}
+
+/// How a target comes to own its encryption.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Reencrypt {
+    pub mode: ReencryptMode,
+    /// The target's key: key id, key ARN, alias name or alias ARN.
+    pub kms_key_id: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ReencryptMode {
+    /// The volumes of the launched instance are put under the key, by the launch itself.
+    AtLaunch,
+    /// The target makes a copy of the image under the key, and launches the copy.
+    CopyImage,
+}
+
+/// The proof: an instance launched in the target from the shared image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Launch {
+    /// Nothing: `t3.micro`, or `t4g.micro` for an arm64 image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_type: Option<String>,
+    /// Nothing: the account's default VPC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet_id: Option<String>,
+    /// Whether the instance stays after the proof.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub keep: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub prove: Prove,
+}
+
+/// When to launch a proof.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Prove {
+    /// When this execution changes something for the target.
+    #[default]
+    OnChange,
+    /// Also when everything was shared already.
+    Always,
+}
+
+/// How a principal in the target gets at the source account's keys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PrincipalAccess {
+    /// The target's own managed policy is attached. ami-share needs no right to write policies.
+    #[default]
+    Attach,
+    /// An inline policy for each key. Whoever may write policies may become anybody: the target's
+    /// owner must have allowed it in `accounts/target.yaml`.
+    Inline,
+}
+
+/// What becomes of the share when a target's part of it fails.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OnFailure {
+    /// Everything that this execution added is taken back, for every target.
+    #[default]
+    Undo,
+    /// It stays, for a look at what is wrong. The execution fails all the same.
+    Keep,
+}
+
+/// What ResolveImage found, and what is left to do: the input of every later state.
+///
+/// The lists of changes are made before anything is changed, and hold only what was not there: an
+/// undo takes back exactly what they name, even when the reply of the forward step was lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Resolution {
+    pub source: Source,
+    pub image: Image,
+    /// Keys whose policy lacks something of ours.
+    pub key_changes: Vec<KeyChange>,
+    /// Snapshots that an account is to copy from and may not yet.
+    pub snapshot_changes: Vec<SnapshotChange>,
+    /// Accounts without launch permission.
+    pub launch_permissions: Vec<AccountId>,
+    /// Targets that something is to be done for.
+    pub targets: Vec<Target>,
+    /// Targets that have everything: nothing is done for them.
+    pub already_shared: Vec<AccountId>,
+    pub principal_access: PrincipalAccess,
+    pub on_failure: OnFailure,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeyChange {
+    pub key_arn: KeyArn,
+    /// Accounts that our statements do not name yet. Empty when only the statements themselves
+    /// are not as they should be.
+    pub account_ids: Vec<AccountId>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SnapshotChange {
+    pub snapshot_id: SnapshotId,
+    pub account_ids: Vec<AccountId>,
+}
+
+/// One target that something is to be done for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Target {
+    pub account_id: AccountId,
+    /// Principals without access to the keys: the launcher and the request's own.
+    pub principal_changes: Vec<PrincipalChange>,
+    /// `none`, `atLaunch` or `copyImage`: what the Choice state looks at.
+    pub mode: Mode,
+    /// The key to re-encrypt with; nothing when the mode is `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kms_key_id: Option<String>,
+    /// A copy that an earlier execution made, under the same key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_id: Option<ImageId>,
+    pub launch: Launch,
+}
+
+/// [`ReencryptMode`], or none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Mode {
+    #[default]
+    None,
+    AtLaunch,
+    CopyImage,
+}
+
+impl From<Option<ReencryptMode>> for Mode {
+    fn from(mode: Option<ReencryptMode>) -> Self {
+        match mode {
+            None => Self::None,
+            Some(ReencryptMode::AtLaunch) => Self::AtLaunch,
+            Some(ReencryptMode::CopyImage) => Self::CopyImage,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PrincipalChange {
+    pub principal: PrincipalArn,
+    /// Keys that it lacks an inline policy for; empty where the managed policy is to be attached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub key_arns: Vec<KeyArn>,
+}
+
+/// A volume of the proof, and the key that it is really encrypted with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EncryptedVolume {
+    pub device_name: String,
+    pub volume_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_arn: Option<KeyArn>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
