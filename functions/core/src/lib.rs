@@ -10,6 +10,7 @@
 //! - [`hub`]: settings of the deployment, and the roles a step assumes.
 //! - [`allow_list`]: who may ever be a target.
 //! - [`key_policy`]: reading, merging and taking back statements of a key policy.
+//! - [`principal_policy`]: the inline policy of a principal that may use one key.
 //! - [`step`]: the Lambda adapter.
 //!
 //! This crate has no EC2, KMS or IAM client: a step's `Cargo.toml` shows which services it reaches.
@@ -20,6 +21,7 @@ pub mod error;
 pub mod hub;
 pub mod ids;
 pub mod key_policy;
+pub mod principal_policy;
 pub mod request;
 pub mod share;
 pub mod step;
