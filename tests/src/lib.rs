@@ -1,1 +1,31 @@
-//! Harness for the end-to-end and saga tests.
+//! Runs ami-share as it would be deployed, on one machine: its template and role templates on a
+//! local engine (ministack: CloudFormation, Lambda, Step Functions, EventBridge), its functions'
+//! EC2, KMS, IAM and STS calls against the sandbox.
+//!
+//! # Layout
+//! - [`local`]: all of it, started and seeded, in one call
+//! - [`engine`]: the local engine as a child process
+//! - [`template`], [`deploy`]: reading and deploying the templates
+//! - [`roles`]: the deployed roles, as the sandbox's accounts have them
+//! - [`seed`]: an encrypted image in the source account, a principal and a key in the target
+//! - [`execution`]: starting an execution and following it
+//! - [`report`]: what an execution did, as a table and as JSON
+
+pub mod clients;
+pub mod deploy;
+pub mod engine;
+pub mod execution;
+pub mod roles;
+pub mod template;
+
+/// What the harness cannot do anything about ends the test or the demo with a sentence.
+pub type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
+
+/// The Region of everything that runs here.
+pub const REGION: &str = "eu-west-1";
+/// The account that runs the state machine.
+pub const HUB: &str = "333333333333";
+/// The account that owns the image.
+pub const SOURCE: &str = "111111111111";
+/// The account that the image is shared with.
+pub const TARGET: &str = "222222222222";

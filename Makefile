@@ -1,0 +1,49 @@
+# Downloads and build results live outside the checkout, where a second checkout finds them.
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ami-share
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+
+PYTHON ?= python3
+REQUIREMENTS := tests/requirements.txt
+VENV := $(CACHE)/venv-$(shell cksum $(REQUIREMENTS) | cut -d ' ' -f 1)
+export PATH := $(VENV)/bin:$(PATH)
+export SAM_CLI_TELEMETRY := 0
+
+TEMPLATES := template.yaml accounts/source.yaml accounts/target.yaml
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build-functions demo sandbox test lint build clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/complete ## Install the tools (ministack, AWS CLI, SAM CLI, cfn-lint, cargo-lambda) into a cache folder
+	@ln -sfn $(VENV) .venv
+
+$(VENV)/complete:
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $(REQUIREMENTS)
+	@touch $@
+
+build-functions: ## Build every function, and the programs below, for this machine
+	cargo build --locked --workspace --bins
+
+demo: setup build-functions ## Share an encrypted image four ways on simulated accounts, and show what happened
+	@$(CARGO_TARGET_DIR)/debug/demo
+
+sandbox: setup build-functions ## Leave the simulated accounts running, with the stack deployed, until Ctrl-C
+	@$(CARGO_TARGET_DIR)/debug/sandbox-up
+
+test: setup build-functions lint ## Run the linters and all tests
+	cargo test --locked --workspace
+
+lint: setup ## Check the format, the code and the templates
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- --deny warnings
+	cfn-lint $(TEMPLATES)
+	for template in $(TEMPLATES); do sam validate --lint --region eu-west-1 --template $$template || exit 1; done
+
+build: setup ## Build the functions for Lambda, as `sam deploy` takes them
+	sam build
+
+clean: ## Remove what was made in this checkout (not the caches)
+	rm -rf .aws-sam .venv target

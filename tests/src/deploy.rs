@@ -1,0 +1,251 @@
+//! Deploys templates to the local engine through its CloudFormation.
+
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+
+use aws_sdk_cloudformation::types::{Capability, Parameter, ResourceStatus, StackStatus};
+use serde_json::{Value, json};
+
+use crate::{
+    HUB, REGION, Result,
+    clients::{self, SECRET},
+    engine::{self, Engine, checkout},
+    template,
+};
+
+const BUCKET: &str = "artifacts";
+/// The most that CloudFormation takes as a template's body; above it, a template must come from S3.
+const TEMPLATE_BODY_LIMIT: usize = 51_200;
+
+/// A deployed stack.
+#[derive(Debug, Clone, Default)]
+pub struct Stack {
+    pub outputs: BTreeMap<String, String>,
+    /// Physical ids by logical id.
+    pub resources: BTreeMap<String, String>,
+}
+
+/// Deploys `template` to `account`.
+///
+/// # Errors
+/// With the reason CloudFormation gives for each resource that could not be made.
+pub async fn deploy(
+    engine: &Engine,
+    account: &str,
+    name: &str,
+    template: &Value,
+    parameters: &[(&str, &str)],
+) -> Result<Stack> {
+    let client = aws_sdk_cloudformation::Client::new(&clients::root_of(account, &engine.endpoint()));
+    let parameters = parameters
+        .iter()
+        .map(|(key, value)| Parameter::builder().parameter_key(*key).parameter_value(*value).build())
+        .collect();
+    client
+        .create_stack()
+        .stack_name(name)
+        .template_body(template.to_string())
+        .set_parameters(Some(parameters))
+        .capabilities(Capability::CapabilityNamedIam)
+        .capabilities(Capability::CapabilityAutoExpand)
+        .send()
+        .await
+        .map_err(|error| format!("stack {name} in {account}: {}", error.into_service_error()))?;
+    let stack = loop {
+        let answer = client.describe_stacks().stack_name(name).send().await?;
+        let stack = answer.stacks.unwrap_or_default().pop().ok_or("DescribeStacks answered no stack")?;
+        match stack.stack_status {
+            Some(StackStatus::CreateComplete) => break stack,
+            Some(StackStatus::CreateInProgress) => tokio::time::sleep(Duration::from_millis(20)).await,
+            status => return Err(explain(&client, name, status).await),
+        }
+    };
+    let resources = client.describe_stack_resources().stack_name(name).send().await?.stack_resources;
+    Ok(Stack {
+        outputs: stack
+            .outputs
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|output| Some((output.output_key?, output.output_value?)))
+            .collect(),
+        resources: resources
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|resource| Some((resource.logical_resource_id?, resource.physical_resource_id?)))
+            .collect(),
+    })
+}
+
+async fn explain(
+    client: &aws_sdk_cloudformation::Client,
+    name: &str,
+    status: Option<StackStatus>,
+) -> Box<dyn std::error::Error + Send + Sync> {
+    let events = match client.describe_stack_events().stack_name(name).send().await {
+        Ok(answer) => answer.stack_events.unwrap_or_default(),
+        Err(error) => return error.into(),
+    };
+    let reasons: Vec<String> = events
+        .into_iter()
+        .filter(|event| event.resource_status == Some(ResourceStatus::CreateFailed))
+        .map(|event| {
+            format!(
+                "{}: {}",
+                event.logical_resource_id.unwrap_or_default(),
+                event.resource_status_reason.unwrap_or_default()
+            )
+        })
+        .collect();
+    format!("stack {name} ended in {status:?}: {}", reasons.join("; ")).into()
+}
+
+/// Makes the bucket that the hub's artifacts go to.
+pub async fn deploy_bucket(engine: &Engine) -> Result<()> {
+    let template = json!({ "Resources": { "Bucket": {
+        "Type": "AWS::S3::Bucket",
+        "Properties": { "BucketName": BUCKET },
+    }}});
+    deploy(engine, HUB, BUCKET, &template, &[]).await?;
+    Ok(())
+}
+
+/// The hub stack, deployed.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    pub stack: Stack,
+    /// The ARN of share-ami.
+    pub state_machine: String,
+}
+
+/// Deploys `template.yaml`, its functions built by `make build-functions`.
+pub async fn deploy_hub(engine: &Engine, parameters: &[(&str, &str)]) -> Result<Hub> {
+    deploy_bucket(engine).await?;
+    let template = template::read(&checkout().join("template.yaml"))?;
+    let stack = deploy(engine, HUB, "ami-share", &package(engine, "hub", template)?, parameters).await?;
+    let state_machine =
+        stack.resources.get("ShareAmiStateMachine").ok_or("the hub stack has no ShareAmiStateMachine")?;
+    Ok(Hub { state_machine: state_machine.clone(), stack })
+}
+
+impl Hub {
+    /// The ARN of the function with that logical id.
+    pub fn function(&self, logical_id: &str) -> Result<String> {
+        let name = self.stack.resources.get(logical_id).ok_or_else(|| format!("the hub stack has no {logical_id}"))?;
+        Ok(function_arn(name))
+    }
+
+    /// Makes a state machine that is share-ami but for one function: wherever the definition has
+    /// the substitution `${<logical_id>Arn}`, it gets `replacement` instead. Returns its ARN.
+    pub async fn share_ami_with(
+        &self,
+        engine: &Engine,
+        name: &str,
+        logical_id: &str,
+        replacement: &str,
+    ) -> Result<String> {
+        let client = aws_sdk_sfn::Client::new(&clients::root_of(HUB, &engine.endpoint()));
+        let deployed = client.describe_state_machine().state_machine_arn(&self.state_machine).send().await?;
+        let function = self.function(logical_id)?;
+        if !deployed.definition.contains(&function) {
+            return Err(format!("share-ami does not use {logical_id}").into());
+        }
+        let created = client
+            .create_state_machine()
+            .name(name)
+            .definition(deployed.definition.replace(&function, replacement))
+            .role_arn(deployed.role_arn)
+            .send()
+            .await?;
+        Ok(created.state_machine_arn)
+    }
+}
+
+/// Deploys a function that always fails, with the error `InjectedFailure`; returns its ARN.
+pub async fn deploy_failing_function(engine: &Engine) -> Result<String> {
+    let template = json!({
+        "Transform": "AWS::Serverless-2016-10-31",
+        "Resources": { "FailingFunction": {
+            "Type": "AWS::Serverless::Function",
+            "Metadata": { "BuildMethod": "rust-cargolambda", "BuildProperties": { "Binary": "failing-step" } },
+            "Properties": { "Runtime": "provided.al2023", "Handler": "bootstrap", "CodeUri": "." },
+        }},
+    });
+    let stack = deploy(engine, HUB, "failing", &package(engine, "failing", template)?, &[]).await?;
+    Ok(function_arn(stack.resources.get("FailingFunction").ok_or("there is no FailingFunction")?))
+}
+
+fn function_arn(name: &str) -> String {
+    format!("arn:aws:lambda:{REGION}:{HUB}:function:{name}")
+}
+
+/// What `sam build` and `sam package` do to a template: each function's CodeUri becomes the folder
+/// of its built artifact, then every local file is put into a bucket.
+///
+/// The artifact's `bootstrap` is one line that runs the binary where Cargo built it: a debug build
+/// of all functions is a gigabyte, which would be copied for every engine that is started.
+fn package(engine: &Engine, name: &str, mut template: Value) -> Result<Value> {
+    let stage = engine.directory().join("package").join(name);
+    let functions: Vec<(String, String)> = template::resources(&template, "AWS::Serverless::Function")
+        .map(|(id, resource)| match resource["Metadata"]["BuildProperties"]["Binary"].as_str() {
+            Some(binary) => Ok((id.to_owned(), binary.to_owned())),
+            None => Err(format!("{id} has no Metadata.BuildProperties.Binary")),
+        })
+        .collect::<Result<_, _>>()?;
+    for (id, binary) in functions {
+        let artifact = stage.join(&id);
+        write_bootstrap(&artifact, &binary)?;
+        template["Resources"][&id]["Properties"]["CodeUri"] = json!(artifact);
+    }
+    let machines: Vec<String> =
+        template::resources(&template, "AWS::Serverless::StateMachine").map(|(id, _)| id.to_owned()).collect();
+    for id in machines {
+        let definition = &mut template["Resources"][&id]["Properties"]["DefinitionUri"];
+        *definition = json!(checkout().join(definition.as_str().ok_or_else(|| format!("{id} has no DefinitionUri"))?));
+    }
+    let (unpackaged, packaged) = (stage.join("template.json"), stage.join("packaged.json"));
+    fs::write(&unpackaged, template.to_string())?;
+    let output = aws(HUB, &engine.endpoint())?
+        .args(["cloudformation", "package", "--use-json", "--s3-bucket", BUCKET, "--template-file"])
+        .arg(&unpackaged)
+        .arg("--output-template-file")
+        .arg(&packaged)
+        .output()?;
+    if !output.status.success() {
+        return Err(format!("aws cloudformation package: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    let packaged: Value = serde_json::from_slice(&fs::read(packaged)?)?;
+    let size = packaged.to_string().len();
+    if size > TEMPLATE_BODY_LIMIT {
+        return Err(format!("the template {name} has {size} bytes; the limit is {TEMPLATE_BODY_LIMIT}").into());
+    }
+    Ok(packaged)
+}
+
+fn write_bootstrap(artifact: &Path, binary: &str) -> Result<()> {
+    // Tests run from target/<profile>/deps, binaries from target/<profile>.
+    let this = std::env::current_exe()?;
+    let built = this
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join(binary))
+        .find(|path| path.is_file())
+        .ok_or_else(|| format!("the function {binary} is not built: run `make build-functions`"))?;
+    fs::create_dir_all(artifact)?;
+    let bootstrap = artifact.join("bootstrap");
+    fs::write(&bootstrap, format!("#!/bin/sh\nexec '{}'\n", built.display()))?;
+    fs::set_permissions(&bootstrap, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+/// The AWS CLI as the root of `account`, for `endpoint`.
+pub fn aws(account: &str, endpoint: &str) -> Result<std::process::Command> {
+    let mut command = engine::tool("aws")?;
+    command
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .env("AWS_ENDPOINT_URL", endpoint)
+        .env("AWS_ACCESS_KEY_ID", account)
+        .env("AWS_SECRET_ACCESS_KEY", SECRET)
+        .env("AWS_DEFAULT_REGION", REGION);
+    Ok(command)
+}
