@@ -29,7 +29,8 @@ where
     tracing::info!(initMs = started.elapsed().as_millis(), "started");
     let (hub, step) = (&hub, &step);
     lambda_runtime::run(service_fn(|event: LambdaEvent<Value>| async move {
-        encode(step(hub, decode(event.payload)?).await?)
+        // Boxed: the SDKs' futures nest so deep that rustc gives up on the layout of the whole.
+        encode(Box::pin(step(hub, decode(event.payload)?)).await?)
     }))
     .await
 }

@@ -1,0 +1,118 @@
+//! ShareKey: merges our statements into the policy of every key under the image's volumes.
+
+mod undo;
+
+use ami_share_core::{
+    Error, Hub, aws,
+    hub::Actions,
+    ids::{ExecutionName, KeyArn},
+    key_policy::KeyPolicy,
+    share::{KeyChange, Source},
+};
+use aws_sdk_kms::{
+    Client,
+    error::{ProvideErrorMetadata, SdkError},
+};
+use serde::{Deserialize, Serialize};
+
+pub use undo::{UNDO_ACTIONS, UndoOutput, undo_share_key};
+
+pub const ACTIONS: Actions =
+    Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], target: &[], launcher: &[] };
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Input {
+    pub execution: ExecutionName,
+    pub source: Source,
+    /// The accounts to add to each key's policy. A key without accounts has its statements put right.
+    pub keys: Vec<KeyChange>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Output {
+    /// Keys whose policy was written.
+    pub written: Vec<KeyArn>,
+}
+
+/// Writes each policy that lacks something of ours, and reads it back.
+///
+/// KMS has no version on a key policy: what is read just before is merged and written as a whole.
+/// Reading, merging and writing again is safe, so a retry after a lost reply changes nothing.
+///
+/// # Errors
+/// [`Error::TargetNotAllowed`]; [`Error::KeyPolicyTooLarge`] and [`Error::KeyPolicyConflict`] before
+/// a write; [`Error::NotYetVisible`] when the read back does not show what was written.
+#[tracing::instrument(skip_all, fields(execution = %input.execution))]
+pub async fn share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
+    hub.settings.allow_list.check(input.keys.iter().flat_map(|change| &change.account_ids))?;
+    let mut written = Vec::new();
+    if input.keys.is_empty() {
+        return Ok(Output { written });
+    }
+    let source = &input.source;
+    let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS.source).await?;
+    let kms = Client::new(&config);
+    for KeyChange { key_arn, account_ids } in &input.keys {
+        let Some(merged) = read(&kms, key_arn).await?.with(account_ids) else { continue };
+        write(&kms, key_arn, &merged).await?;
+        tracing::info!(key = %key_arn, accounts = account_ids.len(), "key policy written");
+        if read(&kms, key_arn).await?.with(account_ids).is_some() {
+            return Err(not_yet_visible(key_arn));
+        }
+        written.push(key_arn.clone());
+    }
+    Ok(Output { written })
+}
+
+async fn read(kms: &Client, key: &KeyArn) -> Result<KeyPolicy, Error> {
+    let answer = kms
+        .get_key_policy()
+        .key_id(key.as_str())
+        .policy_name("default")
+        .send()
+        .await
+        .map_err(|error| failure(key, "kms:GetKeyPolicy", error))?;
+    KeyPolicy::parse(key, answer.policy().unwrap_or_default())
+}
+
+async fn write(kms: &Client, key: &KeyArn, policy: &KeyPolicy) -> Result<(), Error> {
+    kms.put_key_policy()
+        .key_id(key.as_str())
+        .policy_name("default")
+        .policy(policy.to_text()?)
+        .send()
+        .await
+        .map_err(|error| failure(key, "kms:PutKeyPolicy", error))?;
+    Ok(())
+}
+
+fn failure<E>(
+    key: &KeyArn,
+    call: &'static str,
+    error: SdkError<E, aws_sdk_kms::config::http::HttpResponse>,
+) -> Error
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let message = error.message().unwrap_or_default().to_owned();
+    match error.code() {
+        Some("MalformedPolicyDocumentException") => Error::KeyPolicyConflict {
+            key: key.clone(),
+            reason: format!("KMS refuses it ({call}: {message}); look for an account or principal that does not exist"),
+        },
+        Some("NotFoundException" | "KMSInvalidStateException") => {
+            Error::KeyNotUsable { key: key.to_string(), reason: format!("{call}: {message}") }
+        }
+        _ => aws::failure(&key.account_id(), call, error),
+    }
+}
+
+fn not_yet_visible(key: &KeyArn) -> Error {
+    Error::NotYetVisible {
+        what: format!("the policy just written to key {key}"),
+        account: key.account_id(),
+        call: "kms:GetKeyPolicy",
+    }
+}

@@ -1,0 +1,32 @@
+//! UndoShareSnapshots: takes the permissions back that ShareSnapshots was to give.
+
+use ami_share_core::{Error, Hub, hub::Actions, share::SnapshotChange};
+use aws_sdk_ec2::{Client, types::OperationType};
+
+use crate::{BATCH, Input, MODIFY, Output, modify};
+
+pub const UNDO_ACTIONS: Actions = Actions { source: &[MODIFY], target: &[], launcher: &[] };
+
+/// Removes each account from each snapshot's createVolumePermission. A permission or a snapshot
+/// that is not there is as good as taken back.
+///
+/// # Errors
+/// Only what AWS answers.
+#[tracing::instrument(skip_all, fields(execution = %input.execution))]
+pub async fn undo_share_snapshots(hub: &Hub, input: Input) -> Result<Output, Error> {
+    let mut modified = Vec::new();
+    if input.snapshots.is_empty() {
+        return Ok(Output { modified });
+    }
+    let source = &input.source;
+    let config = hub.as_source(&source.account_id, &source.region, &input.execution, UNDO_ACTIONS.source).await?;
+    let ec2 = Client::new(&config);
+    for SnapshotChange { snapshot_id, account_ids } in &input.snapshots {
+        for batch in account_ids.chunks(BATCH) {
+            if modify(&ec2, source, snapshot_id, OperationType::Remove, batch).await? {
+                modified.push(snapshot_id.clone());
+            }
+        }
+    }
+    Ok(Output { modified })
+}
