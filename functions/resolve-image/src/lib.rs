@@ -1,0 +1,160 @@
+//! ResolveImage: looks at the request and at the world, refuses what can never work, and decides
+//! what is missing. It changes nothing; every later state changes only what it found missing.
+
+mod image;
+mod keys;
+mod targets;
+
+use std::collections::BTreeSet;
+
+use ami_share_core::{
+    Error, Hub,
+    hub::Actions,
+    ids::{AccountId, ExecutionName},
+    request::{Request, RequestedTarget},
+    share::{KeyChange, Mode, Prove, Resolution, SnapshotChange, Source, Target},
+};
+use serde::Deserialize;
+use serde_json::Value;
+
+use targets::TargetState;
+
+pub const ACTIONS: Actions = Actions {
+    source: &[
+        "ec2:DescribeImages",
+        "ec2:DescribeSnapshots",
+        "ec2:DescribeImageAttribute",
+        "ec2:DescribeSnapshotAttribute",
+        "kms:DescribeKey",
+        "kms:GetKeyPolicy",
+    ],
+    target: &[
+        "iam:ListAttachedRolePolicies",
+        "iam:ListAttachedUserPolicies",
+        "iam:ListRolePolicies",
+        "iam:ListUserPolicies",
+        "ec2:DescribeImages",
+        "kms:DescribeKey",
+    ],
+    launcher: &[],
+};
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Input {
+    pub execution: ExecutionName,
+    /// The input of the execution, as it was given.
+    pub request: Value,
+}
+
+/// Reads the request, then the source account, then every target.
+///
+/// # Errors
+/// [`Error::InvalidRequest`] and [`Error::TargetNotAllowed`] before any account but the hub is
+/// asked; then everything that stands in the way, as one [`Error::Several`].
+#[tracing::instrument(skip_all, fields(execution = %input.execution))]
+pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error> {
+    let request = read_request(hub, &input.request)?;
+    let source = &request.source;
+    let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS.source).await?;
+    let ec2 = aws_sdk_ec2::Client::new(&config);
+    let kms = aws_sdk_kms::Client::new(&config);
+    let accounts: Vec<AccountId> = request.targets.iter().map(|target| target.account_id.clone()).collect();
+
+    let mut problems = Vec::new();
+    let found = image::find(&ec2, source, &request.image_id, &mut problems).await?;
+    let key_changes = keys::find(&kms, source, &found, &accounts, &mut problems).await?;
+    let states = targets::find(hub, &input.execution, &request, &found.image, &mut problems).await;
+    refuse(problems)?;
+
+    let launch_permissions = image::without_launch_permission(&ec2, source, &request.image_id, &accounts).await?;
+    let copying: Vec<AccountId> = request
+        .targets
+        .iter()
+        .zip(&states)
+        .filter(|(target, state)| mode(target) == Mode::CopyImage && state.copy_id.is_none())
+        .map(|(target, _)| target.account_id.clone())
+        .collect();
+    let snapshot_changes = image::without_snapshot_permission(&ec2, source, &found.image, &copying).await?;
+    Ok(resolution(request, found.image, states, key_changes, snapshot_changes, launch_permissions))
+}
+
+fn read_request(hub: &Hub, request: &Value) -> Result<Request, Error> {
+    let region = hub.region().map_err(|rule| Error::invalid("region", "", rule))?;
+    let parsed = Request::parse(request, &Source { account_id: hub.settings.source_account.clone(), region });
+    // Also of a request that is otherwise wrong: an operator should not meet this one run later.
+    let accounts: Vec<AccountId> = request["targets"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|target| AccountId::parse(target["accountId"].as_str()?).ok())
+        .collect();
+    let allowed = hub.settings.allow_list.check(&accounts);
+    match (parsed, allowed) {
+        (Ok(request), Ok(())) => Ok(request),
+        (Ok(_), Err(not_allowed)) => Err(not_allowed),
+        (Err(problems), Ok(())) => Err(Error::InvalidRequest(problems)),
+        (Err(problems), Err(not_allowed)) => Err(Error::Several(vec![Error::InvalidRequest(problems), not_allowed])),
+    }
+}
+
+/// A passing fault hides what else may be wrong: it is reported alone, and tried again.
+fn refuse(mut problems: Vec<Error>) -> Result<(), Error> {
+    match problems.iter().position(|error| matches!(error, Error::Throttled { .. } | Error::Unavailable { .. })) {
+        Some(passing) => Err(problems.swap_remove(passing)),
+        None => Error::all_of(problems),
+    }
+}
+
+fn resolution(
+    request: Request,
+    image: ami_share_core::share::Image,
+    states: Vec<TargetState>,
+    key_changes: Vec<KeyChange>,
+    snapshot_changes: Vec<SnapshotChange>,
+    launch_permissions: Vec<AccountId>,
+) -> Resolution {
+    let mut unfinished: BTreeSet<&AccountId> = launch_permissions.iter().collect();
+    unfinished.extend(key_changes.iter().flat_map(|change| &change.account_ids));
+    unfinished.extend(snapshot_changes.iter().flat_map(|change| &change.account_ids));
+    // Statements that are not as they should be concern whoever they name.
+    let all_unfinished = key_changes.iter().any(|change| change.account_ids.is_empty());
+
+    let mut targets = Vec::new();
+    let mut already_shared = Vec::new();
+    for (requested, state) in request.targets.into_iter().zip(states) {
+        let mode = mode(&requested);
+        let shared = !all_unfinished
+            && !unfinished.contains(&requested.account_id)
+            && state.principal_changes.is_empty()
+            && (mode != Mode::CopyImage || state.copy_id.is_some())
+            && requested.launch.prove == Prove::OnChange;
+        if shared {
+            already_shared.push(requested.account_id);
+        } else {
+            targets.push(Target {
+                account_id: requested.account_id,
+                principal_changes: state.principal_changes,
+                mode,
+                kms_key_id: requested.reencrypt.map(|reencrypt| reencrypt.kms_key_id),
+                copy_id: state.copy_id,
+                launch: requested.launch,
+            });
+        }
+    }
+    Resolution {
+        source: request.source,
+        image,
+        key_changes,
+        snapshot_changes,
+        launch_permissions,
+        targets,
+        already_shared,
+        principal_access: request.principal_access,
+        on_failure: request.on_failure,
+    }
+}
+
+fn mode(target: &RequestedTarget) -> Mode {
+    target.reencrypt.as_ref().map(|reencrypt| reencrypt.mode).into()
+}

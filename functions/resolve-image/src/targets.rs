@@ -1,0 +1,206 @@
+//! The targets: whether their principals and keys are there, and what they lack.
+
+use ami_share_core::{
+    Error, Hub, aws,
+    hub::partition,
+    ids::{AccountId, ExecutionName, ImageId, KeyArn, PrincipalArn, PrincipalKind},
+    principal_policy::inline_policy_name,
+    request::{Request, RequestedTarget},
+    share::{Image, KEY_TAG, PrincipalAccess, PrincipalChange, ReencryptMode, SOURCE_IMAGE_TAG},
+};
+use aws_sdk_ec2::types::{Filter, ImageState};
+use aws_sdk_iam::error::ProvideErrorMetadata;
+use aws_sdk_kms::types::KeyState;
+use futures_util::{StreamExt, stream};
+
+use crate::ACTIONS;
+
+/// How many targets are asked at a time.
+const CONCURRENCY: usize = 16;
+
+/// What is there in a target.
+#[derive(Debug, Default)]
+pub(crate) struct TargetState {
+    pub(crate) principal_changes: Vec<PrincipalChange>,
+    pub(crate) copy_id: Option<ImageId>,
+}
+
+/// The state of each of the request's targets, in their order; what stands in the way goes to
+/// `problems`.
+pub(crate) async fn find(
+    hub: &Hub,
+    execution: &ExecutionName,
+    request: &Request,
+    image: &Image,
+    problems: &mut Vec<Error>,
+) -> Vec<TargetState> {
+    let found: Vec<Result<TargetState, Vec<Error>>> = stream::iter(&request.targets)
+        .map(|target| find_one(hub, execution, request, target, image))
+        .buffered(CONCURRENCY)
+        .collect()
+        .await;
+    found
+        .into_iter()
+        .map(|state| {
+            state.unwrap_or_else(|errors| {
+                problems.extend(errors);
+                TargetState::default()
+            })
+        })
+        .collect()
+}
+
+async fn find_one(
+    hub: &Hub,
+    execution: &ExecutionName,
+    request: &Request,
+    target: &RequestedTarget,
+    image: &Image,
+) -> Result<TargetState, Vec<Error>> {
+    let account = &target.account_id;
+    let region = &request.source.region;
+    let config = hub.as_target(account, region, execution, ACTIONS.target).await.map_err(|error| vec![error])?;
+    let iam = aws_sdk_iam::Client::new(&config);
+    let mut errors = Vec::new();
+    let mut state = TargetState::default();
+
+    let launcher = hub.launcher(account).map_err(|error| vec![error])?;
+    let mut principals = vec![launcher.clone()];
+    principals.extend(target.principals.iter().filter(|principal| **principal != launcher).cloned());
+    let keys = image.keys();
+    for principal in principals {
+        let lacking = match request.principal_access {
+            PrincipalAccess::Attach => {
+                let policy =
+                    format!("arn:{}:iam::{account}:policy/{}", partition(region), hub.settings.key_access_policy);
+                lacks_policy(&iam, &principal, &policy).await.map(|lacks| lacks.then(Vec::new))
+            }
+            PrincipalAccess::Inline => lacks_inline(&iam, &principal, &keys).await,
+        };
+        match lacking {
+            Ok(Some(key_arns)) if !keys.is_empty() => {
+                state.principal_changes.push(PrincipalChange { principal, key_arns })
+            }
+            Ok(_) => {}
+            Err(error) => errors.push(error),
+        }
+    }
+    if let Some(reencrypt) = &target.reencrypt {
+        let kms = aws_sdk_kms::Client::new(&config);
+        errors.extend(check_key(&kms, account, &reencrypt.kms_key_id).await.err());
+        if reencrypt.mode == ReencryptMode::CopyImage {
+            let ec2 = aws_sdk_ec2::Client::new(&config);
+            match find_copy(&ec2, account, &image.image_id, &reencrypt.kms_key_id).await {
+                Ok(copy_id) => state.copy_id = copy_id,
+                Err(error) => errors.push(error),
+            }
+        }
+    }
+    if errors.is_empty() { Ok(state) } else { Err(errors) }
+}
+
+async fn lacks_policy(iam: &aws_sdk_iam::Client, principal: &PrincipalArn, policy: &str) -> Result<bool, Error> {
+    let attached: Vec<String> = match principal.kind() {
+        PrincipalKind::Role => {
+            let mut pages =
+                iam.list_attached_role_policies().role_name(principal.name()).into_paginator().items().send();
+            let mut arns = Vec::new();
+            while let Some(found) = pages.next().await {
+                let found = found.map_err(|error| failure(principal, "iam:ListAttachedRolePolicies", error))?;
+                arns.extend(found.policy_arn().map(str::to_owned));
+            }
+            arns
+        }
+        PrincipalKind::User => {
+            let mut pages =
+                iam.list_attached_user_policies().user_name(principal.name()).into_paginator().items().send();
+            let mut arns = Vec::new();
+            while let Some(found) = pages.next().await {
+                let found = found.map_err(|error| failure(principal, "iam:ListAttachedUserPolicies", error))?;
+                arns.extend(found.policy_arn().map(str::to_owned));
+            }
+            arns
+        }
+    };
+    Ok(!attached.iter().any(|arn| arn == policy))
+}
+
+/// The keys that `principal` has no inline policy of ours for; nothing when it has them all.
+async fn lacks_inline(
+    iam: &aws_sdk_iam::Client,
+    principal: &PrincipalArn,
+    keys: &[KeyArn],
+) -> Result<Option<Vec<KeyArn>>, Error> {
+    let mut names = Vec::new();
+    match principal.kind() {
+        PrincipalKind::Role => {
+            let mut pages = iam.list_role_policies().role_name(principal.name()).into_paginator().items().send();
+            while let Some(name) = pages.next().await {
+                names.push(name.map_err(|error| failure(principal, "iam:ListRolePolicies", error))?);
+            }
+        }
+        PrincipalKind::User => {
+            let mut pages = iam.list_user_policies().user_name(principal.name()).into_paginator().items().send();
+            while let Some(name) = pages.next().await {
+                names.push(name.map_err(|error| failure(principal, "iam:ListUserPolicies", error))?);
+            }
+        }
+    }
+    let lacking: Vec<KeyArn> = keys.iter().filter(|key| !names.contains(&inline_policy_name(key))).cloned().collect();
+    Ok((!lacking.is_empty()).then_some(lacking))
+}
+
+fn failure<E>(
+    principal: &PrincipalArn,
+    call: &'static str,
+    error: aws_sdk_iam::error::SdkError<E, aws_sdk_iam::config::http::HttpResponse>,
+) -> Error
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let account = principal.account_id();
+    match error.code() {
+        Some("NoSuchEntity") => Error::PrincipalNotFound { principal: principal.clone(), account, call },
+        _ => aws::failure(&account, call, error),
+    }
+}
+
+async fn check_key(kms: &aws_sdk_kms::Client, account: &AccountId, key_id: &str) -> Result<(), Error> {
+    let not_usable = |reason: String| Error::KeyNotUsable { key: key_id.to_owned(), reason };
+    match kms.describe_key().key_id(key_id).send().await {
+        Ok(described) => match described.key_metadata().and_then(|key| key.key_state()) {
+            Some(KeyState::Enabled) => Ok(()),
+            state => {
+                let state = state.map_or("in an unknown state", KeyState::as_str);
+                Err(not_usable(format!("it is {state} in account {account}, not Enabled")))
+            }
+        },
+        Err(error) if error.code() == Some("NotFoundException") => {
+            Err(not_usable(format!("it does not exist in account {account} (kms:DescribeKey)")))
+        }
+        Err(error) => Err(aws::failure(account, "kms:DescribeKey", error)),
+    }
+}
+
+/// A copy of the image that an earlier execution made under the same key.
+async fn find_copy(
+    ec2: &aws_sdk_ec2::Client,
+    account: &AccountId,
+    image: &ImageId,
+    key_id: &str,
+) -> Result<Option<ImageId>, Error> {
+    let filter = |name: String, value: &str| Filter::builder().name(name).values(value).build();
+    let answer = ec2
+        .describe_images()
+        .owners("self")
+        .filters(filter(format!("tag:{SOURCE_IMAGE_TAG}"), image.as_str()))
+        .filters(filter(format!("tag:{KEY_TAG}"), key_id))
+        .filters(filter("state".to_owned(), ImageState::Available.as_str()))
+        .send()
+        .await
+        .map_err(|error| aws::failure(account, "ec2:DescribeImages", error))?;
+    let mut copies: Vec<ImageId> =
+        answer.images().iter().filter_map(|copy| ImageId::parse(copy.image_id()?).ok()).collect();
+    copies.sort();
+    Ok(copies.into_iter().next())
+}
