@@ -1,6 +1,13 @@
 //! Everything the sandbox knows: accounts, journal, faults, settings, clock and ids.
 
-use crate::{ec2::Ec2, faults::Faults, iam::Iam, journal::Journal, kms::Kms, sts::Credentials};
+use crate::{
+    ec2::{Ec2, Schedule},
+    faults::Faults,
+    iam::Iam,
+    journal::Journal,
+    kms::Kms,
+    sts::Credentials,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -76,13 +83,7 @@ pub struct Account {
 
 impl Account {
     fn new(id: &str) -> Self {
-        Self {
-            id: id.to_owned(),
-            iam: Iam::new(id),
-            kms: BTreeMap::new(),
-            ec2: BTreeMap::new(),
-            organization: None,
-        }
+        Self { id: id.to_owned(), iam: Iam::new(id), kms: BTreeMap::new(), ec2: BTreeMap::new(), organization: None }
     }
 }
 
@@ -119,6 +120,7 @@ pub struct World {
     pub credentials: Credentials,
     /// The call being handled.
     pub call: Call,
+    pub(crate) schedule: Schedule,
     pub(crate) buckets: BTreeMap<String, (f64, u64)>,
     started: Instant,
     ids: u64,
@@ -133,6 +135,7 @@ impl World {
             faults: Faults::default(),
             credentials: Credentials::default(),
             call: Call::default(),
+            schedule: Schedule::default(),
             buckets: BTreeMap::new(),
             started: Instant::now(),
             ids: 0,
@@ -145,9 +148,7 @@ impl World {
 
     /// The account of that id, created on first use.
     pub fn account_mut(&mut self, id: &str) -> &mut Account {
-        self.accounts
-            .entry(id.to_owned())
-            .or_insert_with(|| Account::new(id))
+        self.accounts.entry(id.to_owned()).or_insert_with(|| Account::new(id))
     }
 
     /// Milliseconds since the sandbox started.
@@ -189,6 +190,11 @@ impl World {
         )
     }
 
+    /// A new unique id of IAM: `AROA`, `AIDA`, `ANPA` and the like, and 17 characters.
+    pub fn next_iam_id(&mut self, prefix: &str) -> String {
+        format!("{prefix}{:016X}Q", self.next_number())
+    }
+
     /// Notes for the journal that the call being handled is about `resource`.
     pub fn note_resource(&mut self, resource: impl Into<String>) {
         self.call.resources.push(resource.into());
@@ -204,9 +210,40 @@ impl World {
     }
 }
 
+/// A value whose changes become effective only after a delay.
+#[derive(Debug, Clone)]
+pub struct Versioned<T> {
+    latest: T,
+    /// Earlier values with the time, in milliseconds, until which they are effective.
+    earlier: Vec<(T, u64)>,
+}
+
+impl<T> Versioned<T> {
+    pub fn new(value: T) -> Self {
+        Self { latest: value, earlier: Vec::new() }
+    }
+
+    /// What was written last.
+    pub fn latest(&self) -> &T {
+        &self.latest
+    }
+
+    /// What is effective at `now_ms`.
+    pub fn effective(&self, now_ms: u64) -> &T {
+        self.earlier.iter().find(|(_, until)| *until > now_ms).map_or(&self.latest, |(value, _)| value)
+    }
+
+    /// Writes a value that becomes effective `delay_ms` after `now_ms`.
+    pub fn set(&mut self, value: T, now_ms: u64, delay_ms: u64) {
+        let before = std::mem::replace(&mut self.latest, value);
+        self.earlier.retain(|(_, until)| *until > now_ms);
+        if delay_ms > 0 {
+            self.earlier.push((before, now_ms + delay_ms));
+        }
+    }
+}
+
 /// Seconds since 1970.
 pub fn epoch_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |elapsed| elapsed.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }
