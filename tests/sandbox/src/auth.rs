@@ -1,6 +1,9 @@
 //! Who calls, and whether they may.
 
-use crate::{policy::Policy, world::World};
+use crate::iam;
+use crate::kms;
+use crate::policy::{NamedAs, Policy, Request, Verdict};
+use crate::world::World;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -27,6 +30,7 @@ pub struct Caller {
     pub session_arn: String,
     pub session_name: Option<String>,
     pub session_policy: Option<Arc<Policy>>,
+    /// Tags of the session and of the principal.
     pub tags: BTreeMap<String, String>,
     pub kind: CallerKind,
     /// The unique id: the account id, `AIDA…`, or `AROA…`.
@@ -74,33 +78,190 @@ pub struct Denied {
 impl Denied {
     /// AWS's sentence about it.
     pub fn message(&self) -> String {
-        String::new()
+        let policy = match self.by {
+            Refusal::IdentityPolicy => "identity-based policy",
+            Refusal::SessionPolicy => "session policy",
+            Refusal::KeyPolicy | Refusal::TrustPolicy => "resource-based policy",
+        };
+        let why = if self.explicit {
+            format!("with an explicit deny in a {policy}")
+        } else {
+            format!("because no {policy} allows the {} action", self.action)
+        };
+        format!(
+            "User: {} is not authorized to perform: {} on resource: {} {why}",
+            self.principal, self.action, self.resource
+        )
     }
 }
 
 /// Whether the caller's identity policies and session policy allow `action` on
-/// `resource` (an ARN or `*`). Resource policies are the caller's business,
-/// except a key's: see [`authorize_key`].
+/// `resource` (an ARN, or `*` for an action without one). Resource policies are
+/// not looked at; for a key's there is [`authorize_key`].
 ///
-/// The keys about the caller and the region are added to `context`.
+/// The keys about the caller, the region and the time are added to `context`.
 pub fn authorize(
-    _world: &World,
-    _caller: &Caller,
-    _action: &str,
-    _resource: &str,
-    _context: &Context,
+    world: &World,
+    caller: &Caller,
+    action: &str,
+    resource: &str,
+    context: &Context,
 ) -> Result<(), Denied> {
+    let request = request(world, caller, action, resource, context);
+    let refuse = |by, explicit| Err(denied(caller, action, resource, by, explicit));
+    let identity = identity_verdict(world, caller, &request);
+    let session = session_verdict(caller, &request);
+    if identity.denied {
+        return refuse(Refusal::IdentityPolicy, true);
+    }
+    if session.denied {
+        return refuse(Refusal::SessionPolicy, true);
+    }
+    if identity.allowed.is_none() {
+        return refuse(Refusal::IdentityPolicy, false);
+    }
+    if session.allowed.is_none() {
+        return refuse(Refusal::SessionPolicy, false);
+    }
     Ok(())
 }
 
-/// Whether `action` on the key is allowed: key policy, grants, identity policies
-/// and session policy together.
+/// Whether `action` on the key is allowed by key policy, grants, identity
+/// policies and session policy together.
+///
+/// In the key's own account the key policy must allow the caller itself, or the
+/// account and then an identity policy must. From another account key policy and
+/// identity policy must both allow. A grant stands for both. A session policy
+/// always limits, an explicit deny always wins.
 pub fn authorize_key(
-    _world: &World,
-    _caller: &Caller,
-    _action: &str,
-    _key_arn: &str,
-    _context: &Context,
+    world: &World,
+    caller: &Caller,
+    action: &str,
+    key_arn: &str,
+    context: &Context,
 ) -> Result<(), Denied> {
+    authorize_key_with_tokens(world, caller, action, key_arn, context, &[])
+}
+
+/// As [`authorize_key`]; the grants of these tokens are effective at once.
+pub fn authorize_key_with_tokens(
+    world: &World,
+    caller: &Caller,
+    action: &str,
+    key_arn: &str,
+    context: &Context,
+    grant_tokens: &[String],
+) -> Result<(), Denied> {
+    let refuse = |by, explicit| Err(denied(caller, action, key_arn, by, explicit));
+    let Some(key) = kms::find(world, key_arn) else {
+        return refuse(Refusal::KeyPolicy, false);
+    };
+    let mut context = context.clone();
+    context.insert("kms:CallerAccount".to_owned(), vec![caller.account.clone()]);
+    for (tag, value) in &key.tags {
+        context.insert(format!("aws:ResourceTag/{tag}"), vec![value.clone()]);
+    }
+    if !key.aliases.is_empty() {
+        context.insert("kms:ResourceAliases".to_owned(), key.aliases.clone());
+    }
+    let request = request(world, caller, action, key_arn, &context);
+    let key_policy = key.policy.effective(world.now_ms()).evaluate_for(&request, caller);
+    let identity = identity_verdict(world, caller, &request);
+    let session = session_verdict(caller, &request);
+    if key_policy.denied {
+        return refuse(Refusal::KeyPolicy, true);
+    }
+    if identity.denied {
+        return refuse(Refusal::IdentityPolicy, true);
+    }
+    if session.denied {
+        return refuse(Refusal::SessionPolicy, true);
+    }
+    let granted = key.grants_allow(caller, action, &context, grant_tokens, world.now_ms());
+    if !granted {
+        let needs_identity = match key_policy.allowed {
+            None => return refuse(Refusal::KeyPolicy, false),
+            Some(NamedAs::Account) => true,
+            Some(NamedAs::Itself) => key.account != caller.account,
+        };
+        if needs_identity && identity.allowed.is_none() {
+            return refuse(Refusal::IdentityPolicy, false);
+        }
+    }
+    if session.allowed.is_none() {
+        return refuse(Refusal::SessionPolicy, false);
+    }
     Ok(())
+}
+
+/// A request with the keys about the caller, the region and the time.
+pub(crate) fn request(world: &World, caller: &Caller, action: &str, resource: &str, context: &Context) -> Request {
+    let mut all = context.clone();
+    let mut add = |key: &str, value: String| {
+        all.entry(key.to_owned()).or_insert_with(|| vec![value]);
+    };
+    add("aws:PrincipalArn", caller.arn.clone());
+    add("aws:PrincipalAccount", caller.account.clone());
+    add(
+        "aws:PrincipalType",
+        match caller.kind {
+            CallerKind::Root => "Account",
+            CallerKind::User => "User",
+            CallerKind::Role => "AssumedRole",
+        }
+        .to_owned(),
+    );
+    add("aws:PrincipalIsAWSService", "false".to_owned());
+    add("aws:SecureTransport", "true".to_owned());
+    add("aws:CurrentTime", world.timestamp());
+    add("aws:EpochTime", crate::world::epoch_seconds().to_string());
+    if !world.call.region.is_empty() {
+        add("aws:RequestedRegion", world.call.region.clone());
+    }
+    match (&caller.kind, &caller.session_name) {
+        (CallerKind::Role, Some(session)) => {
+            add("aws:userid", format!("{}:{session}", caller.principal_id));
+        }
+        _ => add("aws:userid", caller.principal_id.clone()),
+    }
+    if let (CallerKind::User, Some((_, name))) = (&caller.kind, caller.arn.rsplit_once('/')) {
+        add("aws:username", name.to_owned());
+    }
+    if let Some(account) = resource.split(':').nth(4).filter(|id| !id.is_empty()) {
+        add("aws:ResourceAccount", account.to_owned());
+    }
+    if let Some(organization) = world.account(&caller.account).and_then(|account| account.organization.as_ref())
+        && let Some((_, id)) = organization.organization_arn.rsplit_once('/')
+    {
+        add("aws:PrincipalOrgID", id.to_owned());
+    }
+    for (tag, value) in &caller.tags {
+        add(&format!("aws:PrincipalTag/{tag}"), value.clone());
+    }
+    Request::new(action, resource, &all)
+}
+
+/// What the caller's own policies say; root is allowed everything.
+pub(crate) fn identity_verdict(world: &World, caller: &Caller, request: &Request) -> Verdict {
+    if caller.kind == CallerKind::Root {
+        return Verdict { denied: false, allowed: Some(NamedAs::Itself) };
+    }
+    iam::identity_verdict(world, &caller.arn, request)
+}
+
+fn session_verdict(caller: &Caller, request: &Request) -> Verdict {
+    match &caller.session_policy {
+        Some(policy) => policy.evaluate(request),
+        None => Verdict { denied: false, allowed: Some(NamedAs::Itself) },
+    }
+}
+
+pub(crate) fn denied(caller: &Caller, action: &str, resource: &str, by: Refusal, explicit: bool) -> Denied {
+    Denied {
+        principal: caller.session_arn.clone(),
+        action: action.to_owned(),
+        resource: resource.to_owned(),
+        by,
+        explicit,
+    }
 }

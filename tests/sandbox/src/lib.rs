@@ -2,14 +2,15 @@
 //! an encrypted image needs them, with every permission really evaluated.
 
 pub mod auth;
-pub mod control;
+mod control;
 pub mod ec2;
 pub mod faults;
+mod http;
 pub mod iam;
 pub mod journal;
 pub mod kms;
 pub mod policy;
-pub mod server;
+mod server;
 pub mod sts;
 pub mod wire;
 pub mod world;

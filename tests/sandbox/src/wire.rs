@@ -76,12 +76,7 @@ pub struct ApiError {
 
 impl ApiError {
     pub fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            code: code.to_owned(),
-            message: message.into(),
-            denied: None,
-        }
+        Self { status, code: code.to_owned(), message: message.into(), denied: None }
     }
 
     /// An error of status 400.
@@ -99,20 +94,14 @@ impl ApiError {
                  <Message>{message}</Message></Error></Errors><RequestID>{request_id}</RequestID></Response>"
             ),
             Service::Iam | Service::Sts => {
-                let kind = if self.status < 500 {
-                    "Sender"
-                } else {
-                    "Receiver"
-                };
+                let kind = if self.status < 500 { "Sender" } else { "Receiver" };
                 format!(
                     "<ErrorResponse xmlns=\"{}\"><Error><Type>{kind}</Type><Code>{code}</Code>\
                      <Message>{message}</Message></Error><RequestId>{request_id}</RequestId></ErrorResponse>",
                     namespace(service)
                 )
             }
-            Service::Kms => {
-                serde_json::json!({ "__type": self.code, "message": self.message }).to_string()
-            }
+            Service::Kms => serde_json::json!({ "__type": self.code, "message": self.message }).to_string(),
         }
     }
 }
@@ -153,19 +142,13 @@ pub struct Params {
 impl Params {
     /// Parameters from a URL-encoded form or query string.
     pub fn parse(form: &[u8]) -> Self {
-        let values = form_urlencoded::parse(form)
-            .map(|(name, value)| (name.into_owned(), value.into_owned()))
-            .collect();
+        let values =
+            form_urlencoded::parse(form).map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
         Self { values }
     }
 
-    pub fn from_pairs<N: Into<String>, V: Into<String>>(
-        pairs: impl IntoIterator<Item = (N, V)>,
-    ) -> Self {
-        let values = pairs
-            .into_iter()
-            .map(|(name, value)| (name.into(), value.into()))
-            .collect();
+    pub fn from_pairs<N: Into<String>, V: Into<String>>(pairs: impl IntoIterator<Item = (N, V)>) -> Self {
+        let values = pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         Self { values }
     }
 
@@ -176,17 +159,13 @@ impl Params {
     /// The value of `name`, or EC2's and IAM's error for a missing one.
     pub fn require(&self, name: &str) -> Result<&str, ApiError> {
         self.get(name).ok_or_else(|| {
-            ApiError::bad_request(
-                "MissingParameter",
-                format!("The request must contain the parameter {name}"),
-            )
+            ApiError::bad_request("MissingParameter", format!("The request must contain the parameter {name}"))
         })
     }
 
     /// `true` or `false`, if given.
     pub fn bool(&self, name: &str) -> Option<bool> {
-        self.get(name)
-            .map(|value| value.eq_ignore_ascii_case("true"))
+        self.get(name).map(|value| value.eq_ignore_ascii_case("true"))
     }
 
     pub fn int(&self, name: &str) -> Option<i64> {
@@ -196,19 +175,13 @@ impl Params {
     /// The items of `Name.1`, `Name.2`, … in the order of their numbers. IAM's
     /// `Name.member.1` is understood too.
     pub fn list(&self, name: &str) -> Vec<String> {
-        self.numbered(name)
-            .into_iter()
-            .filter_map(|prefix| self.values.get(&prefix).cloned())
-            .collect()
+        self.numbered(name).into_iter().filter_map(|prefix| self.values.get(&prefix).cloned()).collect()
     }
 
     /// The structures of `Name.1.Field`, `Name.2.Field`, … in the order of
     /// their numbers, each with the prefix taken off its fields' names.
     pub fn structs(&self, name: &str) -> Vec<Self> {
-        self.numbered(name)
-            .into_iter()
-            .map(|prefix| self.sub(&prefix))
-            .collect()
+        self.numbered(name).into_iter().map(|prefix| self.sub(&prefix)).collect()
     }
 
     /// The fields of the structure `name`: `Name.Field=x` becomes `Field=x`.
@@ -228,20 +201,14 @@ impl Params {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.values
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()))
+        self.values.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// The prefixes `Name.1`, `Name.2`, … that occur, in numeric order.
     fn numbered(&self, name: &str) -> Vec<String> {
         let mut found = BTreeMap::new();
         for base in [format!("{name}."), format!("{name}.member.")] {
-            for (key, _) in self
-                .values
-                .range(base.clone()..)
-                .take_while(|(key, _)| key.starts_with(&base))
-            {
+            for (key, _) in self.values.range(base.clone()..).take_while(|(key, _)| key.starts_with(&base)) {
                 let number = key[base.len()..].split('.').next().unwrap_or_default();
                 if let Ok(index) = number.parse::<u32>() {
                     found.insert(index, format!("{base}{number}"));

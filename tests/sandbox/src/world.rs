@@ -1,14 +1,13 @@
 //! Everything the sandbox knows: accounts, journal, faults, settings, clock and ids.
 
-use crate::{
-    ec2::{Ec2, Schedule},
-    faults::Faults,
-    iam::Iam,
-    journal::Journal,
-    kms::Kms,
-    sts::Credentials,
-};
+use crate::ec2::{self, Ec2, Schedule};
+use crate::faults::Faults;
+use crate::iam::{self, Iam};
+use crate::journal::Journal;
+use crate::kms::{self, Kms};
+use crate::sts::Credentials;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -203,6 +202,46 @@ impl World {
     /// Notes for the journal that the call being handled changed state.
     pub fn note_change(&mut self) {
         self.call.changed = true;
+    }
+
+    /// An account's whole state in canonical form, without the times and ids that
+    /// do not matter: two snapshots are equal exactly when nothing was changed, or
+    /// everything was changed back. Regions without anything in them are left out.
+    pub fn snapshot(&mut self, account: &str) -> Value {
+        ec2::settle(self);
+        let Some(account) = self.account(account) else {
+            return Value::Null;
+        };
+        let nothing = ec2::snapshot(&Ec2::default());
+        let ec2: BTreeMap<&String, Value> = account
+            .ec2
+            .iter()
+            .map(|(region, ec2)| (region, ec2::snapshot(ec2)))
+            .filter(|(_, snapshot)| *snapshot != nothing)
+            .collect();
+        let kms: BTreeMap<&String, Value> = account
+            .kms
+            .iter()
+            .map(|(region, kms)| (region, kms::snapshot(kms)))
+            .filter(|(_, snapshot)| *snapshot != json!({}))
+            .collect();
+        json!({
+            "iam": iam::snapshot(&account.iam),
+            "kms": kms,
+            "ec2": ec2,
+            "organization": account.organization,
+        })
+    }
+
+    /// An account's users, roles and policies; the `iam` part of its snapshot.
+    pub fn export_iam(&self, account: &str) -> Value {
+        self.account(account).map_or(Value::Null, |account| iam::snapshot(&account.iam))
+    }
+
+    /// Makes the users, roles and policies of an export, and replaces those that
+    /// exist; others stay. A role keeps its unique id.
+    pub fn import_iam(&mut self, account: &str, exported: &Value) -> Result<(), String> {
+        iam::import(self, account, exported)
     }
 
     pub fn set_organization(&mut self, account: &str, organization: Option<Organization>) {
