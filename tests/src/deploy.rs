@@ -13,8 +13,20 @@ use crate::{
 };
 
 const BUCKET: &str = "artifacts";
-/// The most that CloudFormation takes as a template's body; above it, a template must come from S3.
-const TEMPLATE_BODY_LIMIT: usize = 51_200;
+
+/// Where a template is.
+#[derive(Debug, Clone)]
+pub enum Template {
+    Body(Value),
+    Url(String),
+}
+
+impl Template {
+    /// A template of the checkout, such as `accounts/source.yaml`.
+    pub fn file(path: &str) -> Result<Self> {
+        Ok(Self::Body(template::read(&checkout().join(path))?))
+    }
+}
 
 /// A deployed stack.
 #[derive(Debug, Clone, Default)]
@@ -32,7 +44,7 @@ pub async fn deploy(
     engine: &Engine,
     account: &str,
     name: &str,
-    template: &Value,
+    template: Template,
     parameters: &[(&str, &str)],
 ) -> Result<Stack> {
     let client = aws_sdk_cloudformation::Client::new(&clients::root_of(account, &engine.endpoint()));
@@ -40,10 +52,12 @@ pub async fn deploy(
         .iter()
         .map(|(key, value)| Parameter::builder().parameter_key(*key).parameter_value(*value).build())
         .collect();
-    client
-        .create_stack()
-        .stack_name(name)
-        .template_body(template.to_string())
+    let request = client.create_stack().stack_name(name);
+    let request = match template {
+        Template::Body(body) => request.template_body(body.to_string()),
+        Template::Url(url) => request.template_url(url),
+    };
+    request
         .set_parameters(Some(parameters))
         .capabilities(Capability::CapabilityNamedIam)
         .capabilities(Capability::CapabilityAutoExpand)
@@ -104,7 +118,7 @@ pub async fn deploy_bucket(engine: &Engine) -> Result<()> {
         "Type": "AWS::S3::Bucket",
         "Properties": { "BucketName": BUCKET },
     }}});
-    deploy(engine, HUB, BUCKET, &template, &[]).await?;
+    deploy(engine, HUB, BUCKET, Template::Body(template), &[]).await?;
     Ok(())
 }
 
@@ -120,7 +134,7 @@ pub struct Hub {
 pub async fn deploy_hub(engine: &Engine, parameters: &[(&str, &str)]) -> Result<Hub> {
     deploy_bucket(engine).await?;
     let template = template::read(&checkout().join("template.yaml"))?;
-    let stack = deploy(engine, HUB, "ami-share", &package(engine, "hub", template)?, parameters).await?;
+    let stack = deploy(engine, HUB, "ami-share", package(engine, "hub", template)?, parameters).await?;
     let state_machine =
         stack.resources.get("ShareAmiStateMachine").ok_or("the hub stack has no ShareAmiStateMachine")?;
     Ok(Hub { state_machine: state_machine.clone(), stack })
@@ -169,7 +183,7 @@ pub async fn deploy_failing_function(engine: &Engine) -> Result<String> {
             "Properties": { "Runtime": "provided.al2023", "Handler": "bootstrap", "CodeUri": "." },
         }},
     });
-    let stack = deploy(engine, HUB, "failing", &package(engine, "failing", template)?, &[]).await?;
+    let stack = deploy(engine, HUB, "failing", package(engine, "failing", template)?, &[]).await?;
     Ok(function_arn(stack.resources.get("FailingFunction").ok_or("there is no FailingFunction")?))
 }
 
@@ -182,7 +196,7 @@ fn function_arn(name: &str) -> String {
 ///
 /// The artifact's `bootstrap` is one line that runs the binary where Cargo built it: a debug build
 /// of all functions is a gigabyte, which would be copied for every engine that is started.
-fn package(engine: &Engine, name: &str, mut template: Value) -> Result<Value> {
+fn package(engine: &Engine, name: &str, mut template: Value) -> Result<Template> {
     let stage = engine.directory().join("package").join(name);
     let functions: Vec<(String, String)> = template::resources(&template, "AWS::Serverless::Function")
         .map(|(id, resource)| match resource["Metadata"]["BuildProperties"]["Binary"].as_str() {
@@ -201,23 +215,25 @@ fn package(engine: &Engine, name: &str, mut template: Value) -> Result<Value> {
         let definition = &mut template["Resources"][&id]["Properties"]["DefinitionUri"];
         *definition = json!(checkout().join(definition.as_str().ok_or_else(|| format!("{id} has no DefinitionUri"))?));
     }
-    let (unpackaged, packaged) = (stage.join("template.json"), stage.join("packaged.json"));
-    fs::write(&unpackaged, template.to_string())?;
+    fs::write(stage.join("template.json"), template.to_string())?;
+    // The template itself is one of the files: it may be larger than a call's body.
+    let parent = json!({ "Resources": { "Stack": {
+        "Type": "AWS::CloudFormation::Stack",
+        "Properties": { "TemplateURL": stage.join("template.json") },
+    }}});
+    fs::write(stage.join("parent.json"), parent.to_string())?;
     let output = aws(HUB, &engine.endpoint())?
         .args(["cloudformation", "package", "--use-json", "--s3-bucket", BUCKET, "--template-file"])
-        .arg(&unpackaged)
+        .arg(stage.join("parent.json"))
         .arg("--output-template-file")
-        .arg(&packaged)
+        .arg(stage.join("packaged.json"))
         .output()?;
     if !output.status.success() {
         return Err(format!("aws cloudformation package: {}", String::from_utf8_lossy(&output.stderr)).into());
     }
-    let packaged: Value = serde_json::from_slice(&fs::read(packaged)?)?;
-    let size = packaged.to_string().len();
-    if size > TEMPLATE_BODY_LIMIT {
-        return Err(format!("the template {name} has {size} bytes; the limit is {TEMPLATE_BODY_LIMIT}").into());
-    }
-    Ok(packaged)
+    let packaged: Value = serde_json::from_slice(&fs::read(stage.join("packaged.json"))?)?;
+    let url = packaged["Resources"]["Stack"]["Properties"]["TemplateURL"].as_str();
+    Ok(Template::Url(url.ok_or("aws cloudformation package left the template where it was")?.to_owned()))
 }
 
 fn write_bootstrap(artifact: &Path, binary: &str) -> Result<()> {

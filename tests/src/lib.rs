@@ -15,7 +15,9 @@ pub mod clients;
 pub mod deploy;
 pub mod engine;
 pub mod execution;
+pub mod local;
 pub mod roles;
+pub mod seed;
 pub mod template;
 
 /// What the harness cannot do anything about ends the test or the demo with a sentence.

@@ -27,7 +27,7 @@ async fn machine(engine: &Engine, definition: Value) -> Result<String> {
             "Action": "sts:AssumeRole",
         }]}},
     }}, "Outputs": { "Arn": { "Value": { "Fn::GetAtt": ["Role", "Arn"] } } } });
-    let stack = deploy::deploy(engine, HUB, "machine-role", &role, &[]).await?;
+    let stack = deploy::deploy(engine, HUB, "machine-role", deploy::Template::Body(role), &[]).await?;
     let client = aws_sdk_sfn::Client::new(&root_of(HUB, &engine.endpoint()));
     let created = client
         .create_state_machine()
