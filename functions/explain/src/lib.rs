@@ -1,0 +1,193 @@
+//! Why a launch or a copy failed in a target: which key, and which of launch permission, snapshot
+//! permission, key policy, IAM policy, key state or capacity is the likely cause.
+//!
+//! EC2 says little more than `Client.InternalError`. So both accounts are asked for everything that
+//! the attempt needed, and each answer is judged. A question that gets no answer is named, and never
+//! hides what the others found.
+
+mod key_access;
+mod source;
+mod target;
+
+use ami_share_core::{
+    Hub,
+    hub::Actions,
+    ids::{ExecutionName, ImageId},
+    share::{Image, Source, Target},
+};
+use aws_config::SdkConfig;
+
+/// What EC2 must be allowed on a key that a snapshot is encrypted with.
+pub const SOURCE_KEY_ACTIONS: [&str; 5] =
+    ["kms:DescribeKey", "kms:CreateGrant", "kms:Decrypt", "kms:ReEncryptFrom", "kms:GenerateDataKeyWithoutPlaintext"];
+
+/// What EC2 must be allowed on the target's own key, which volumes are put under and copies are
+/// read from.
+pub const OWN_KEY_ACTIONS: [&str; 6] = [
+    "kms:DescribeKey",
+    "kms:CreateGrant",
+    "kms:Decrypt",
+    "kms:ReEncryptFrom",
+    "kms:ReEncryptTo",
+    "kms:GenerateDataKeyWithoutPlaintext",
+];
+
+/// What [`explain_launch`] calls; its launcher actions must be among those of the session it is given.
+pub const LAUNCH_ACTIONS: Actions = Actions {
+    source: &["ec2:DescribeImageAttribute", "kms:DescribeKey", "kms:GetKeyPolicy"],
+    target: &["iam:SimulatePrincipalPolicy"],
+    launcher: &["kms:DescribeKey", "kms:GetKeyPolicy"],
+};
+
+/// What [`explain_copy`] calls; its launcher actions must be among those of the session it is given.
+pub const COPY_ACTIONS: Actions = Actions {
+    source: &["ec2:DescribeImageAttribute", SNAPSHOT_ATTRIBUTE, "kms:DescribeKey", "kms:GetKeyPolicy"],
+    target: &["iam:SimulatePrincipalPolicy"],
+    launcher: &["kms:DescribeKey", "kms:GetKeyPolicy"],
+};
+
+const SNAPSHOT_ATTRIBUTE: &str = "ec2:DescribeSnapshotAttribute";
+
+/// An attempt that failed in a target.
+#[derive(Clone, Copy)]
+pub struct Attempt<'a> {
+    pub hub: &'a Hub,
+    /// The session of the step that asks, as the launcher.
+    pub launcher: &'a SdkConfig,
+    pub execution: &'a ExecutionName,
+    pub source: &'a Source,
+    pub image: &'a Image,
+    pub target: &'a Target,
+}
+
+/// Why an instance of `launched` (the image, or the target's own copy of it) died.
+///
+/// `state_reason` is what EC2 says, such as `Client.InternalError: Client error on launch`.
+pub async fn explain_launch(attempt: Attempt<'_>, launched: &ImageId, state_reason: &str) -> String {
+    if let Some(cause) = not_about_sharing(state_reason) {
+        return cause.to_owned();
+    }
+    let mut findings = Findings::default();
+    if *launched == attempt.image.image_id {
+        source::examine(attempt, LAUNCH_ACTIONS.source, &mut findings).await;
+    }
+    target::examine(attempt, *launched == attempt.image.image_id, &mut findings).await;
+    findings.sentence(attempt)
+}
+
+/// Why a copy of the image failed.
+pub async fn explain_copy(attempt: Attempt<'_>) -> String {
+    let mut findings = Findings::default();
+    source::examine(attempt, COPY_ACTIONS.source, &mut findings).await;
+    target::examine(attempt, true, &mut findings).await;
+    findings.sentence(attempt)
+}
+
+/// The state reasons that say by themselves what happened ("StateReason" in the EC2 API reference).
+fn not_about_sharing(state_reason: &str) -> Option<&'static str> {
+    const CAUSES: [(&str, &str); 10] = [
+        ("InsufficientInstanceCapacity", CAPACITY),
+        ("InsufficientCapacity", CAPACITY),
+        ("InsufficientHostCapacity", CAPACITY),
+        (
+            "VolumeLimitExceeded",
+            "a quota, not the share: the target has as many volumes, or as much storage, as it may",
+        ),
+        ("InstanceLimitExceeded", "a quota, not the share: the target has as many instances as it may"),
+        ("UserInitiatedShutdown", "somebody in the target stopped or terminated it; the share is not the cause"),
+        ("InstanceInitiatedShutdown", "the image booted and shut itself down; the share is not the cause"),
+        ("SpotInstance", "EC2 took a Spot instance back; the share is not the cause"),
+        ("ScheduledStop", "EC2 stopped it for scheduled maintenance; the share is not the cause"),
+        ("InvalidSnapshot.NotFound", "a snapshot of the image is gone; make the image again"),
+    ];
+    const CAPACITY: &str = "capacity, not the share: EC2 has no room for this instance type there now; \
+                            ask for another launch.instanceType or launch.subnetId, or start the execution later";
+    CAUSES.iter().find(|(code, _)| state_reason.contains(code)).map(|(_, cause)| *cause)
+}
+
+/// What the questions brought to light.
+#[derive(Debug, Default)]
+struct Findings {
+    /// What is wrong, with what to do about it.
+    causes: Vec<String>,
+    /// What could not be asked, or depends on what cannot be seen.
+    doubts: Vec<String>,
+}
+
+impl Findings {
+    fn sentence(self, attempt: Attempt<'_>) -> String {
+        let (a, b) = (&attempt.source.account_id, &attempt.target.account_id);
+        let mut parts = Vec::new();
+        if !self.causes.is_empty() {
+            parts.push(format!("likely cause: {}", self.causes.join("; ")));
+        }
+        if !self.doubts.is_empty() {
+            parts.push(format!("could not be judged: {}", self.doubts.join("; ")));
+        }
+        if self.causes.is_empty() {
+            let looked =
+                if self.doubts.is_empty() { "all that can be asked looks right" } else { "the rest looks right" };
+            parts.push(format!(
+                "{looked}, so it may be a change that had not reached every server yet (start the execution again), \
+                 or a policy that cannot be seen from here (an organization's SCP or RCP, a VPC endpoint's, the \
+                 default EBS key of account {b}); look in CloudTrail of accounts {a} and {b} for CreateGrant, Decrypt, \
+                 ReEncrypt and GenerateDataKeyWithoutPlaintext with an errorCode"
+            ));
+        }
+        parts.join("; ")
+    }
+}
+
+/// Actions with the same thing to say about them, together: `kms:Decrypt, kms:CreateGrant denied by …`.
+fn grouped<'a>(said: impl IntoIterator<Item = (&'a str, String)>) -> Vec<String> {
+    let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
+    for (action, clause) in said {
+        match groups.iter_mut().find(|(known, _)| *known == clause) {
+            Some((_, actions)) => actions.push(action),
+            None => groups.push((clause, vec![action])),
+        }
+    }
+    groups.into_iter().map(|(clause, actions)| format!("{} {clause}", actions.join(", "))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capacity_quota_and_operators_are_told_from_the_share() {
+        for (reason, word) in [
+            ("Server.InsufficientInstanceCapacity: Insufficient capacity", "capacity"),
+            ("Client.VolumeLimitExceeded: Volume limit exceeded", "quota"),
+            ("Client.UserInitiatedShutdown: User initiated shutdown", "somebody"),
+            ("Client.InstanceInitiatedShutdown: Instance initiated shutdown", "shut itself down"),
+        ] {
+            assert!(not_about_sharing(reason).is_some_and(|cause| cause.contains(word)), "{reason}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_a_key_is_looked_into() {
+        for reason in [
+            "Client.InternalError: Client error on launch",
+            "Client.InternalError: Client.InvalidKMSKey.InvalidState: The KMS key provided is in an incorrect state",
+            "Client.InvalidKMSKey.InvalidState",
+            "unknown",
+        ] {
+            assert_eq!(not_about_sharing(reason), None, "{reason}");
+        }
+    }
+
+    #[test]
+    fn actions_of_one_fate_are_said_together() {
+        let said = [
+            ("kms:Decrypt", "denied by statement X".to_owned()),
+            ("kms:CreateGrant", "not allowed".to_owned()),
+            ("kms:DescribeKey", "denied by statement X".to_owned()),
+        ];
+        assert_eq!(
+            grouped(said),
+            ["kms:Decrypt, kms:DescribeKey denied by statement X", "kms:CreateGrant not allowed"]
+        );
+    }
+}

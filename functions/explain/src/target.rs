@@ -1,0 +1,221 @@
+//! What the target says: its own key, and what the launcher's IAM policies allow on each key.
+
+use ami_share_core::{
+    Error, aws,
+    ids::{KeyArn, PrincipalArn},
+};
+use aws_sdk_iam::types::{ContextEntry, ContextKeyTypeEnum, EvaluationResult, PolicyEvaluationDecisionType};
+use aws_sdk_kms::types::KeySpec;
+
+use crate::{
+    Attempt, Findings, LAUNCH_ACTIONS, OWN_KEY_ACTIONS, SOURCE_KEY_ACTIONS, grouped,
+    key_access::Call,
+    source::{policy_findings, state_problem},
+};
+
+/// `with_source_keys` when the source account's keys were needed: not for a launch of the target's
+/// own copy.
+pub(crate) async fn examine(attempt: Attempt<'_>, with_source_keys: bool, findings: &mut Findings) {
+    let target = &attempt.target.account_id;
+    let principal = match attempt.hub.launcher(target) {
+        Ok(principal) => principal,
+        Err(error) => return findings.doubts.push(error.to_string()),
+    };
+    let mut needed: Vec<(KeyArn, Vec<&str>)> = Vec::new();
+    if with_source_keys {
+        needed.extend(attempt.image.keys().into_iter().map(|key| (key, SOURCE_KEY_ACTIONS.to_vec())));
+    }
+    if let Some(key) = &attempt.target.kms_key_id {
+        needed.extend(examine_own_key(attempt, &principal, key, findings).await);
+    }
+    if needed.iter().all(|(_, actions)| actions.is_empty()) {
+        return;
+    }
+    let asked = attempt.hub.as_target(target, &attempt.source.region, attempt.execution, LAUNCH_ACTIONS.target).await;
+    let iam = match asked {
+        Ok(config) => aws_sdk_iam::Client::new(&config),
+        Err(error) => return findings.doubts.push(format!("the launcher's IAM policies ({error})")),
+    };
+    for (key, actions) in needed {
+        match simulate(attempt, &iam, &principal, &key, &actions).await {
+            Ok(refused) => findings.causes.extend(iam_problem(attempt, &principal, &key, refused)),
+            Err(error) => findings.doubts.push(format!("the launcher's IAM policies for key {key} ({error})")),
+        }
+    }
+}
+
+/// State and policy of the key that the target re-encrypts with, and the actions on it that the
+/// launcher's IAM policies must allow.
+async fn examine_own_key(
+    attempt: Attempt<'_>,
+    principal: &PrincipalArn,
+    key: &str,
+    findings: &mut Findings,
+) -> Option<(KeyArn, Vec<&'static str>)> {
+    let target = &attempt.target.account_id;
+    let kms = aws_sdk_kms::Client::new(attempt.launcher);
+    let metadata = match kms.describe_key().key_id(key).send().await {
+        Ok(answer) => answer.key_metadata,
+        Err(error) if aws::code(&error) == Some("NotFoundException") => {
+            findings.causes.push(format!(
+                "key state: there is no key {key} in account {target} and Region {}; name another in reencrypt.kmsKeyId",
+                attempt.source.region
+            ));
+            return None;
+        }
+        Err(error) => {
+            let error = aws::failure(target, "kms:DescribeKey", error);
+            findings.doubts.push(format!("the target's own key {key} ({error})"));
+            return None;
+        }
+    }?;
+    let arn = KeyArn::parse(metadata.arn().unwrap_or_default()).ok()?;
+    findings.causes.extend(state_problem(arn.as_str(), metadata.key_state()));
+    if metadata.key_spec().is_some_and(|spec| *spec != KeySpec::SymmetricDefault) {
+        findings.causes.push(format!("key state: key {arn} is not symmetric, and EBS takes no other; name another"));
+    }
+    let actions = match kms.get_key_policy().key_id(arn.as_str()).send().await {
+        Ok(answer) => {
+            let calls = OWN_KEY_ACTIONS.map(|action| Call { principal, key: &arn, action });
+            policy_findings(&answer.policy.unwrap_or_default(), &calls, findings)
+        }
+        Err(error) => {
+            let error = aws::failure(target, "kms:GetKeyPolicy", error);
+            findings.doubts.push(format!("the policy of key {arn} ({error})"));
+            OWN_KEY_ACTIONS.to_vec()
+        }
+    };
+    Some((arn, actions))
+}
+
+/// The actions that the principal's IAM policies do not allow EC2 on `key`, and why not.
+async fn simulate<'a>(
+    attempt: Attempt<'_>,
+    iam: &aws_sdk_iam::Client,
+    principal: &PrincipalArn,
+    key: &KeyArn,
+    actions: &[&'a str],
+) -> Result<Vec<(&'a str, String)>, Error> {
+    let via = format!("ec2.{}.amazonaws.com", key.region());
+    let account = principal.account_id().to_string();
+    let (grant, use_of_key): (Vec<&str>, Vec<&str>) = actions.iter().partition(|action| **action == "kms:CreateGrant");
+    let mut refused = Vec::new();
+    for actions in [use_of_key, grant].iter().filter(|actions| !actions.is_empty()) {
+        let mut entries = vec![
+            ("kms:ViaService", via.as_str(), ContextKeyTypeEnum::String),
+            ("kms:CallerAccount", &account, ContextKeyTypeEnum::String),
+        ];
+        if actions.contains(&"kms:CreateGrant") {
+            entries.push(("kms:GrantIsForAWSResource", "true", ContextKeyTypeEnum::Boolean));
+        }
+        let entries = entries.into_iter().map(|(name, value, kind)| {
+            ContextEntry::builder().context_key_name(name).context_key_values(value).context_key_type(kind).build()
+        });
+        let answer = iam
+            .simulate_principal_policy()
+            .policy_source_arn(principal.as_str())
+            .set_action_names(Some(actions.iter().map(|action| (*action).to_owned()).collect()))
+            .resource_arns(key.as_str())
+            .set_context_entries(Some(entries.collect()))
+            .send()
+            .await
+            .map_err(|error| aws::failure(&attempt.target.account_id, "iam:SimulatePrincipalPolicy", error))?;
+        for action in actions {
+            let result = answer.evaluation_results().iter().find(|result| result.eval_action_name() == *action);
+            refused.extend(result.and_then(refusal).map(|clause| (*action, clause)));
+        }
+    }
+    Ok(refused)
+}
+
+/// Why the simulator refuses, if it does. In a simulation across accounts the whole decision counts
+/// a key policy that the simulator was not given; then that of the IAM policies is read ("EvaluationResult",
+/// IAM API reference).
+fn refusal(result: &EvaluationResult) -> Option<String> {
+    if result.organizations_decision_detail().is_some_and(|detail| !detail.allowed_by_organizations()) {
+        return Some("refused by an organization's service control policy".to_owned());
+    }
+    if result.permissions_boundary_decision_detail().is_some_and(|detail| !detail.allowed_by_permissions_boundary()) {
+        return Some("refused by its permissions boundary".to_owned());
+    }
+    let by_policy_type = result.eval_decision_details().and_then(|details| {
+        details.iter().find(|(kind, _)| kind.to_ascii_lowercase().contains("iam")).map(|(_, decision)| decision)
+    });
+    match by_policy_type.unwrap_or(result.eval_decision()) {
+        PolicyEvaluationDecisionType::Allowed => None,
+        PolicyEvaluationDecisionType::ExplicitDeny => {
+            let policy = result.matched_statements().first().and_then(|statement| statement.source_policy_id());
+            Some(format!("denied by its policy {}", policy.unwrap_or("(the simulator does not say which)")))
+        }
+        _ => Some("not allowed by any of its policies".to_owned()),
+    }
+}
+
+fn iam_problem(
+    attempt: Attempt<'_>,
+    principal: &PrincipalArn,
+    key: &KeyArn,
+    refused: Vec<(&str, String)>,
+) -> Option<String> {
+    if refused.is_empty() {
+        return None;
+    }
+    let source_key = key.account_id() == attempt.source.account_id;
+    let what_to_do = if source_key {
+        format!("attach policy {} to it, or start the execution again", attempt.hub.settings.key_access_policy)
+    } else {
+        "allow it in accounts/target.yaml, or in the key's policy".to_owned()
+    };
+    Some(format!("IAM policy: of {principal} for key {key}, {} ({what_to_do})", grouped(refused).join(", and ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_iam::types::{OrganizationsDecisionDetail, Statement};
+
+    use super::*;
+
+    fn result(decision: PolicyEvaluationDecisionType) -> aws_sdk_iam::types::builders::EvaluationResultBuilder {
+        EvaluationResult::builder().eval_action_name("kms:Decrypt").eval_decision(decision)
+    }
+
+    #[test]
+    fn what_the_simulator_allows_is_no_refusal() {
+        assert_eq!(refusal(&result(PolicyEvaluationDecisionType::Allowed).build().unwrap()), None);
+    }
+
+    #[test]
+    fn a_missing_and_a_denied_action_are_told_apart() {
+        let missing = refusal(&result(PolicyEvaluationDecisionType::ImplicitDeny).build().unwrap()).unwrap();
+        assert_eq!(missing, "not allowed by any of its policies");
+        let denied = result(PolicyEvaluationDecisionType::ExplicitDeny)
+            .matched_statements(Statement::builder().source_policy_id("Guard").build())
+            .build()
+            .unwrap();
+        assert_eq!(refusal(&denied).unwrap(), "denied by its policy Guard");
+    }
+
+    #[test]
+    fn across_accounts_only_the_iam_part_of_the_decision_counts() {
+        let across = |iam| {
+            result(PolicyEvaluationDecisionType::ImplicitDeny)
+                .eval_decision_details("IAM Policies", iam)
+                .eval_decision_details("Resource Policies", PolicyEvaluationDecisionType::ImplicitDeny)
+                .build()
+                .unwrap()
+        };
+        assert_eq!(refusal(&across(PolicyEvaluationDecisionType::Allowed)), None);
+        assert!(refusal(&across(PolicyEvaluationDecisionType::ImplicitDeny)).is_some());
+    }
+
+    #[test]
+    fn a_service_control_policy_is_named() {
+        let refused = result(PolicyEvaluationDecisionType::ImplicitDeny)
+            .organizations_decision_detail(
+                OrganizationsDecisionDetail::builder().allowed_by_organizations(false).build(),
+            )
+            .build()
+            .unwrap();
+        assert!(refusal(&refused).unwrap().contains("service control policy"));
+    }
+}

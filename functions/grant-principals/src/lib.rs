@@ -1,0 +1,168 @@
+//! GrantPrincipals: lets the launcher and the request's principals use the source account's keys,
+//! from the target's side.
+
+mod undo;
+
+use ami_share_core::{
+    Error, Hub, aws,
+    hub::{Actions, partition},
+    ids::{ExecutionName, PrincipalArn, PrincipalKind},
+    principal_policy::{inline_policy, inline_policy_name},
+    share::{PrincipalAccess, Source, Target},
+};
+use aws_sdk_iam::{
+    Client,
+    error::{ProvideErrorMetadata, SdkError},
+};
+use serde::{Deserialize, Serialize};
+
+pub use undo::{UNDO_ACTIONS, UndoOutput, undo_grant_principals};
+
+pub const ACTIONS: Actions =
+    Actions { source: &[], target: &[ATTACH_TO_ROLE, ATTACH_TO_USER, PUT_TO_ROLE, PUT_TO_USER], launcher: &[] };
+
+const ATTACH_TO_ROLE: &str = "iam:AttachRolePolicy";
+const ATTACH_TO_USER: &str = "iam:AttachUserPolicy";
+const PUT_TO_ROLE: &str = "iam:PutRolePolicy";
+const PUT_TO_USER: &str = "iam:PutUserPolicy";
+
+/// How long a change in IAM takes to be seen everywhere: "IAM is eventually consistent" in the IAM
+/// user guide's troubleshooting names no time; a few seconds are usual.
+const SETTLE_SECONDS: u32 = 15;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Input {
+    pub execution: ExecutionName,
+    pub source: Source,
+    pub target: Target,
+    pub principal_access: PrincipalAccess,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Output {
+    pub granted: Vec<PrincipalArn>,
+    /// How long to wait before the access is relied on; 0 where nothing was changed.
+    pub settle_seconds: u32,
+}
+
+/// Attaches the target's own managed policy to each principal that lacks it, or writes each the
+/// inline policies that it lacks. Both do nothing to a principal that has them already.
+///
+/// # Errors
+/// [`Error::PrincipalNotFound`]; [`Error::QuotaExceeded`] when a principal has as many policies as
+/// it may; [`Error::AccessDenied`] when the target's owner does not let ami-share manage it.
+#[tracing::instrument(skip_all, fields(execution = %input.execution, account = %input.target.account_id))]
+pub async fn grant_principals(hub: &Hub, input: Input) -> Result<Output, Error> {
+    if !input.has_changes() {
+        return Ok(Output { granted: Vec::new(), settle_seconds: 0 });
+    }
+    let config =
+        hub.as_target(&input.target.account_id, &input.source.region, &input.execution, ACTIONS.target).await?;
+    let iam = Client::new(&config);
+    let mut granted = Vec::new();
+    for change in &input.target.principal_changes {
+        match input.principal_access {
+            PrincipalAccess::Attach => attach(&iam, hub, &input, &change.principal).await?,
+            PrincipalAccess::Inline => {
+                for key in &change.key_arns {
+                    let (name, document) = (inline_policy_name(key), inline_policy(key).to_string());
+                    put(&iam, &input, &change.principal, &name, &document).await?;
+                }
+            }
+        }
+        granted.push(change.principal.clone());
+    }
+    Ok(Output { granted, settle_seconds: SETTLE_SECONDS })
+}
+
+impl Input {
+    fn has_changes(&self) -> bool {
+        let changes = &self.target.principal_changes;
+        match self.principal_access {
+            PrincipalAccess::Attach => !changes.is_empty(),
+            PrincipalAccess::Inline => changes.iter().any(|change| !change.key_arns.is_empty()),
+        }
+    }
+
+    /// The ARN of the target's own managed policy.
+    fn key_access_policy(&self, hub: &Hub) -> String {
+        let partition = partition(&self.source.region);
+        format!("arn:{partition}:iam::{}:policy/{}", self.target.account_id, hub.settings.key_access_policy)
+    }
+}
+
+async fn attach(iam: &Client, hub: &Hub, input: &Input, principal: &PrincipalArn) -> Result<(), Error> {
+    let policy = input.key_access_policy(hub);
+    match principal.kind() {
+        PrincipalKind::Role => iam
+            .attach_role_policy()
+            .role_name(principal.name())
+            .policy_arn(&policy)
+            .send()
+            .await
+            .map(drop)
+            .map_err(|error| failure(input, principal, ATTACH_TO_ROLE, error)),
+        PrincipalKind::User => iam
+            .attach_user_policy()
+            .user_name(principal.name())
+            .policy_arn(&policy)
+            .send()
+            .await
+            .map(drop)
+            .map_err(|error| failure(input, principal, ATTACH_TO_USER, error)),
+    }?;
+    tracing::info!(%principal, policy, "policy attached");
+    Ok(())
+}
+
+async fn put(iam: &Client, input: &Input, principal: &PrincipalArn, name: &str, document: &str) -> Result<(), Error> {
+    match principal.kind() {
+        PrincipalKind::Role => iam
+            .put_role_policy()
+            .role_name(principal.name())
+            .policy_name(name)
+            .policy_document(document)
+            .send()
+            .await
+            .map(drop)
+            .map_err(|error| failure(input, principal, PUT_TO_ROLE, error)),
+        PrincipalKind::User => iam
+            .put_user_policy()
+            .user_name(principal.name())
+            .policy_name(name)
+            .policy_document(document)
+            .send()
+            .await
+            .map(drop)
+            .map_err(|error| failure(input, principal, PUT_TO_USER, error)),
+    }?;
+    tracing::info!(%principal, policy = name, "inline policy written");
+    Ok(())
+}
+
+/// IAM says NoSuchEntity for a principal and for a policy that is not there, and refuses two
+/// changes of one principal at the same moment (ConcurrentModification).
+fn failure<E>(input: &Input, principal: &PrincipalArn, call: &'static str, error: SdkError<E>) -> Error
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let account = input.target.account_id.clone();
+    let no_policy = error.message().is_some_and(|message| message.starts_with("Policy "));
+    match error.code() {
+        Some("NoSuchEntity") if no_policy => match aws::failure(&account, call, error) {
+            Error::Aws { account, call, code, message, request_id, source } => {
+                let message = format!(
+                    "{message}; deploy accounts/target.yaml in account {account}, under the name that the hub's \
+                     parameters say"
+                );
+                Error::Aws { account, call, code, message, request_id, source }
+            }
+            other => other,
+        },
+        Some("NoSuchEntity") => Error::PrincipalNotFound { principal: principal.clone(), account, call },
+        Some("ConcurrentModification") => Error::Throttled { account, call, source: Some(error.into()) },
+        _ => aws::failure(&account, call, error),
+    }
+}
