@@ -104,6 +104,11 @@ impl Hub {
         Self { settings, config, sts }
     }
 
+    /// For clients that act in the hub account, as the function's own role.
+    pub fn config(&self) -> &SdkConfig {
+        &self.config
+    }
+
     /// The hub's own Region: the default of a request that names none.
     ///
     /// # Errors
