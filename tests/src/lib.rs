@@ -16,6 +16,7 @@ pub mod deploy;
 pub mod engine;
 pub mod execution;
 pub mod local;
+pub mod report;
 pub mod roles;
 pub mod seed;
 pub mod template;

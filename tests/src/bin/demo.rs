@@ -1,0 +1,327 @@
+//! `make demo`: shares an encrypted image four ways on simulated accounts, shows what happened, and
+//! fails if anything is not as it should be.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write},
+    process::ExitCode,
+    time::Instant,
+};
+
+use ami_share_sandbox::faults::{Hook, Matcher, RootCall, When};
+use ami_share_tests::{
+    REGION, Result, SOURCE, TARGET,
+    clients::root_of,
+    engine::checkout,
+    execution,
+    local::{Local, Settings},
+    report::{Run, bold},
+    seed,
+};
+use aws_sdk_sfn::types::ExecutionStatus;
+use serde_json::{Value, json};
+
+/// One execution of the demo, and what it should come to.
+struct Scenario {
+    name: &'static str,
+    title: &'static str,
+    reencrypt: Option<&'static str>,
+    keep: bool,
+    /// Whether the launcher's access to the keys is taken away just before the launch.
+    sabotage: bool,
+    /// What it should change: account, call, how often.
+    changes: &'static [(&'static str, &'static str, usize)],
+}
+
+const SCENARIOS: [Scenario; 4] = [
+    Scenario {
+        name: "plain",
+        title: "A plain share: no key of the target's own is named",
+        reencrypt: None,
+        keep: false,
+        sabotage: false,
+        changes: &[
+            (SOURCE, "ec2:ModifyImageAttribute", 1),
+            (SOURCE, "kms:PutKeyPolicy", 2),
+            (TARGET, "ec2:RunInstances", 1),
+            (TARGET, "ec2:TerminateInstances", 1),
+            (TARGET, "iam:AttachRolePolicy", 2),
+        ],
+    },
+    Scenario {
+        name: "at-launch",
+        title: "Re-encrypted at launch, with the target's own key",
+        reencrypt: Some("atLaunch"),
+        keep: true,
+        sabotage: false,
+        changes: &[
+            (SOURCE, "ec2:ModifyImageAttribute", 1),
+            (SOURCE, "kms:PutKeyPolicy", 2),
+            (TARGET, "ec2:RunInstances", 1),
+            (TARGET, "iam:AttachRolePolicy", 2),
+        ],
+    },
+    Scenario {
+        name: "copy-image",
+        title: "Copied by the target, under its own key",
+        reencrypt: Some("copyImage"),
+        keep: true,
+        sabotage: false,
+        changes: &[
+            (SOURCE, "ec2:ModifyImageAttribute", 1),
+            (SOURCE, "ec2:ModifySnapshotAttribute", 3),
+            (SOURCE, "kms:PutKeyPolicy", 2),
+            (TARGET, "ec2:CopyImage", 1),
+            (TARGET, "ec2:RunInstances", 1),
+            (TARGET, "iam:AttachRolePolicy", 2),
+        ],
+    },
+    Scenario {
+        name: "sabotaged",
+        title: "Somebody takes the launcher's access to the keys away just before the launch",
+        reencrypt: None,
+        keep: false,
+        sabotage: true,
+        changes: &[],
+    },
+];
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match demonstrate().await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("The demo could not go on: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether everything was as it should be.
+async fn demonstrate() -> Result<bool> {
+    let started = Instant::now();
+    println!("Starting the simulated accounts and the local engine, deploying template.yaml and accounts/*.yaml ...");
+    let local = Local::start(Settings::default()).await?;
+    let world = World::seed(&local).await?;
+    println!("Ready after {:.1} s. The image is {}.", started.elapsed().as_secs_f64(), world.image.image_id);
+    // Every execution begins with the same accounts.
+    let accounts = local.sandbox.world().accounts.clone();
+    let mut runs = Vec::new();
+    for scenario in &SCENARIOS {
+        local.sandbox.world().accounts = accounts.clone();
+        runs.push(run(&local, &world, scenario).await?);
+    }
+    let directory = checkout().join("target/demo");
+    fs::create_dir_all(&directory)?;
+    for run in &runs {
+        fs::write(directory.join(format!("{}.json", run.name)), serde_json::to_string_pretty(&run.json())?)?;
+    }
+    println!("\n{}", bold("Result"));
+    for run in &runs {
+        let verdict = if run.problems.is_empty() { "as it should be" } else { "NOT AS IT SHOULD BE" };
+        let duration = run.ended.duration.as_secs_f64();
+        println!("  {:<12}{:<11}{duration:>6.1} s  {verdict}", run.name, run.ended.status.as_str());
+        for problem in &run.problems {
+            println!("    {problem}");
+        }
+    }
+    println!("The same as JSON: target/demo/*.json. All in {:.1} s.", started.elapsed().as_secs_f64());
+    Ok(runs.iter().all(|run| run.problems.is_empty()))
+}
+
+/// What is there before anything is shared.
+struct World {
+    image: seed::Image,
+    target: seed::Target,
+    /// The ARN of the target's default key for volumes.
+    default_key: String,
+}
+
+impl World {
+    async fn seed(local: &Local) -> Result<Self> {
+        let sandbox = local.sandbox.endpoint();
+        let image = seed::image(&sandbox, SOURCE, "golden-image").await?;
+        let target = seed::target(&sandbox, TARGET).await?;
+        let kms = aws_sdk_kms::Client::new(&root_of(TARGET, &sandbox));
+        let default_key = kms.describe_key().key_id("alias/aws/ebs").send().await?.key_metadata;
+        let default_key = default_key.and_then(|key| key.arn).ok_or("DescribeKey answered no ARN")?;
+        Ok(Self { image, target, default_key })
+    }
+
+    fn names(&self) -> BTreeMap<String, String> {
+        let keys = self.image.key_arns().into_iter().enumerate();
+        keys.map(|(index, arn)| (arn.to_owned(), format!("the source's key {}", index + 1)))
+            .chain([
+                (self.target.key_arn.clone(), "the target's alias/app-volumes".to_owned()),
+                (self.default_key.clone(), "the target's alias/aws/ebs".to_owned()),
+            ])
+            .collect()
+    }
+
+    /// The key that the volumes of the launched instance should be encrypted with.
+    fn expected_key(&self, scenario: &Scenario) -> &str {
+        if scenario.reencrypt.is_some() { &self.target.key_arn } else { &self.default_key }
+    }
+}
+
+async fn run(local: &Local, world: &World, scenario: &Scenario) -> Result<Run> {
+    let mut target = json!({
+        "accountId": TARGET,
+        "principals": [world.target.principal],
+        "launch": { "instanceType": "t3.micro", "keep": scenario.keep },
+    });
+    if let Some(mode) = scenario.reencrypt {
+        target["reencrypt"] = json!({ "mode": mode, "kmsKeyId": "alias/app-volumes" });
+    }
+    let request = json!({ "imageId": world.image.image_id, "targets": [target] });
+    let (before, seen) = {
+        let mut sandbox = local.sandbox.world();
+        if scenario.sabotage {
+            sandbox.faults.add_hook(detach_before_launch());
+        }
+        ([sandbox.snapshot(SOURCE), sandbox.snapshot(TARGET)], sandbox.journal.last_seq())
+    };
+
+    println!("\n{}\n", bold(&format!("{} ({})", scenario.title, scenario.name)));
+    println!("$ aws stepfunctions start-execution --state-machine-arn {} \\", local.hub.state_machine);
+    println!("    --name {} --input '{request}'\n", scenario.name);
+    let engine = local.engine.endpoint();
+    let arn = execution::start_with_cli(&engine, &local.hub.state_machine, scenario.name, &request)?;
+    let ended = execution::follow(&engine, &arn, |entered| {
+        println!("  {:>6.2} s  {}", entered.after.as_secs_f64(), entered.state);
+        let _ = io::stdout().flush();
+    })
+    .await?;
+    println!("  {:>6.2} s  {}\n", ended.duration.as_secs_f64(), ended.status.as_str());
+
+    let (after, journal) = {
+        let mut sandbox = local.sandbox.world();
+        ([sandbox.snapshot(SOURCE), sandbox.snapshot(TARGET)], sandbox.journal.since(seen).to_vec())
+    };
+    let mut run = Run {
+        name: scenario.name.to_owned(),
+        title: scenario.title.to_owned(),
+        request,
+        ended,
+        journal,
+        problems: Vec::new(),
+    };
+    let problems = if scenario.sabotage {
+        check_failure(&run, &before, &after)
+    } else {
+        check_success(local, world, scenario, &run).await?
+    };
+    run.problems = problems;
+    print!("{}", run.tables(&world.names()));
+    Ok(run)
+}
+
+/// Takes the key access from the launcher between GrantPrincipals and LaunchInstance.
+fn detach_before_launch() -> Hook {
+    Hook {
+        when: When::Before,
+        matcher: Matcher::action("ec2:RunInstances").in_account(TARGET),
+        skip: 0,
+        calls: vec![RootCall {
+            account: TARGET.to_owned(),
+            region: REGION.to_owned(),
+            service: "iam".to_owned(),
+            action: "DetachRolePolicy".to_owned(),
+            params: json!({
+                "RoleName": "AmiShareLauncher",
+                "PolicyArn": format!("arn:aws:iam::{TARGET}:policy/AmiShareKeyAccess"),
+            }),
+        }],
+    }
+}
+
+async fn check_success(local: &Local, world: &World, scenario: &Scenario, run: &Run) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    let mut expect = |what: &str, found: &Value, expected: &Value| {
+        if found != expected {
+            problems.push(format!("{what}: {found} instead of {expected}"));
+        }
+    };
+    expect("status of the execution", &json!(run.ended.status.as_str()), &json!("SUCCEEDED"));
+    let target = run.target();
+    expect("status of the target", &target["status"], &json!("proved"));
+    expect("instance kept", &target["kept"], &json!(scenario.keep));
+    let volumes: Vec<Value> = target["volumes"].as_array().cloned().unwrap_or_default();
+    let keys: BTreeMap<&str, &str> = volumes
+        .iter()
+        .filter_map(|volume| Some((volume["deviceName"].as_str()?, volume["keyArn"].as_str()?)))
+        .collect();
+    let expected: BTreeMap<&str, &str> =
+        world.image.volumes.iter().map(|volume| (volume.device, world.expected_key(scenario))).collect();
+    expect("keys of the volumes, as reported", &json!(keys), &json!(expected));
+    if scenario.keep {
+        let instance = target["instanceId"].as_str().unwrap_or_default();
+        let found = keys_of_instance(&local.sandbox.endpoint(), instance).await?;
+        expect("keys of the volumes, as EC2 has them", &json!(found), &json!(expected));
+    }
+    let mut changes: BTreeMap<String, usize> = BTreeMap::new();
+    for entry in run.changes() {
+        *changes.entry(format!("{} {}", entry.account, entry.action)).or_default() += 1;
+    }
+    let expected: BTreeMap<String, usize> =
+        scenario.changes.iter().map(|(account, action, count)| (format!("{account} {action}"), *count)).collect();
+    expect("changes", &json!(changes), &json!(expected));
+    let refused: usize = run.calls().values().map(|calls| calls.refused).sum();
+    expect("refused calls", &json!(refused), &json!(0));
+    problems.extend(check_key_policies(&local.sandbox.endpoint(), world).await?);
+    Ok(problems)
+}
+
+/// Everyone else's statements are where they were, followed by ours.
+async fn check_key_policies(sandbox: &str, world: &World) -> Result<Vec<String>> {
+    let kms = aws_sdk_kms::Client::new(&root_of(SOURCE, sandbox));
+    let original = seed::key_policy(SOURCE, "golden-image-key-admin");
+    let original = original["Statement"].as_array().ok_or("the seeded policy has no statements")?;
+    let mut problems = Vec::new();
+    for arn in world.image.key_arns() {
+        let policy = kms.get_key_policy().key_id(arn).send().await?.policy.unwrap_or_default();
+        let policy: Value = serde_json::from_str(&policy)?;
+        let statements = policy["Statement"].as_array().cloned().unwrap_or_default();
+        if !statements.starts_with(original) || statements.len() != original.len() + 2 {
+            problems.push(format!("the policy of {arn} is {policy}"));
+        }
+    }
+    Ok(problems)
+}
+
+async fn keys_of_instance(sandbox: &str, instance: &str) -> Result<BTreeMap<String, String>> {
+    let ec2 = aws_sdk_ec2::Client::new(&root_of(TARGET, sandbox));
+    let volumes = ec2.describe_volumes().send().await?.volumes.unwrap_or_default();
+    Ok(volumes
+        .into_iter()
+        .filter_map(|volume| {
+            let attachment = volume.attachments?.into_iter().find(|at| at.instance_id.as_deref() == Some(instance))?;
+            Some((attachment.device?, volume.kms_key_id?))
+        })
+        .collect())
+}
+
+/// The execution failed with the reason, and both accounts are as they were.
+fn check_failure(run: &Run, before: &[Value; 2], after: &[Value; 2]) -> Vec<String> {
+    let mut problems = Vec::new();
+    if run.ended.status != ExecutionStatus::Failed {
+        problems.push(format!("the execution ended in {}", run.ended.status.as_str()));
+    }
+    if run.ended.error.as_deref() != Some("InstanceDied") {
+        problems.push(format!("the error is {:?} instead of InstanceDied", run.ended.error));
+    }
+    let cause = run.ended.cause.as_deref().unwrap_or_default();
+    for part in ["AmiShareLauncher", "kms:", "taken back"] {
+        if !cause.contains(part) {
+            problems.push(format!("the cause does not name {part}"));
+        }
+    }
+    for (account, before, after) in [(SOURCE, &before[0], &after[0]), (TARGET, &before[1], &after[1])] {
+        if before != after {
+            problems.push(format!("account {account} is not as it was before: {after} instead of {before}"));
+        }
+    }
+    problems
+}

@@ -1,0 +1,58 @@
+//! `make sandbox`: leaves the simulated accounts running, with the stack deployed, until Ctrl-C.
+
+use std::process::ExitCode;
+
+use ami_share_tests::{
+    HUB, REGION, Result, SOURCE, TARGET,
+    engine::checkout,
+    local::{Local, Settings},
+    report::bold,
+    seed,
+};
+use serde_json::json;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("The sandbox could not be started: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<()> {
+    let local = Local::start(Settings::default()).await?;
+    let (engine, sandbox) = (local.engine.endpoint(), local.sandbox.endpoint());
+    let image = seed::image(&sandbox, SOURCE, "golden-image").await?;
+    let target = seed::target(&sandbox, TARGET).await?;
+    let request = json!({ "imageId": image.image_id, "targets": [{
+        "accountId": TARGET,
+        "principals": [target.principal],
+        "reencrypt": { "mode": "atLaunch", "kmsKeyId": "alias/app-volumes" },
+        "launch": { "keep": true },
+    }]});
+    let tools = checkout().join(".venv/bin");
+
+    println!("{}", bold("Running until Ctrl-C"));
+    println!("  {engine}   Step Functions, Lambda, CloudFormation, EventBridge, SSM");
+    println!("  {sandbox}   EC2, KMS, IAM, STS\n");
+    println!("{}", bold("Accounts (the id is also the access key id of the account's root)"));
+    println!("  {HUB}   hub: the stack ami-share");
+    println!("  {SOURCE}   source: image {} with {} volumes", image.image_id, image.volumes.len());
+    println!("  {TARGET}   target: {} and alias/app-volumes\n", target.principal);
+    println!("{}", bold("Try"));
+    println!("  export PATH={}:$PATH AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION={REGION}", tools.display());
+    println!("  # 1. Share the image, and prove that the target can launch it.");
+    println!("  AWS_ACCESS_KEY_ID={HUB} aws --endpoint-url {engine} stepfunctions start-execution \\");
+    println!("    --state-machine-arn {} --name first --input '{request}'", local.hub.state_machine);
+    println!("  # 2. See how it ended.");
+    println!("  AWS_ACCESS_KEY_ID={HUB} aws --endpoint-url {engine} stepfunctions describe-execution \\");
+    println!("    --execution-arn {}:first", local.hub.state_machine.replace(":stateMachine:", ":execution:"));
+    println!("  # 3. Look at the target's volumes, and the key that each is encrypted with.");
+    println!("  AWS_ACCESS_KEY_ID={TARGET} aws --endpoint-url {sandbox} ec2 describe-volumes \\");
+    println!("    --query 'Volumes[].[VolumeId,Attachments[0].Device,KmsKeyId]' --output table");
+    // Ctrl-C ends this process; the engine notices and ends with it.
+    std::future::pending::<Result<()>>().await
+}
