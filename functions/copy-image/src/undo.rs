@@ -1,0 +1,110 @@
+//! UndoCopyImage: removes the copy that this execution made, with its snapshots.
+
+use ami_share_core::{
+    Error, Hub, aws,
+    hub::Actions,
+    ids::ExecutionName,
+    share::{EXECUTION_TAG, Source, Target},
+};
+use aws_sdk_ec2::{
+    Client,
+    error::ProvideErrorMetadata,
+    types::{Filter, Tag},
+};
+use serde::{Deserialize, Serialize};
+
+pub const UNDO_ACTIONS: Actions =
+    Actions { source: &[], target: &[], launcher: &[DESCRIBE_IMAGES, DEREGISTER, DESCRIBE_SNAPSHOTS, DELETE] };
+
+const DESCRIBE_IMAGES: &str = "ec2:DescribeImages";
+const DEREGISTER: &str = "ec2:DeregisterImage";
+const DESCRIBE_SNAPSHOTS: &str = "ec2:DescribeSnapshots";
+const DELETE: &str = "ec2:DeleteSnapshot";
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UndoInput {
+    pub execution: ExecutionName,
+    pub source: Source,
+    pub target: Target,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UndoOutput {
+    /// Ids of the images and snapshots that were removed.
+    pub removed: Vec<String>,
+}
+
+/// Deregisters the target's images that carry this execution's tag and deletes its snapshots that
+/// do, also where the image is gone already or never came to be. What is not there is as good as
+/// removed.
+///
+/// # Errors
+/// [`Error::AccessDenied`], and whatever else EC2 refuses with: a snapshot may be in use for a moment
+/// after its image was deregistered.
+#[tracing::instrument(skip_all, fields(execution = %input.execution, account = %input.target.account_id))]
+pub async fn undo_copy_image(hub: &Hub, input: UndoInput) -> Result<UndoOutput, Error> {
+    let UndoInput { execution, source, target } = &input;
+    let account = &target.account_id;
+    let config = hub.as_launcher(account, &source.region, execution, UNDO_ACTIONS.launcher).await?;
+    let ec2 = Client::new(&config);
+    let mut removed = Vec::new();
+
+    let mut pages = ec2.describe_images().owners("self").filters(of(execution)).into_paginator().send();
+    while let Some(page) = pages.next().await {
+        let page = page.map_err(|error| aws::failure(account, DESCRIBE_IMAGES, error))?;
+        for image in page.images().iter().filter(|image| is_of(execution, image.tags())) {
+            let id = image.image_id().unwrap_or_default();
+            match ec2.deregister_image().image_id(id).send().await {
+                Ok(_) => {
+                    tracing::info!(image = id, "copy deregistered");
+                    removed.push(id.to_owned());
+                }
+                Err(error) if matches!(error.code(), Some("InvalidAMIID.NotFound" | "InvalidAMIID.Unavailable")) => {}
+                Err(error) => return Err(aws::failure(account, DEREGISTER, error)),
+            }
+        }
+    }
+
+    let mut pages = ec2.describe_snapshots().owner_ids("self").filters(of(execution)).into_paginator().send();
+    while let Some(page) = pages.next().await {
+        let page = page.map_err(|error| aws::failure(account, DESCRIBE_SNAPSHOTS, error))?;
+        for snapshot in page.snapshots().iter().filter(|snapshot| is_of(execution, snapshot.tags())) {
+            let id = snapshot.snapshot_id().unwrap_or_default();
+            match ec2.delete_snapshot().snapshot_id(id).send().await {
+                Ok(_) => {
+                    tracing::info!(snapshot = id, "snapshot deleted");
+                    removed.push(id.to_owned());
+                }
+                Err(error) if error.code() == Some("InvalidSnapshot.NotFound") => {}
+                Err(error) => return Err(aws::failure(account, DELETE, error)),
+            }
+        }
+    }
+    Ok(UndoOutput { removed })
+}
+
+fn of(execution: &ExecutionName) -> Filter {
+    Filter::builder().name(format!("tag:{EXECUTION_TAG}")).values(execution.as_str()).build()
+}
+
+/// A filter takes `*` and `?` for wildcards: what it finds is looked at again.
+fn is_of(execution: &ExecutionName, tags: &[Tag]) -> bool {
+    tags.iter().any(|tag| tag.key() == Some(EXECUTION_TAG) && tag.value() == Some(execution.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_carries_exactly_this_execution_is_ours() {
+        let execution = ExecutionName::parse("nightly*").unwrap();
+        let tag = |key: &str, value: &str| vec![Tag::builder().key(key).value(value).build()];
+        assert!(is_of(&execution, &tag(EXECUTION_TAG, "nightly*")));
+        assert!(!is_of(&execution, &tag(EXECUTION_TAG, "nightly-2")));
+        assert!(!is_of(&execution, &tag("Name", "nightly*")));
+        assert!(!is_of(&execution, &[]));
+    }
+}

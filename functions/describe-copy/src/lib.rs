@@ -1,0 +1,150 @@
+//! DescribeCopy: looks whether the target's copy is there, or why it failed.
+
+use ami_share_core::{
+    Error, Hub, aws,
+    hub::Actions,
+    ids::{ExecutionName, ImageId},
+    share::{EXECUTION_TAG, Image, Source, Target},
+};
+use ami_share_explain::{Attempt, COPY_ACTIONS, explain_copy};
+use aws_sdk_ec2::{
+    Client,
+    error::ProvideErrorMetadata,
+    primitives::{DateTime, DateTimeFormat},
+    types::{Filter, ImageState},
+};
+use serde::{Deserialize, Serialize};
+
+pub const ACTIONS: Actions = Actions {
+    source: COPY_ACTIONS.source,
+    target: COPY_ACTIONS.target,
+    launcher: &[DESCRIBE_IMAGES, DESCRIBE_SNAPSHOTS, "kms:DescribeKey", "kms:GetKeyPolicy"],
+};
+
+const DESCRIBE_IMAGES: &str = "ec2:DescribeImages";
+const DESCRIBE_SNAPSHOTS: &str = "ec2:DescribeSnapshots";
+
+/// A copy under another key is a full copy; of terabytes it takes hours.
+const MAX_PENDING_SECONDS: i64 = 12 * 60 * 60;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Input {
+    pub execution: ExecutionName,
+    pub source: Source,
+    pub image: Image,
+    pub target: Target,
+    pub copy_id: ImageId,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Output {
+    pub state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum State {
+    Pending,
+    Available,
+}
+
+/// # Errors
+/// [`Error::CopyFailed`] with the likely cause, also when it has been pending for 12 hours;
+/// [`Error::NotYetVisible`].
+#[tracing::instrument(skip_all, fields(
+    execution = %input.execution, account = %input.target.account_id, copy = %input.copy_id
+))]
+pub async fn describe_copy(hub: &Hub, input: Input) -> Result<Output, Error> {
+    let Input { execution, source, image, target, copy_id } = &input;
+    let account = &target.account_id;
+    let config = hub.as_launcher(account, &source.region, execution, ACTIONS.launcher).await?;
+    let ec2 = Client::new(&config);
+    let found = match ec2.describe_images().image_ids(copy_id.as_str()).send().await {
+        Ok(answer) => answer.images.unwrap_or_default().into_iter().next(),
+        Err(error) if error.code() == Some("InvalidAMIID.NotFound") => None,
+        Err(error) => return Err(aws::failure(account, DESCRIBE_IMAGES, error)),
+    };
+    let Some(copy) = found else {
+        return Err(Error::NotYetVisible {
+            what: format!("copy {copy_id} of image {}", image.image_id),
+            account: account.clone(),
+            call: DESCRIBE_IMAGES,
+        });
+    };
+    let failed = |reason| Error::CopyFailed { image: image.image_id.clone(), account: account.clone(), reason };
+    match copy.state() {
+        Some(ImageState::Available) => Ok(Output { state: State::Available }),
+        Some(ImageState::Pending | ImageState::Transient) => {
+            if is_overdue(copy.creation_date(), DateTime::from(std::time::SystemTime::now())) {
+                return Err(failed(format!(
+                    "copy {copy_id} has been pending since {}, over 12 hours; look at its snapshots in account {account}",
+                    copy.creation_date().unwrap_or_default()
+                )));
+            }
+            Ok(Output { state: State::Pending })
+        }
+        state => {
+            let state = state.map_or("in no state", ImageState::as_str);
+            let mut said: Vec<String> =
+                copy.state_reason().and_then(|reason| reason.message()).map(str::to_owned).into_iter().collect();
+            match snapshot_errors(&ec2, &input).await {
+                Ok(messages) => said.extend(messages),
+                Err(error) => said.push(format!("its snapshots could not be asked: {error}")),
+            }
+            let attempt = Attempt { hub, launcher: &config, execution, source, image, target };
+            let explanation = explain_copy(attempt).await;
+            Err(failed(format!("copy {copy_id} is {state} ({}); {explanation}", said.join("; "))))
+        }
+    }
+}
+
+/// What EC2 says of each snapshot of this execution's copy that came to nothing.
+async fn snapshot_errors(ec2: &Client, input: &Input) -> Result<Vec<String>, Error> {
+    let of_execution = Filter::builder().name(format!("tag:{EXECUTION_TAG}")).values(input.execution.as_str()).build();
+    let answer = ec2
+        .describe_snapshots()
+        .owner_ids("self")
+        .filters(of_execution)
+        .send()
+        .await
+        .map_err(|error| aws::failure(&input.target.account_id, DESCRIBE_SNAPSHOTS, error))?;
+    let said = answer.snapshots().iter().filter_map(|snapshot| {
+        let message = snapshot.state_message().filter(|message| !message.is_empty())?;
+        Some(format!("snapshot {}: {message}", snapshot.snapshot_id().unwrap_or_default()))
+    });
+    Ok(said.collect())
+}
+
+/// `created` as EC2 writes it: `2026-11-24T03:00:00.000Z`.
+fn is_overdue(created: Option<&str>, now: DateTime) -> bool {
+    created
+        .and_then(|created| DateTime::from_str(created, DateTimeFormat::DateTime).ok())
+        .is_some_and(|created| now.secs() - created.secs() > MAX_PENDING_SECONDS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_may_be_pending_for_twelve_hours() {
+        let created = "2026-11-24T03:00:00.000Z";
+        let later = |seconds| {
+            let created = DateTime::from_str(created, DateTimeFormat::DateTime).unwrap();
+            DateTime::from_secs(created.secs() + seconds)
+        };
+        assert!(!is_overdue(Some(created), later(MAX_PENDING_SECONDS)));
+        assert!(is_overdue(Some(created), later(MAX_PENDING_SECONDS + 1)));
+        assert!(!is_overdue(None, later(0)));
+        assert!(!is_overdue(Some("today"), later(MAX_PENDING_SECONDS + 1)));
+    }
+
+    #[test]
+    fn the_launcher_may_do_what_the_explanation_asks() {
+        for action in COPY_ACTIONS.launcher {
+            assert!(ACTIONS.launcher.contains(action), "{action}");
+        }
+    }
+}
