@@ -1,0 +1,264 @@
+//! LaunchInstance: launches the proof in the target.
+
+mod undo;
+
+use ami_share_core::{
+    Error, Hub, aws,
+    hub::{Actions, client_token},
+    ids::{AccountId, ExecutionName, ImageId, InstanceId},
+    share::{EXECUTION_TAG, Image, Mode, SOURCE_IMAGE_TAG, Source, Target},
+};
+use aws_sdk_ec2::{
+    Client,
+    error::{ProvideErrorMetadata, SdkError},
+    operation::run_instances::RunInstancesError,
+    types::{BlockDeviceMapping, EbsBlockDevice, InstanceType, ResourceType, Tag, TagSpecification},
+};
+use serde::{Deserialize, Serialize};
+
+pub use undo::{UNDO_ACTIONS, UndoInput, UndoOutput, undo_launch_instance};
+
+/// The KMS actions are EC2's, in the launcher's name: on the keys of the image's snapshots and on
+/// the key that the volumes are put under.
+pub const ACTIONS: Actions = Actions {
+    source: &[],
+    target: &[],
+    launcher: &[
+        RUN,
+        "ec2:CreateTags",
+        "kms:DescribeKey",
+        "kms:CreateGrant",
+        "kms:Decrypt",
+        "kms:ReEncryptFrom",
+        "kms:ReEncryptTo",
+        "kms:GenerateDataKeyWithoutPlaintext",
+    ],
+};
+
+const RUN: &str = "ec2:RunInstances";
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Input {
+    pub execution: ExecutionName,
+    pub source: Source,
+    pub image: Image,
+    pub target: Target,
+    /// The image, or the target's own copy of it.
+    pub image_id: ImageId,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Output {
+    pub instance_id: InstanceId,
+}
+
+/// Launches one instance; the same execution has one, however often this is called. Its volumes go
+/// with it when it is terminated, whatever the image says: a proof leaves nothing behind.
+///
+/// # Errors
+/// [`Error::NotYetVisible`] when the target does not see the image; [`Error::LaunchFailed`] when EC2
+/// has no room, the request does not fit the account's network or the image, or the instance of this
+/// execution is gone already; [`Error::QuotaExceeded`].
+#[tracing::instrument(skip_all, fields(
+    execution = %input.execution, account = %input.target.account_id, image = %input.image_id
+))]
+pub async fn launch_instance(hub: &Hub, input: Input) -> Result<Output, Error> {
+    let Input { execution, source, target, image_id, .. } = &input;
+    let mappings = block_devices(&input.image, target)?;
+    let config = hub.as_launcher(&target.account_id, &source.region, execution, ACTIONS.launcher).await?;
+    let launched = Client::new(&config)
+        .run_instances()
+        .image_id(image_id.as_str())
+        .instance_type(instance_type(&input.image, target))
+        .set_subnet_id(target.launch.subnet_id.clone())
+        .min_count(1)
+        .max_count(1)
+        .set_block_device_mappings(Some(mappings))
+        .tag_specifications(tagged(ResourceType::Instance, &input))
+        .tag_specifications(tagged(ResourceType::Volume, &input))
+        .client_token(token(execution, &target.account_id))
+        .send()
+        .await
+        .map_err(|error| failure(&input, error))?;
+    let instance_id = launched.instances().first().and_then(|instance| instance.instance_id()).unwrap_or_default();
+    let instance_id = InstanceId::parse(instance_id).map_err(|_| Error::Unavailable {
+        account: target.account_id.clone(),
+        call: RUN,
+        source: Some("the answer holds no instance id".into()),
+    })?;
+    tracing::info!(instance = %instance_id, "instance launched");
+    Ok(Output { instance_id })
+}
+
+fn token(execution: &ExecutionName, account: &AccountId) -> String {
+    client_token(execution, account, "launch")
+}
+
+/// The smallest type of the image's architecture, where the request names none.
+fn instance_type(image: &Image, target: &Target) -> InstanceType {
+    let default = if image.architecture == "arm64" { "t4g.micro" } else { "t3.micro" };
+    InstanceType::from(target.launch.instance_type.as_deref().unwrap_or(default))
+}
+
+/// What is to be otherwise than the image says, for each of its EBS volumes.
+fn block_devices(image: &Image, target: &Target) -> Result<Vec<BlockDeviceMapping>, Error> {
+    let key = match (target.mode, &target.kms_key_id) {
+        (Mode::AtLaunch, None) => {
+            return Err(Error::invalid("target.kmsKeyId", "null", "is required for re-encryption at launch"));
+        }
+        (Mode::AtLaunch, Some(key)) => Some(key),
+        (Mode::None | Mode::CopyImage, _) => None,
+    };
+    let mapping = |device: &str| {
+        let ebs = EbsBlockDevice::builder().delete_on_termination(true);
+        let ebs = match key {
+            Some(key) => ebs.encrypted(true).kms_key_id(key),
+            None => ebs,
+        };
+        BlockDeviceMapping::builder().device_name(device).ebs(ebs.build()).build()
+    };
+    Ok(image.volumes.iter().map(|volume| mapping(&volume.device_name)).collect())
+}
+
+fn tagged(kind: ResourceType, input: &Input) -> TagSpecification {
+    let tag = |key, value: &str| Tag::builder().key(key).value(value).build();
+    TagSpecification::builder()
+        .resource_type(kind)
+        .tags(tag(EXECUTION_TAG, input.execution.as_str()))
+        .tags(tag(SOURCE_IMAGE_TAG, input.image.image_id.as_str()))
+        .build()
+}
+
+fn failure(input: &Input, error: SdkError<RunInstancesError>) -> Error {
+    let Input { source, image, target, image_id, .. } = input;
+    let account = target.account_id.clone();
+    let code = error.code().unwrap_or_default().to_owned();
+    if code == "InvalidAMIID.NotFound" {
+        let what = if *image_id == image.image_id {
+            format!(
+                "image {image_id} (what it takes is launch permission for account {account}, given by account {})",
+                source.account_id
+            )
+        } else {
+            format!("copy {image_id} of image {}", image.image_id)
+        };
+        return Error::NotYetVisible { what, account, call: RUN };
+    }
+    match advice(&code) {
+        Some(advice) => Error::LaunchFailed {
+            image: image_id.clone(),
+            account,
+            reason: format!("{code}: {}; {advice}", error.message().unwrap_or_default()),
+            source: Some(error.into()),
+        },
+        None => aws::failure(&account, RUN, error),
+    }
+}
+
+/// What to do about an error that only a launch has ("Error codes", EC2 API reference).
+fn advice(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "InsufficientInstanceCapacity" | "InsufficientHostCapacity" | "InsufficientCapacity" => {
+            "this is capacity, not the share: ask for another launch.instanceType or launch.subnetId, or start the \
+             execution later"
+        }
+        "IdempotentInstanceTerminated" => {
+            "this execution's instance was terminated already, and it has no second one: start a new execution"
+        }
+        "IdempotentParameterMismatch" => {
+            "this execution launched an instance with other parameters before: start a new execution"
+        }
+        "VPCIdNotSpecified" | "MissingInput" | "InvalidSubnetID.NotFound" | "InvalidSubnet" => {
+            "name a subnet of the target in launch.subnetId: it has no default VPC, or not that subnet"
+        }
+        "Unsupported" | "UnsupportedOperation" | "InvalidParameterCombination" | "InvalidParameterValue" => {
+            "name an instance type in launch.instanceType that the image's architecture and boot mode fit, and that \
+             the Region has"
+        }
+        "InvalidAMIID.Unavailable" => "the image is not available any more: it was disabled or deregistered",
+        "InvalidSnapshot.NotFound" => "a snapshot of the image is gone: make the image again",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use ami_share_core::{
+        ids::SnapshotId,
+        share::{Launch, Volume},
+    };
+
+    use super::*;
+
+    fn image(architecture: &str) -> Image {
+        let volume = |device: &str| Volume {
+            device_name: device.to_owned(),
+            snapshot_id: SnapshotId::parse("snap-0123abcd").unwrap(),
+            key_arn: None,
+        };
+        Image {
+            image_id: ImageId::parse("ami-0123abcd").unwrap(),
+            name: "golden".to_owned(),
+            architecture: architecture.to_owned(),
+            volumes: vec![volume("/dev/xvda"), volume("/dev/sdf")],
+        }
+    }
+
+    fn target(mode: Mode, key: Option<&str>) -> Target {
+        Target {
+            account_id: AccountId::parse("222222222222").unwrap(),
+            principal_changes: Vec::new(),
+            mode,
+            kms_key_id: key.map(str::to_owned),
+            copy_id: None,
+            launch: Launch::default(),
+        }
+    }
+
+    #[test]
+    fn the_instance_type_follows_the_architecture_unless_it_is_asked_for() {
+        assert_eq!(instance_type(&image("x86_64"), &target(Mode::None, None)).as_str(), "t3.micro");
+        assert_eq!(instance_type(&image("arm64"), &target(Mode::None, None)).as_str(), "t4g.micro");
+        let mut asked = target(Mode::None, None);
+        asked.launch.instance_type = Some("m7i.large".to_owned());
+        assert_eq!(instance_type(&image("x86_64"), &asked).as_str(), "m7i.large");
+    }
+
+    #[test]
+    fn at_launch_puts_every_volume_under_the_key() {
+        let mappings = block_devices(&image("x86_64"), &target(Mode::AtLaunch, Some("alias/app"))).unwrap();
+        let devices: Vec<_> = mappings.iter().map(|mapping| mapping.device_name().unwrap()).collect();
+        assert_eq!(devices, ["/dev/xvda", "/dev/sdf"]);
+        for mapping in &mappings {
+            assert_eq!(mapping.ebs().unwrap().kms_key_id(), Some("alias/app"));
+            assert_eq!(mapping.ebs().unwrap().encrypted(), Some(true));
+        }
+    }
+
+    #[test]
+    fn otherwise_encryption_is_left_as_it_is_and_volumes_go_with_their_instance() {
+        for target in [target(Mode::None, None), target(Mode::CopyImage, Some("alias/app"))] {
+            for mapping in block_devices(&image("x86_64"), &target).unwrap() {
+                let ebs = mapping.ebs().unwrap();
+                assert_eq!((ebs.encrypted(), ebs.kms_key_id()), (None, None));
+                assert_eq!(ebs.delete_on_termination(), Some(true));
+            }
+        }
+    }
+
+    #[test]
+    fn at_launch_without_a_key_is_refused() {
+        let error = block_devices(&image("x86_64"), &target(Mode::AtLaunch, None)).unwrap_err();
+        assert_eq!(error.name(), "InvalidRequest");
+    }
+
+    #[test]
+    fn capacity_and_a_terminated_instance_are_told_apart_from_the_rest() {
+        assert!(advice("InsufficientInstanceCapacity").is_some_and(|advice| advice.contains("capacity")));
+        assert!(advice("IdempotentInstanceTerminated").is_some_and(|advice| advice.contains("new execution")));
+        assert_eq!(advice("UnauthorizedOperation"), None);
+        assert_eq!(advice("RequestLimitExceeded"), None);
+    }
+}

@@ -1,0 +1,93 @@
+//! UndoLaunchInstance: terminates the instance that this execution launched.
+
+use ami_share_core::{
+    Error, Hub, aws,
+    hub::Actions,
+    ids::ExecutionName,
+    share::{Source, Target},
+};
+use aws_sdk_ec2::{
+    Client,
+    error::ProvideErrorMetadata,
+    types::{Filter, Instance, InstanceStateName},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::token;
+
+pub const UNDO_ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &[DESCRIBE, TERMINATE] };
+
+const DESCRIBE: &str = "ec2:DescribeInstances";
+const TERMINATE: &str = "ec2:TerminateInstances";
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UndoInput {
+    pub execution: ExecutionName,
+    pub source: Source,
+    pub target: Target,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UndoOutput {
+    /// Ids of the instances that were terminated.
+    pub terminated: Vec<String>,
+}
+
+/// Finds the instance by its client token, which is known even when the answer of the launch was
+/// lost, and terminates it. None, or one that is gone already, is as good as terminated.
+///
+/// # Errors
+/// [`Error::AccessDenied`], and whatever else EC2 refuses with.
+#[tracing::instrument(skip_all, fields(execution = %input.execution, account = %input.target.account_id))]
+pub async fn undo_launch_instance(hub: &Hub, input: UndoInput) -> Result<UndoOutput, Error> {
+    let UndoInput { execution, source, target } = &input;
+    let account = &target.account_id;
+    let config = hub.as_launcher(account, &source.region, execution, UNDO_ACTIONS.launcher).await?;
+    let ec2 = Client::new(&config);
+    let token = token(execution, account);
+    let answer = ec2
+        .describe_instances()
+        .filters(Filter::builder().name("client-token").values(&token).build())
+        .send()
+        .await
+        .map_err(|error| aws::failure(account, DESCRIBE, error))?;
+    let mut terminated = Vec::new();
+    let instances = answer.reservations().iter().flat_map(|reservation| reservation.instances());
+    for instance in instances.filter(|instance| is_alive(instance)) {
+        let id = instance.instance_id().unwrap_or_default();
+        match ec2.terminate_instances().instance_ids(id).send().await {
+            Ok(_) => {
+                tracing::info!(instance = id, "instance terminated");
+                terminated.push(id.to_owned());
+            }
+            Err(error) if error.code() == Some("InvalidInstanceID.NotFound") => {}
+            Err(error) => return Err(aws::failure(account, TERMINATE, error)),
+        }
+    }
+    Ok(UndoOutput { terminated })
+}
+
+fn is_alive(instance: &Instance) -> bool {
+    let state = instance.state().and_then(|state| state.name());
+    !matches!(state, Some(InstanceStateName::ShuttingDown | InstanceStateName::Terminated))
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_ec2::types::InstanceState;
+
+    use super::*;
+
+    #[test]
+    fn what_is_on_its_way_out_is_left_alone() {
+        let instance = |name| Instance::builder().state(InstanceState::builder().name(name).build()).build();
+        for alive in [InstanceStateName::Pending, InstanceStateName::Running, InstanceStateName::Stopped] {
+            assert!(is_alive(&instance(alive)));
+        }
+        for gone in [InstanceStateName::ShuttingDown, InstanceStateName::Terminated] {
+            assert!(!is_alive(&instance(gone)));
+        }
+    }
+}
