@@ -1,0 +1,213 @@
+//! VerifyVolumes: looks which key each volume of the proof is really encrypted with.
+
+use ami_share_core::{
+    Error, Hub, aws,
+    hub::Actions,
+    ids::{AccountId, ExecutionName, InstanceId, KeyArn},
+    share::{EncryptedVolume, Image, Source, Target},
+};
+use aws_config::SdkConfig;
+use aws_sdk_ec2::types::{Filter, Volume};
+use serde::{Deserialize, Serialize};
+
+pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &[DESCRIBE_VOLUMES, DESCRIBE_KEY] };
+
+const DESCRIBE_VOLUMES: &str = "ec2:DescribeVolumes";
+const DESCRIBE_KEY: &str = "kms:DescribeKey";
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Input {
+    pub execution: ExecutionName,
+    pub source: Source,
+    pub image: Image,
+    pub target: Target,
+    pub instance_id: InstanceId,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Output {
+    pub volumes: Vec<EncryptedVolume>,
+}
+
+/// Every EBS volume of the instance, with its key. A volume of the image that was encrypted must
+/// be so here too; with a re-encryption mode every volume of the image must be under the key that
+/// was asked for.
+///
+/// # Errors
+/// [`Error::VolumeNotReencrypted`] for each volume that is not as it should be;
+/// [`Error::NotYetVisible`] when a volume of the image is not attached; [`Error::KeyNotUsable`] when
+/// there is no such key.
+#[tracing::instrument(skip_all, fields(
+    execution = %input.execution, account = %input.target.account_id, instance = %input.instance_id
+))]
+pub async fn verify_volumes(hub: &Hub, input: Input) -> Result<Output, Error> {
+    let Input { execution, source, image, target, instance_id } = &input;
+    let account = &target.account_id;
+    let config = hub.as_launcher(account, &source.region, execution, ACTIONS.launcher).await?;
+    let asked = match &target.kms_key_id {
+        Some(key) => Some(resolve(&config, account, key).await?),
+        None => None,
+    };
+    let volumes = attached(&config, account, instance_id).await?;
+    let missing: Vec<&str> = image
+        .volumes
+        .iter()
+        .map(|volume| volume.device_name.as_str())
+        .filter(|device| volumes.iter().all(|volume| volume.device_name != *device))
+        .collect();
+    if !missing.is_empty() {
+        return Err(Error::NotYetVisible {
+            what: format!("the volume at {} of instance {instance_id}", missing.join(", ")),
+            account: account.clone(),
+            call: DESCRIBE_VOLUMES,
+        });
+    }
+    Error::all_of(differences(image, account, &volumes, asked.as_ref()))?;
+    Ok(Output { volumes })
+}
+
+/// The ARN of the target's key, which the request may name by id or alias.
+async fn resolve(config: &SdkConfig, account: &AccountId, key: &str) -> Result<KeyArn, Error> {
+    let not_usable = |reason: &str| Error::KeyNotUsable { key: key.to_owned(), reason: reason.to_owned() };
+    let answer = aws_sdk_kms::Client::new(config).describe_key().key_id(key).send().await;
+    let metadata = match answer {
+        Ok(answer) => answer.key_metadata,
+        Err(error) if aws::code(&error) == Some("NotFoundException") => {
+            return Err(not_usable(&format!("account {account} has none of that name (kms:DescribeKey)")));
+        }
+        Err(error) => return Err(aws::failure(account, DESCRIBE_KEY, error)),
+    };
+    KeyArn::parse(metadata.as_ref().and_then(|key| key.arn()).unwrap_or_default())
+        .map_err(|rule| not_usable(&format!("what kms:DescribeKey in account {account} gives is not {rule}")))
+}
+
+async fn attached(
+    config: &SdkConfig,
+    account: &AccountId,
+    instance: &InstanceId,
+) -> Result<Vec<EncryptedVolume>, Error> {
+    let of_instance = Filter::builder().name("attachment.instance-id").values(instance.as_str()).build();
+    let mut pages = aws_sdk_ec2::Client::new(config).describe_volumes().filters(of_instance).into_paginator().send();
+    let mut volumes = Vec::new();
+    while let Some(page) = pages.next().await {
+        let page = page.map_err(|error| aws::failure(account, DESCRIBE_VOLUMES, error))?;
+        volumes.extend(page.volumes().iter().map(|volume| described(volume, instance)));
+    }
+    volumes.sort_by(|a, b| a.device_name.cmp(&b.device_name));
+    Ok(volumes)
+}
+
+fn described(volume: &Volume, instance: &InstanceId) -> EncryptedVolume {
+    let attachment = volume.attachments().iter().find(|attachment| attachment.instance_id() == Some(instance.as_str()));
+    EncryptedVolume {
+        device_name: attachment.and_then(|attachment| attachment.device()).unwrap_or_default().to_owned(),
+        volume_id: volume.volume_id().unwrap_or_default().to_owned(),
+        key_arn: volume.kms_key_id().and_then(|key| KeyArn::parse(key).ok()),
+    }
+}
+
+/// One error for each volume of the image that is not as it should be on the instance.
+fn differences(image: &Image, account: &AccountId, volumes: &[EncryptedVolume], asked: Option<&KeyArn>) -> Vec<Error> {
+    let wrong = |volume: &EncryptedVolume, expected: String| Error::VolumeNotReencrypted {
+        volume: format!("{} ({})", volume.volume_id, volume.device_name),
+        account: account.clone(),
+        found: volume.key_arn.as_ref().map_or("is not encrypted".to_owned(), |key| format!("is under key {key}")),
+        expected,
+    };
+    image
+        .volumes
+        .iter()
+        .filter_map(|expected| {
+            let volume = volumes.iter().find(|volume| volume.device_name == expected.device_name)?;
+            match asked {
+                Some(key) if volume.key_arn.as_ref() != Some(key) => Some(wrong(volume, format!("under key {key}"))),
+                None if expected.key_arn.is_some() && volume.key_arn.is_none() => {
+                    Some(wrong(volume, format!("encrypted, as snapshot {} is", expected.snapshot_id)))
+                }
+                _ => None,
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use ami_share_core::{
+        ids::{ImageId, SnapshotId},
+        share,
+    };
+    use aws_sdk_ec2::types::VolumeAttachment;
+
+    use super::*;
+
+    fn key(account: &str, id: &str) -> KeyArn {
+        KeyArn::parse(format!("arn:aws:kms:eu-west-1:{account}:key/{id}")).unwrap()
+    }
+
+    fn account() -> AccountId {
+        AccountId::parse("222222222222").unwrap()
+    }
+
+    fn image() -> Image {
+        let volume = |device: &str, key_arn| share::Volume {
+            device_name: device.to_owned(),
+            snapshot_id: SnapshotId::parse("snap-0123abcd").unwrap(),
+            key_arn,
+        };
+        Image {
+            image_id: ImageId::parse("ami-0123abcd").unwrap(),
+            name: "golden".to_owned(),
+            architecture: "x86_64".to_owned(),
+            volumes: vec![volume("/dev/xvda", Some(key("111111111111", "source"))), volume("/dev/sdf", None)],
+        }
+    }
+
+    fn volumes(root: Option<KeyArn>, data: Option<KeyArn>) -> Vec<EncryptedVolume> {
+        [("/dev/xvda", "vol-1", root), ("/dev/sdf", "vol-2", data), ("/dev/sdz", "vol-3", None)]
+            .into_iter()
+            .map(|(device, id, key_arn)| EncryptedVolume {
+                device_name: device.to_owned(),
+                volume_id: id.to_owned(),
+                key_arn,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn without_a_mode_what_was_encrypted_is_under_some_key() {
+        let default = key("222222222222", "default");
+        assert!(differences(&image(), &account(), &volumes(Some(default), None), None).is_empty());
+        let found = differences(&image(), &account(), &volumes(None, None), None);
+        assert_eq!(found.len(), 1);
+        let text = found[0].to_string();
+        assert!(text.contains("vol-1 (/dev/xvda)") && text.contains("is not encrypted"), "{text}");
+    }
+
+    #[test]
+    fn with_a_mode_every_volume_of_the_image_is_under_the_key() {
+        let (own, other) = (key("222222222222", "own"), key("222222222222", "other"));
+        let right = volumes(Some(own.clone()), Some(own.clone()));
+        assert!(differences(&image(), &account(), &right, Some(&own)).is_empty());
+        let found = differences(&image(), &account(), &volumes(Some(other), None), Some(&own));
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].to_string().contains("key/other"));
+        assert_eq!(found[1].name(), "VolumeNotReencrypted");
+    }
+
+    #[test]
+    fn a_volume_is_described_by_its_attachment_to_this_instance() {
+        let attachment =
+            |instance: &str, device: &str| VolumeAttachment::builder().instance_id(instance).device(device).build();
+        let volume = Volume::builder()
+            .volume_id("vol-1")
+            .kms_key_id("arn:aws:kms:eu-west-1:222222222222:key/own")
+            .attachments(attachment("i-99999999", "/dev/sdb"))
+            .attachments(attachment("i-0123abcd", "/dev/xvda"))
+            .build();
+        let described = described(&volume, &InstanceId::parse("i-0123abcd").unwrap());
+        assert_eq!(described.device_name, "/dev/xvda");
+        assert_eq!(described.key_arn, Some(key("222222222222", "own")));
+    }
+}
