@@ -255,7 +255,7 @@ async fn identify(world: &Mutex<World>, call: &ApiCall) -> Result<Caller, ApiErr
 async fn ask_upstream(endpoint: &str, call: &ApiCall) -> io::Result<Option<String>> {
     let authorization = format!(
         "AWS4-HMAC-SHA256 Credential={}/20260101/us-east-1/sts/aws4_request, \
-         SignedHeaders=host, Signature=0",
+         SignedHeaders=host;x-amz-date, Signature=00",
         call.access_key
     );
     let mut headers = vec![("Authorization", authorization.as_str())];

@@ -1,5 +1,6 @@
 //! The sandbox seen through the AWS SDK for Rust.
 
+mod accounts;
 mod ec2;
 mod faults;
 mod iam;
