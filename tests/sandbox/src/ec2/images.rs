@@ -451,7 +451,7 @@ pub(super) fn create(request: &mut Request<'_>) -> Reply {
     request.end_dry_run()?;
 
     let snapshot_tags = tags.remove("snapshot").unwrap_or_default();
-    let attached: Vec<_> = request
+    let mut attached: Vec<_> = request
         .ec2()
         .into_iter()
         .flat_map(|ec2| ec2.volumes.values())
@@ -460,6 +460,8 @@ pub(super) fn create(request: &mut Request<'_>) -> Reply {
             (attachment.instance_id == instance_id).then(|| (attachment.clone(), volume.clone()))
         })
         .collect();
+    let is_data = |device: &String| instance.root_device_name.as_ref() != Some(device);
+    attached.sort_by_key(|(attachment, _)| (is_data(&attachment.device), attachment.device.clone()));
     let mut devices = Vec::new();
     for (attachment, volume) in attached {
         let snapshot_id = snapshots::add_of_volume(

@@ -1,0 +1,209 @@
+//! Launch permissions and create-volume permissions: who may change them, what is
+//! refused, and who then sees what.
+
+use super::stage::*;
+use ami_share_sandbox::{ec2, world::Organization};
+use aws_sdk_ec2::types::{CreateVolumePermission, CreateVolumePermissionModifications, LaunchPermission};
+use aws_sdk_ec2::types::{LaunchPermissionModifications, OperationType, SnapshotAttributeName};
+
+const ORGANIZATION: &str = "arn:aws:organizations::999999999999:organization/o-abcdefghij";
+const UNIT: &str = "arn:aws:organizations::999999999999:ou/o-abcdefghij/ou-ab12-11111111";
+
+async fn plain_image(stage: &Stage) -> String {
+    let snapshot = stage.snapshot(&stage.a, None).await;
+    stage.image(&stage.a, "plain", &[&snapshot]).await
+}
+
+fn accounts(count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("{:012}", 300_000_000_000 + number)).collect()
+}
+
+fn add(
+    ec2: &aws_sdk_ec2::Client,
+    image: &str,
+) -> aws_sdk_ec2::operation::modify_image_attribute::builders::ModifyImageAttributeFluentBuilder {
+    ec2.modify_image_attribute().image_id(image).attribute("launchPermission").operation_type(OperationType::Add)
+}
+
+async fn sees(ec2: &aws_sdk_ec2::Client, image: &str) -> bool {
+    ec2.describe_images().image_ids(image).send().await.is_ok()
+}
+
+#[tokio::test]
+async fn a_share_shows_the_image_and_taking_it_back_hides_it() {
+    let stage = Stage::new().await;
+    let image = plain_image(&stage).await;
+    assert!(!sees(&stage.b, &image).await);
+    stage.share_image(&image, B).await;
+    assert!(sees(&stage.b, &image).await);
+    assert_eq!(launch_permissions(&stage, &image).await, [B]);
+    stage.unshare_image(&image, B).await;
+    assert!(!sees(&stage.b, &image).await);
+}
+
+#[tokio::test]
+async fn sharing_again_changes_nothing() {
+    let stage = Stage::new().await;
+    let image = plain_image(&stage).await;
+    stage.share_image(&image, B).await;
+    stage.sandbox.world().journal.clear();
+    stage.share_image(&image, B).await;
+    let world = stage.sandbox.world();
+    let entry = world.journal.entries().last().unwrap();
+    assert_eq!((entry.action.as_str(), entry.changed), ("ec2:ModifyImageAttribute", false));
+    assert_eq!(entry.resources, [format!("arn:aws:ec2:{REGION}::image/{image}")]);
+}
+
+#[tokio::test]
+async fn organizations_and_units_see_what_is_shared_with_them() {
+    for (permission, arn) in [
+        (LaunchPermission::builder().organization_arn(ORGANIZATION).build(), ORGANIZATION),
+        (LaunchPermission::builder().organizational_unit_arn(UNIT).build(), UNIT),
+    ] {
+        let stage = Stage::new().await;
+        let image = plain_image(&stage).await;
+        let changes = LaunchPermissionModifications::builder().add(permission).build();
+        stage.a.modify_image_attribute().image_id(&image).launch_permission(changes).send().await.unwrap();
+        assert_eq!(launch_permissions(&stage, &image).await, [arn]);
+        assert!(!sees(&stage.b, &image).await);
+        let member = Organization { organization_arn: ORGANIZATION.to_owned(), unit_arns: vec![UNIT.to_owned()] };
+        stage.sandbox.world().set_organization(B, Some(member));
+        assert!(sees(&stage.b, &image).await);
+    }
+}
+
+#[tokio::test]
+async fn one_bad_entry_fails_the_whole_call() {
+    let stage = Stage::new().await;
+    let image = plain_image(&stage).await;
+    for call in [
+        add(&stage.a, &image).user_ids(B).user_ids("12345"),
+        add(&stage.a, &image).user_ids(B).organization_arns("o-abcdefghij"),
+        add(&stage.a, &image).user_ids(B).organizational_unit_arns(ORGANIZATION),
+        add(&stage.a, &image).user_ids(B).user_groups("everyone"),
+    ] {
+        assert_eq!(code(call.send().await), "InvalidAMIAttributeItemValue");
+    }
+    assert!(launch_permissions(&stage, &image).await.is_empty());
+}
+
+#[tokio::test]
+async fn an_image_is_shared_with_at_most_a_thousand() {
+    let stage = Stage::new().await;
+    let image = plain_image(&stage).await;
+    add(&stage.a, &image).set_user_ids(Some(accounts(1000))).send().await.unwrap();
+    assert_eq!(code(add(&stage.a, &image).user_ids(B).send().await), "ResourceLimitExceeded");
+    assert!(!sees(&stage.b, &image).await);
+    let changes = LaunchPermissionModifications::builder()
+        .remove(LaunchPermission::builder().user_id(&accounts(1)[0]).build())
+        .add(LaunchPermission::builder().user_id(B).build())
+        .build();
+    stage.a.modify_image_attribute().image_id(&image).launch_permission(changes).send().await.unwrap();
+    assert!(sees(&stage.b, &image).await);
+}
+
+#[tokio::test]
+async fn only_the_owner_of_an_available_image_shares_it() {
+    let stage = Stage::new().await;
+    let image = plain_image(&stage).await;
+    assert_eq!(code(add(&stage.b, &image).user_ids(B).send().await), "InvalidAMIID.NotFound");
+    stage.share_image(&image, B).await;
+    assert_eq!(code(add(&stage.b, &image).user_ids(B).send().await), "AuthFailure");
+    let asked = stage.b.describe_image_attribute().image_id(&image).attribute("launchPermission".into());
+    assert_eq!(code(asked.send().await), "AuthFailure");
+    stage.set_image_state(&image, ec2::ImageState::Pending);
+    assert_eq!(code(add(&stage.a, &image).user_ids(B).send().await), "InvalidAMIID.Unavailable");
+    assert!(!sees(&stage.b, &image).await);
+}
+
+#[tokio::test]
+async fn nothing_under_the_aws_managed_key_is_shared() {
+    let stage = Stage::new().await;
+    let snapshot = stage.snapshot(&stage.a, Some("alias/aws/ebs")).await;
+    let image = stage.image(&stage.a, "default-key", &[&snapshot]).await;
+    let refused = add(&stage.a, &image).user_ids(B).send().await;
+    assert_eq!(message(refused), "Snapshots encrypted with the AWS Managed CMK can't be shared");
+    assert_eq!(code(add(&stage.a, &image).user_ids(B).send().await), "InvalidParameter");
+    let share = || {
+        stage
+            .a
+            .modify_snapshot_attribute()
+            .snapshot_id(&snapshot)
+            .attribute(SnapshotAttributeName::CreateVolumePermission)
+            .operation_type(OperationType::Add)
+            .user_ids(B)
+            .send()
+    };
+    assert_eq!(message(share().await), "Encrypted snapshots with EBS default key cannot be shared");
+    assert_eq!(code(share().await), "OperationNotPermitted");
+}
+
+#[tokio::test]
+async fn encrypted_images_are_not_made_public() {
+    let stage = Stage::new().await;
+    let key = stage.key(A).await;
+    let snapshot = stage.snapshot(&stage.a, Some(&key)).await;
+    let image = stage.image(&stage.a, "golden", &[&snapshot]).await;
+    assert_eq!(code(add(&stage.a, &image).user_groups("all").send().await), "InvalidParameter");
+}
+
+#[tokio::test]
+async fn disabling_an_image_drops_every_share_for_good() {
+    let stage = Stage::new().await;
+    let image = plain_image(&stage).await;
+    stage.share_image(&image, B).await;
+    stage.a.disable_image().image_id(&image).send().await.unwrap();
+    assert!(!sees(&stage.b, &image).await);
+    assert_eq!(code(launch(&stage.a, &image).send().await), "InvalidAMIID.Unavailable");
+    let hidden = stage.a.describe_images().image_ids(&image).send().await.unwrap();
+    assert!(hidden.images().is_empty());
+    let shown = stage.a.describe_images().image_ids(&image).include_disabled(true).send().await.unwrap();
+    assert_eq!(shown.images()[0].state().unwrap().as_str(), "disabled");
+    stage.a.enable_image().image_id(&image).send().await.unwrap();
+    assert!(launch_permissions(&stage, &image).await.is_empty());
+    assert!(!sees(&stage.b, &image).await);
+}
+
+#[tokio::test]
+async fn a_snapshot_permission_shows_the_snapshot_with_its_key() {
+    let stage = Stage::new().await;
+    let key = stage.key(A).await;
+    let snapshot = stage.snapshot(&stage.a, Some(&key)).await;
+    let ask = || stage.b.describe_snapshots().snapshot_ids(&snapshot).send();
+    assert_eq!(code(ask().await), "InvalidSnapshot.NotFound");
+    stage.share_snapshot(&snapshot, B).await;
+    let seen = ask().await.unwrap();
+    assert_eq!(seen.snapshots()[0].kms_key_id(), Some(key.as_str()));
+    assert_eq!(seen.snapshots()[0].owner_id(), Some(A));
+    let permissions = stage
+        .a
+        .describe_snapshot_attribute()
+        .snapshot_id(&snapshot)
+        .attribute(SnapshotAttributeName::CreateVolumePermission)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(permissions.create_volume_permissions()[0].user_id(), Some(B));
+    stage.unshare_snapshot(&snapshot, B).await;
+    assert_eq!(code(ask().await), "InvalidSnapshot.NotFound");
+}
+
+#[tokio::test]
+async fn snapshot_permissions_have_their_own_rules() {
+    let stage = Stage::new().await;
+    let snapshot = stage.snapshot(&stage.a, None).await;
+    let call = |ec2: &aws_sdk_ec2::Client| ec2.modify_snapshot_attribute().snapshot_id(&snapshot);
+    let add = |users: Vec<String>| call(&stage.a).operation_type(OperationType::Add).set_user_ids(Some(users));
+
+    assert_eq!(code(add(accounts(501)).send().await), "InvalidParameterValue");
+    assert_eq!(code(add(vec![B.to_owned(), ORGANIZATION.to_owned()]).send().await), "InvalidParameterValue");
+    let entry = |user: &str| CreateVolumePermission::builder().user_id(user).build();
+    let both = CreateVolumePermissionModifications::builder().add(entry(B)).remove(entry(A)).build();
+    assert_eq!(code(call(&stage.a).create_volume_permission(both).send().await), "InvalidParameterCombination");
+    assert_eq!(code(stage.b.describe_snapshots().snapshot_ids(&snapshot).send().await), "InvalidSnapshot.NotFound");
+
+    add(accounts(500)).send().await.unwrap();
+    stage.share_snapshot(&snapshot, B).await;
+    let foreign = call(&stage.b).operation_type(OperationType::Add).user_ids(B);
+    assert_eq!(code(foreign.send().await), "AuthFailure");
+}
