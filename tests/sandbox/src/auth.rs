@@ -78,13 +78,13 @@ pub struct Denied {
 impl Denied {
     /// AWS's sentence about it.
     pub fn message(&self) -> String {
-        let policy = match self.by {
-            Refusal::IdentityPolicy => "identity-based policy",
-            Refusal::SessionPolicy => "session policy",
-            Refusal::KeyPolicy | Refusal::TrustPolicy => "resource-based policy",
+        let (article, policy) = match self.by {
+            Refusal::IdentityPolicy => ("an", "identity-based policy"),
+            Refusal::SessionPolicy => ("a", "session policy"),
+            Refusal::KeyPolicy | Refusal::TrustPolicy => ("a", "resource-based policy"),
         };
         let why = if self.explicit {
-            format!("with an explicit deny in a {policy}")
+            format!("with an explicit deny in {article} {policy}")
         } else {
             format!("because no {policy} allows the {} action", self.action)
         };

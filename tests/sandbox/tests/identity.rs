@@ -286,7 +286,7 @@ async fn an_explicit_deny_wins() {
     .await;
     let worker = as_role(&sandbox, &arn);
     let refused = worker.iam.get_role().role_name("worker").send().await;
-    assert!(message(refused).contains("explicit deny in a identity-based policy"));
+    assert!(message(refused).contains("explicit deny in an identity-based policy"));
     assert_eq!(code(worker.iam.list_roles().send().await), "no error");
 }
 
