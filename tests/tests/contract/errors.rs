@@ -1,0 +1,48 @@
+//! Error names: the enum, the state machine and README.md.
+
+use ami_share_core::Error;
+
+use crate::{Set, definition, text};
+
+/// Names that Step Functions, Lambda and Lambda's integration give errors of their own.
+const OF_AWS: [&str; 11] = [
+    "States.ALL",
+    "States.Timeout",
+    "Lambda.ServiceException",
+    "Lambda.AWSLambdaException",
+    "Lambda.SdkClientException",
+    "Lambda.ClientExecutionTimeoutException",
+    "Lambda.TooManyRequestsException",
+    "Lambda.Unknown",
+    "Sandbox.Timedout",
+    "Runtime.ExitError",
+    "States.TaskFailed",
+];
+
+#[test]
+fn every_error_name_of_the_state_machine_exists() {
+    for (state, definition) in definition::states() {
+        for list in ["Retry", "Catch"] {
+            for rule in definition[list].as_array().into_iter().flatten() {
+                for name in definition::strings(&rule["ErrorEquals"]) {
+                    assert!(Error::NAMES.contains(&name) || OF_AWS.contains(&name), "{state}: {name}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_readme_explains_every_error_and_no_other() {
+    let readme = text("README.md");
+    let table = readme.split_once("| error |").expect("README.md has a table of errors").1;
+    let explained: Set = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .filter_map(|line| line.split('`').nth(1))
+        .map(str::to_owned)
+        .collect();
+    let names: Set = Error::NAMES.map(str::to_owned).into();
+    assert_eq!(explained, names);
+}

@@ -1,0 +1,38 @@
+//! What no compiler and no linter checks: that state machine, functions, templates, roles, error
+//! names and README agree with each other. Nothing is started; it takes milliseconds.
+
+mod definition;
+mod errors;
+mod names;
+mod payloads;
+mod permissions;
+mod state_machine;
+mod steps;
+
+use std::{collections::BTreeSet, fs};
+
+use ami_share_tests::{engine::checkout, template};
+use serde_json::Value;
+
+type Set = BTreeSet<String>;
+
+fn text(path: &str) -> String {
+    fs::read_to_string(checkout().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// A CloudFormation template, its intrinsic functions in their long form.
+fn template(path: &str) -> Value {
+    template::read(&checkout().join(path)).unwrap()
+}
+
+/// `share-key` for `ShareKey`.
+fn kebab(name: &str) -> String {
+    let mut kebab = String::new();
+    for c in name.chars() {
+        if c.is_ascii_uppercase() && !kebab.is_empty() {
+            kebab.push('-');
+        }
+        kebab.push(c.to_ascii_lowercase());
+    }
+    kebab
+}

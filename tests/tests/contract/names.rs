@@ -1,0 +1,120 @@
+//! One thing has one name: directory, package and binary `share-key`, logical id
+//! `ShareKeyFunction`, substitution `${ShareKeyFunctionArn}`, state `ShareKey`, Rust function
+//! `share_key`. An undo is the second binary of its step's package.
+
+use std::fs;
+
+use ami_share_tests::{engine::checkout, template::resources};
+use serde_json::json;
+
+use crate::{
+    Set, definition, kebab,
+    steps::{functions, steps},
+    template, text,
+};
+
+/// Folders of functions/ that are libraries.
+const LIBRARIES: [&str; 2] = ["core", "explain"];
+
+/// `share-key` for `ShareKey` and `UndoShareKey`.
+fn package(name: &str) -> String {
+    kebab(name.strip_prefix("Undo").unwrap_or(name))
+}
+
+#[test]
+fn the_template_has_exactly_the_functions_that_there_are() {
+    let template = template("template.yaml");
+    let deployed: Set = resources(&template, "AWS::Serverless::Function").map(|(id, _)| id.to_owned()).collect();
+    let known: Set = functions().into_iter().map(|(name, _)| format!("{name}Function")).collect();
+    assert_eq!(deployed, known);
+}
+
+#[test]
+fn each_function_is_built_from_the_binary_of_its_name() {
+    let template = template("template.yaml");
+    for (name, _) in functions() {
+        let metadata = &template["Resources"][format!("{name}Function")]["Metadata"];
+        assert_eq!(metadata["BuildMethod"], "rust-cargolambda", "{name}");
+        assert_eq!(metadata["BuildProperties"]["Binary"], kebab(name), "{name}");
+        let directory = format!("functions/{}/src", package(name));
+        let main = if name.starts_with("Undo") {
+            text(&format!("{directory}/bin/{}.rs", kebab(name)))
+        } else {
+            text(&format!("{directory}/main.rs"))
+        };
+        assert!(main.contains(&kebab(name).replace('-', "_")), "{name}: {main}");
+        assert!(main.lines().count() < 15, "the main of {name} does more than wire");
+    }
+}
+
+#[test]
+fn each_folder_is_a_package_of_its_name_with_the_functions_of_its_name() {
+    let mut packages: Set = functions().into_iter().map(|(name, _)| package(name)).collect();
+    packages.extend(LIBRARIES.map(str::to_owned));
+    let folders: Set = fs::read_dir(checkout().join("functions"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(folders, packages);
+    for (name, _) in functions() {
+        let manifest = text(&format!("functions/{}/Cargo.toml", package(name)));
+        assert!(manifest.contains(&format!("name = \"{}\"\n", package(name))), "{name}");
+    }
+}
+
+#[test]
+fn each_rust_function_has_the_name_of_its_state() {
+    for step in steps() {
+        let snake = |name: String| name.replace('-', "_");
+        let segments: Vec<&str> = step.path.split("::").collect();
+        assert_eq!(segments.first(), Some(&snake(package(step.state)).as_str()), "{}", step.path);
+        assert_eq!(segments.last(), Some(&snake(kebab(step.state)).as_str()), "{}", step.path);
+    }
+}
+
+#[test]
+fn each_state_calls_the_function_of_its_name() {
+    let mut called = Set::new();
+    for (state, definition) in definition::tasks() {
+        assert_eq!(definition["Arguments"]["FunctionName"], format!("${{{state}FunctionArn}}"));
+        called.insert(state);
+    }
+    let known: Set = steps().into_iter().map(|step| step.state.to_owned()).collect();
+    assert_eq!(called, known);
+}
+
+#[test]
+fn every_substitution_is_defined_and_used_and_is_the_function_of_its_name() {
+    let definition = text(definition::PATH);
+    let used: Set = definition
+        .split("${")
+        .skip(1)
+        .filter_map(|rest| rest.split_once('}'))
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    let template = template("template.yaml");
+    let machine = &template["Resources"]["ShareAmiStateMachine"]["Properties"];
+    assert_eq!(machine["DefinitionUri"], definition::PATH);
+    let substitutions = machine["DefinitionSubstitutions"].as_object().unwrap();
+    assert_eq!(substitutions.keys().cloned().collect::<Set>(), used);
+    for (name, value) in substitutions {
+        match name.strip_suffix("FunctionArn") {
+            Some(step) => assert_eq!(*value, json!({ "Fn::GetAtt": [format!("{step}Function"), "Arn"] })),
+            None => {
+                assert_eq!((name.as_str(), value), ("NotificationTopicArn", &json!({ "Ref": "NotificationTopic" })))
+            }
+        }
+    }
+}
+
+#[test]
+fn a_function_gives_up_before_its_state_does() {
+    let template = template("template.yaml");
+    let default = &template["Globals"]["Function"]["Timeout"];
+    for (state, definition) in definition::tasks() {
+        let own = &template["Resources"][format!("{state}Function")]["Properties"]["Timeout"];
+        let function = own.as_u64().or(default.as_u64()).unwrap();
+        let state_timeout = definition["TimeoutSeconds"].as_u64().unwrap();
+        assert!(function < state_timeout, "{state}: {function} s, state {state_timeout} s");
+    }
+}

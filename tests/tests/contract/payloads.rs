@@ -1,0 +1,261 @@
+//! What the states pass to the functions fits what these take, and what the functions answer has
+//! what the states read. Payloads are made from the definition itself, with sample values.
+
+use ami_share_core::{
+    ids::{ImageId, InstanceId},
+    share::{Resolution, Target},
+    step,
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{definition, steps::steps};
+
+/// Fields that may be null, and so may be left out as far as serde can tell.
+const NULLABLE: [(&str, &str); 2] = [("Report", "resolution"), ("Report", "failure")];
+
+fn target() -> Value {
+    json!({
+        "accountId": "222222222222",
+        "principalChanges": [{
+            "principal": "arn:aws:iam::222222222222:role/AmiShareLauncher",
+            "keyArns": ["arn:aws:kms:eu-west-1:111111111111:key/1234"]
+        }],
+        "mode": "copyImage",
+        "kmsKeyId": "alias/app",
+        "copyId": "ami-0123456789abcdef1",
+        "launch": { "instanceType": "t3.micro", "subnetId": "subnet-0abc", "keep": true, "prove": "always" }
+    })
+}
+
+/// As ResolveImage answers; [`the_sample_is_a_resolution`] holds it to that.
+fn resolution() -> Value {
+    json!({
+        "source": { "accountId": "111111111111", "region": "eu-west-1" },
+        "image": {
+            "imageId": "ami-0123456789abcdef0",
+            "name": "web",
+            "architecture": "x86_64",
+            "volumes": [{
+                "deviceName": "/dev/xvda",
+                "snapshotId": "snap-0123456789abcdef0",
+                "keyArn": "arn:aws:kms:eu-west-1:111111111111:key/1234"
+            }]
+        },
+        "keyChanges": [{
+            "keyArn": "arn:aws:kms:eu-west-1:111111111111:key/1234",
+            "accountIds": ["222222222222"]
+        }],
+        "snapshotChanges": [{ "snapshotId": "snap-0123456789abcdef0", "accountIds": ["222222222222"] }],
+        "launchPermissions": ["222222222222"],
+        "targets": [target()],
+        "alreadyShared": ["444444444444"],
+        "principalAccess": "attach",
+        "onFailure": "undo"
+    })
+}
+
+fn failure() -> Value {
+    json!({ "state": "LaunchInstance", "error": "LaunchFailed", "cause": "it did" })
+}
+
+/// Every variable of the definition, and what Step Functions brings along.
+fn variables() -> Value {
+    json!({
+        "execution": "nightly-1",
+        "resolution": resolution(),
+        "results": [],
+        "failure": null,
+        "left": [],
+        "target": target(),
+        "undoTarget": target(),
+        "targetFailure": failure(),
+        "startedAt": "2026-11-24T03:00:00.000Z",
+        "launchImageId": "ami-0123456789abcdef1",
+        "instanceId": "i-0123456789abcdef0",
+        "volumes": [{
+            "deviceName": "/dev/xvda",
+            "volumeId": "vol-0123",
+            "keyArn": "arn:aws:kms:eu-west-1:222222222222:key/5678"
+        }],
+        "states": {
+            "input": target(),
+            "context": {
+                "Execution": { "Name": "nightly-1" },
+                "State": { "Name": "LaunchInstance", "EnteredTime": "2026-11-24T03:01:00.000Z" }
+            },
+            "errorOutput": { "Error": "LaunchFailed", "Cause": "it did" }
+        }
+    })
+}
+
+/// Replaces every expression in `value`: all that is passed on are paths, `{% $a.b %}`, and
+/// comparisons with true.
+fn evaluate(value: &Value, variables: &Value) -> Value {
+    match value {
+        Value::String(text) if text.starts_with("{%") => {
+            let expression = text.trim_start_matches("{%").trim_end_matches("%}").trim();
+            match expression.strip_suffix(" = true") {
+                Some(path) => json!(look_up(path, variables) == true),
+                None => look_up(expression, variables),
+            }
+        }
+        Value::Array(items) => items.iter().map(|item| evaluate(item, variables)).collect(),
+        Value::Object(fields) => {
+            fields.iter().map(|(name, field)| (name.clone(), evaluate(field, variables))).collect()
+        }
+        other => other.clone(),
+    }
+}
+
+fn look_up(path: &str, variables: &Value) -> Value {
+    let pointer =
+        format!("/{}", path.strip_prefix('$').unwrap_or_else(|| panic!("{path} is no path")).replace('.', "/"));
+    variables.pointer(&pointer).unwrap_or_else(|| panic!("there is no sample for {path}")).clone()
+}
+
+fn state(name: &str) -> Value {
+    let mut states = definition::states().into_iter();
+    states.find(|(found, _)| found == name).unwrap_or_else(|| panic!("there is no {name}")).1
+}
+
+fn payload(name: &str, variables: &Value) -> Value {
+    evaluate(&state(name)["Arguments"]["Payload"], variables)
+}
+
+#[test]
+fn the_sample_is_a_resolution() {
+    let parsed: Resolution = serde_json::from_value(resolution()).unwrap();
+    assert_eq!(serde_json::to_value(parsed).unwrap(), resolution());
+    let parsed: Target = serde_json::from_value(target()).unwrap();
+    assert_eq!(serde_json::to_value(parsed).unwrap(), target());
+}
+
+#[test]
+fn every_payload_is_what_its_step_takes() {
+    for step in steps() {
+        (step.decode)(payload(step.state, &variables())).unwrap_or_else(|error| panic!("{}: {error}", step.state));
+    }
+}
+
+#[test]
+fn a_field_too_many_or_too_few_is_refused() {
+    for step in steps() {
+        let whole = payload(step.state, &variables());
+        let mut more = whole.clone();
+        more["oneMore"] = json!(1);
+        assert!((step.decode)(more).is_err(), "{} takes a field that it does not know", step.state);
+        for field in whole.as_object().unwrap().keys() {
+            if NULLABLE.contains(&(step.state, field.as_str())) {
+                continue;
+            }
+            let mut fewer = whole.clone();
+            fewer.as_object_mut().unwrap().remove(field);
+            assert!((step.decode)(fewer).is_err(), "{} does without {field}", step.state);
+        }
+    }
+}
+
+#[test]
+fn report_takes_what_targets_end_with() {
+    let outcomes: Vec<Value> =
+        ["ProveTarget", "FailTarget"].iter().map(|name| evaluate(&state(name)["Output"], &variables())).collect();
+    let mut variables = variables();
+    variables["results"] = json!(outcomes);
+    decode_report(&variables);
+}
+
+#[test]
+fn report_takes_what_a_catch_remembers() {
+    let mut variables = variables();
+    for (_, task) in definition::tasks() {
+        let assign = &task["Catch"][0]["Assign"];
+        for remembered in [&assign["failure"], &assign["targetFailure"]] {
+            if !remembered.is_null() {
+                variables["failure"] = evaluate(remembered, &variables);
+                decode_report(&variables);
+            }
+        }
+    }
+    assert!(!variables["failure"].is_null(), "no Catch remembers a failure");
+}
+
+#[test]
+fn report_takes_a_request_that_was_refused() {
+    let refused = evaluate(&state("ResolveImage")["Catch"][0]["Assign"], &variables());
+    let mut variables = variables();
+    for (name, value) in refused.as_object().unwrap() {
+        variables[name] = value.clone();
+    }
+    assert!(variables["resolution"].is_null());
+    decode_report(&variables);
+}
+
+/// The lists of what an undo left grow by `{'accountId': …, 'state': …}`: their fields are read
+/// from the expressions.
+#[test]
+fn report_takes_what_an_undo_could_not_take_back() {
+    let mut seen = 0;
+    for (name, task) in definition::states() {
+        for text in definition::strings(&task["Catch"][0]["Assign"]) {
+            let Some((_, object)) = text.split_once("{'") else { continue };
+            let mut left = json!({});
+            for field in format!("{{'{object}").split('\'').skip(1).step_by(2) {
+                left[field] = if field == "accountId" { json!("222222222222") } else { json!(name) };
+            }
+            let mut variables = variables();
+            variables["left"] = json!([left]);
+            decode_report(&variables);
+            seen += 1;
+        }
+    }
+    assert!(seen >= 4, "only {seen} states remember what they left");
+}
+
+fn decode_report(variables: &Value) {
+    let payload = payload("Report", variables);
+    if let Err(error) = step::decode::<report::Input>(payload.clone()) {
+        panic!("{error}: {payload:#}");
+    }
+}
+
+/// Every `$states.result.Payload.x` of the definition, against a sample of the step's own answer.
+#[test]
+fn every_answer_has_what_its_state_reads() {
+    let image_id = ImageId::parse("ami-0123456789abcdef1").unwrap();
+    let instance_id = InstanceId::parse("i-0123456789abcdef0").unwrap();
+    let answers = [
+        ("GrantPrincipals", json(grant_principals::Output { granted: vec![], settle_seconds: 10 })),
+        ("CopyImage", json(copy_image::Output { copy_id: image_id })),
+        ("DescribeCopy", json(describe_copy::Output { state: describe_copy::State::Available })),
+        ("LaunchInstance", json(launch_instance::Output { instance_id })),
+        ("DescribeInstance", json(describe_instance::Output { state: describe_instance::State::Running })),
+        ("VerifyVolumes", json(verify_volumes::Output { volumes: vec![] })),
+    ];
+    for (name, task) in definition::tasks() {
+        for text in definition::strings(&task["Assign"]) {
+            let Some((_, field)) = text.split_once("$states.result.Payload.") else { continue };
+            let field = field.trim_end_matches("%}").trim();
+            let answer = answers.iter().find(|(state, _)| *state == name);
+            let (_, answer) = answer.unwrap_or_else(|| panic!("there is no sample of what {name} answers"));
+            assert!(!answer[field].is_null(), "{name} answers {answer}, without {field}");
+        }
+    }
+}
+
+#[test]
+fn choices_compare_with_what_steps_answer() {
+    let answers = [
+        ("CheckCopy", "copyState", json(describe_copy::State::Available)),
+        ("CheckInstance", "instanceState", json(describe_instance::State::Running)),
+        ("ChooseReencryption", "target.mode", json(ami_share_core::share::Mode::CopyImage)),
+    ];
+    for (name, variable, value) in answers {
+        let expected = format!("{{% ${variable} = '{}' %}}", value.as_str().unwrap());
+        assert_eq!(state(name)["Choices"][0]["Condition"], expected);
+    }
+}
+
+fn json(value: impl Serialize) -> Value {
+    serde_json::to_value(value).unwrap()
+}

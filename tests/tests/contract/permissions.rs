@@ -1,0 +1,300 @@
+//! Every action that a step names is allowed by exactly the role that it calls it as, in
+//! accounts/*.yaml, and nothing more is; every function's role in template.yaml may assume exactly
+//! the roles that its step calls as.
+
+use ami_share_core::{hub::Actions, key_policy};
+use ami_share_tests::template::resources;
+use serde_json::{Value, json};
+
+use crate::{Set, definition, steps::functions, template};
+
+const SOURCE: &str = "accounts/source.yaml";
+const TARGET: &str = "accounts/target.yaml";
+const HUB: &str = "template.yaml";
+
+/// The resource of that logical id, its properties.
+fn properties(template: &Value, id: &str) -> Value {
+    let resource = &template["Resources"][id];
+    assert!(resource.is_object(), "there is no {id}");
+    resource["Properties"].clone()
+}
+
+/// The statements of a policy document; those under a condition of the template count as there.
+fn statements(document: &Value) -> Vec<Value> {
+    let flatten = |statement: &Value| match statement.get("Fn::If") {
+        Some(branches) => branches[1].clone(),
+        None => statement.clone(),
+    };
+    document["Statement"].as_array().unwrap().iter().map(flatten).collect()
+}
+
+/// The statements of a role's inline policies.
+fn inline(role: &Value) -> Vec<Value> {
+    role["Policies"].as_array().into_iter().flatten().flat_map(|policy| statements(&policy["PolicyDocument"])).collect()
+}
+
+fn allowed<'a>(statements: impl IntoIterator<Item = &'a Value>) -> Set {
+    statements
+        .into_iter()
+        .filter(|statement| statement["Effect"] == "Allow")
+        .flat_map(|statement| definition::strings(&statement["Action"]))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn matches(pattern: &str, action: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(prefix) => action.starts_with(prefix),
+        None => pattern == action,
+    }
+}
+
+/// Every action that any function names for one of the account roles.
+fn named(role: fn(&Actions) -> &'static [&'static str]) -> Set {
+    functions().iter().flat_map(|(_, actions)| role(actions)).map(|action| (*action).to_owned()).collect()
+}
+
+fn assert_exactly(role: &str, allowed: &Set, named: &Set) {
+    let missing: Vec<&String> =
+        named.iter().filter(|action| !allowed.iter().any(|pattern| matches(pattern, action))).collect();
+    let idle: Vec<&String> =
+        allowed.iter().filter(|pattern| !named.iter().any(|action| matches(pattern, action))).collect();
+    assert!(missing.is_empty() && idle.is_empty(), "{role} lacks {missing:?}, and nobody calls {idle:?}");
+}
+
+#[test]
+fn the_source_role_allows_exactly_what_steps_call_as_it() {
+    let role = properties(&template(SOURCE), "SourceRole");
+    assert_exactly("SourceRole", &allowed(&inline(&role)), &named(|actions| actions.source));
+}
+
+#[test]
+fn the_target_role_allows_exactly_what_steps_call_as_it() {
+    let role = properties(&template(TARGET), "TargetRole");
+    assert_exactly("TargetRole", &allowed(&inline(&role)), &named(|actions| actions.target));
+}
+
+/// On its own account's keys; on the source account's it gets the same from the managed policy.
+#[test]
+fn the_launcher_role_allows_exactly_what_steps_call_as_it() {
+    let role = properties(&template(TARGET), "LauncherRole");
+    assert_exactly("LauncherRole", &allowed(&inline(&role)), &named(|actions| actions.launcher));
+}
+
+#[test]
+fn the_launcher_has_no_access_to_another_accounts_keys_of_its_own() {
+    let role = properties(&template(TARGET), "LauncherRole");
+    assert!(role["ManagedPolicyArns"].is_null());
+    for statement in inline(&role) {
+        if definition::strings(&statement["Action"]).iter().any(|action| action.starts_with("kms:")) {
+            let own = json!({ "Fn::Sub": "arn:${AWS::Partition}:kms:*:${AWS::AccountId}:key/*" });
+            assert_eq!(statement["Resource"], own, "{}", statement["Sid"]);
+        }
+    }
+}
+
+/// Both sides must allow it: the key's policy, and the caller's.
+#[test]
+fn the_key_access_policy_allows_what_our_key_statements_allow() {
+    let policy = properties(&template(TARGET), "KeyAccessPolicy");
+    let statements = statements(&policy["PolicyDocument"]);
+    let expected: Set =
+        key_policy::USE_ACTIONS.into_iter().chain([key_policy::GRANT_ACTION]).map(str::to_owned).collect();
+    assert_eq!(allowed(&statements), expected);
+    for statement in statements {
+        let keys = json!({ "Fn::Sub": "arn:${AWS::Partition}:kms:*:${SourceAccountId}:key/*" });
+        assert_eq!(statement["Resource"], keys);
+        assert_eq!(statement["Condition"]["StringLike"]["kms:ViaService"], "ec2.*.amazonaws.com");
+        let grants = statement["Action"] == key_policy::GRANT_ACTION;
+        assert_eq!(statement["Condition"]["Bool"]["kms:GrantIsForAWSResource"] == "true", grants);
+    }
+}
+
+#[test]
+fn only_the_key_access_policy_can_be_attached() {
+    let role = properties(&template(TARGET), "TargetRole");
+    let attaching: Vec<Value> = inline(&role)
+        .into_iter()
+        .filter(|statement| statement["Effect"] == "Allow")
+        .filter(|statement| definition::strings(&statement["Action"]).iter().any(|action| action.contains("tach")))
+        .filter(|statement| statement["Sid"] != "ReadPrincipals")
+        .collect();
+    assert_eq!(attaching.len(), 2);
+    for statement in attaching {
+        assert_eq!(statement["Condition"]["ArnEquals"]["iam:PolicyARN"], json!({ "Ref": "KeyAccessPolicy" }));
+    }
+}
+
+#[test]
+fn inline_policies_can_be_written_only_where_the_owner_allows_it() {
+    let template = template(TARGET);
+    assert_eq!(template["Parameters"]["AllowInlinePolicies"]["Default"], "false");
+    let role = &template["Resources"]["TargetRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"];
+    let mut conditions = Set::new();
+    for statement in role.as_array().unwrap() {
+        let writes = |statement: &Value| {
+            let actions = definition::strings(&statement["Action"]);
+            statement["Effect"] == "Allow" && actions.iter().any(|action| action.starts_with("iam:Put"))
+        };
+        assert!(!writes(statement), "{statement} is unconditional");
+        if writes(&statement["Fn::If"][1]) {
+            conditions.insert(statement["Fn::If"][0].as_str().unwrap().to_owned());
+        }
+    }
+    assert_eq!(conditions, Set::from(["InlinePolicies".to_owned(), "OtherPrincipalsInline".to_owned()]));
+}
+
+#[test]
+fn account_roles_trust_only_the_hubs_functions_with_the_external_id() {
+    for (path, role) in [(SOURCE, "SourceRole"), (TARGET, "TargetRole"), (TARGET, "LauncherRole")] {
+        let trust = &properties(&template(path), role)["AssumeRolePolicyDocument"]["Statement"];
+        let expected = json!([{
+            "Sid": "FunctionsOfTheHub",
+            "Effect": "Allow",
+            "Principal": { "AWS": { "Fn::Sub": "arn:${AWS::Partition}:iam::${HubAccountId}:root" } },
+            "Action": "sts:AssumeRole",
+            "Condition": {
+                "ArnLike": { "aws:PrincipalArn": {
+                    "Fn::Sub": "arn:${AWS::Partition}:iam::${HubAccountId}:role/${FunctionRolePrefix}*FunctionRole"
+                }},
+                "StringEquals": { "sts:ExternalId": { "Ref": "ExternalId" } }
+            }
+        }]);
+        assert_eq!(*trust, expected, "{role}");
+    }
+}
+
+#[test]
+fn each_function_has_a_role_of_its_own_that_the_account_roles_trust() {
+    let hub = template(HUB);
+    for (name, _) in functions() {
+        let role = format!("{name}FunctionRole");
+        assert_eq!(properties(&hub, &format!("{name}Function"))["Role"], json!({ "Fn::GetAtt": [role, "Arn"] }));
+        assert_eq!(properties(&hub, &role)["RoleName"], json!({ "Fn::Sub": format!("${{FunctionRolePrefix}}{role}") }));
+        let longest = role.len() + 32;
+        assert!(longest <= 64, "{role} may be {longest} characters long; IAM takes 64");
+    }
+}
+
+#[test]
+fn each_functions_role_assumes_exactly_the_roles_that_its_step_calls_as() {
+    let hub = template(HUB);
+    for (name, actions) in functions() {
+        let expected: Set = [
+            ("WriteTracesPolicy", true),
+            ("AssumeSourceRolePolicy", !actions.source.is_empty()),
+            ("AssumeTargetRolePolicy", !actions.target.is_empty()),
+            ("AssumeLauncherRolePolicy", !actions.launcher.is_empty()),
+        ]
+        .into_iter()
+        .filter_map(|(policy, needed)| needed.then(|| policy.to_owned()))
+        .collect();
+        let role = properties(&hub, &format!("{name}FunctionRole"));
+        let attached: Set = definition::strings(&role["ManagedPolicyArns"]).into_iter().map(str::to_owned).collect();
+        assert_eq!(attached, expected, "{name}");
+    }
+}
+
+#[test]
+fn the_policies_that_functions_share_allow_the_one_role() {
+    let hub = template(HUB);
+    for role in ["Source", "Target", "Launcher"] {
+        let document = properties(&hub, &format!("Assume{role}RolePolicy"))["PolicyDocument"].clone();
+        let statements = statements(&document);
+        assert_eq!(statements.len(), 1);
+        assert_eq!(statements[0]["Action"], "sts:AssumeRole");
+        let expected = json!({ "Fn::Sub": format!("arn:${{AWS::Partition}}:iam::*:role/${{{role}RoleName}}") });
+        assert_eq!(statements[0]["Resource"], expected);
+        let limited = !statements[0]["Condition"]["StringEquals"]["aws:ResourceAccount"].is_null();
+        assert_eq!(limited, role != "Source", "the allow-list limits where {role} is assumed");
+    }
+}
+
+/// Beyond assuming roles: their own log group; and for StartShare what it calls in the hub.
+#[test]
+fn a_functions_role_may_do_nothing_else() {
+    let hub = template(HUB);
+    for (name, _) in functions() {
+        let role = properties(&hub, &format!("{name}FunctionRole"));
+        let mut expected: Set = ["logs:CreateLogStream", "logs:PutLogEvents"].map(str::to_owned).into();
+        if name == "StartShare" {
+            expected.extend(start_share::HUB_ACTIONS.map(str::to_owned));
+            // Lambda itself puts a failed event into the queue, as the function's role.
+            expected.insert("sqs:SendMessage".to_owned());
+        }
+        let statements = inline(&role);
+        assert_eq!(allowed(&statements), expected, "{name}");
+        for statement in &statements {
+            assert_ne!(statement["Resource"], "*", "{name}");
+        }
+        let log_group = format!("{name}FunctionLogGroup");
+        assert_eq!(statements[0]["Resource"], json!({ "Fn::GetAtt": [log_group, "Arn"] }));
+        let function = properties(&hub, &format!("{name}Function"));
+        assert_eq!(function["LoggingConfig"]["LogGroup"], json!({ "Ref": log_group }), "{name}");
+    }
+}
+
+#[test]
+fn the_state_machine_may_invoke_exactly_its_steps() {
+    let hub = template(HUB);
+    let statements = inline(&properties(&hub, "ShareAmiStateMachineRole"));
+    let invoke = statements.iter().find(|statement| statement["Action"] == "lambda:InvokeFunction").unwrap();
+    let invoked: Set = invoke["Resource"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|resource| resource["Fn::GetAtt"][0].as_str().unwrap().to_owned())
+        .collect();
+    let called: Set = definition::tasks().into_iter().map(|(state, _)| format!("{state}Function")).collect();
+    assert_eq!(invoked, called);
+}
+
+#[test]
+fn nobody_is_allowed_every_action_of_a_service() {
+    for path in [SOURCE, TARGET, HUB] {
+        let template = template(path);
+        for kind in ["AWS::IAM::Role", "AWS::IAM::ManagedPolicy"] {
+            for (id, resource) in resources(&template, kind) {
+                let properties = &resource["Properties"];
+                let mut statements = inline(properties);
+                if properties["PolicyDocument"].is_object() {
+                    statements.extend(self::statements(&properties["PolicyDocument"]));
+                }
+                for action in allowed(&statements) {
+                    assert!(!action.ends_with(":*") && action != "*", "{id} allows {action}");
+                }
+            }
+        }
+    }
+}
+
+/// A name that one template gives and another expects.
+#[test]
+fn the_templates_parameters_agree() {
+    let hub = template(HUB);
+    for (path, names) in [
+        (SOURCE, ["ExternalId", "FunctionRolePrefix", "SourceRoleName"].as_slice()),
+        (TARGET, &["ExternalId", "FunctionRolePrefix", "TargetRoleName", "LauncherRoleName", "KeyAccessPolicyName"]),
+    ] {
+        let account = template(path);
+        for name in names {
+            for property in ["Default", "AllowedPattern", "Type"] {
+                let (theirs, ours) = (&account["Parameters"][name][property], &hub["Parameters"][name][property]);
+                assert_eq!(theirs, ours, "{path}: {property} of {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn functions_are_told_every_setting_that_they_read() {
+    let hub = template(HUB);
+    let told: Set =
+        hub["Globals"]["Function"]["Environment"]["Variables"].as_object().unwrap().keys().cloned().collect();
+    let read: Set = crate::text("functions/core/src/hub.rs")
+        .split('"')
+        .filter(|text| text.contains('_') && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(told, read);
+}
