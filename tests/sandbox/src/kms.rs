@@ -322,6 +322,7 @@ pub fn use_as_aws_service(
     };
     add("kms:ViaService", &format!("ec2.{region}.amazonaws.com"));
     add("aws:ViaAWSService", "true");
+    add("aws:RequestedRegion", region);
     if action == "kms:CreateGrant" {
         add("kms:GrantIsForAWSResource", "true");
         add("kms:GrantOperations", "Decrypt");

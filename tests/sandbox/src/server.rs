@@ -323,6 +323,9 @@ fn begin(world: &mut World, call: &ApiCall, request_id: &str) {
 fn perform(world: &mut World, caller: &Caller, call: &ApiCall, via: Option<&str>) -> Reply {
     world.account_mut(&caller.account);
     ec2::settle(world);
+    // What came due on its own is not this call's doing.
+    world.call.changed = false;
+    world.call.resources.clear();
     let before = world.faults.needs_history(&caller.account).then(|| world.account(&caller.account).cloned()).flatten();
     let reply = match (&call.service, &call.input) {
         (Service::Ec2, Input::Query(params)) => ec2::handle(world, caller, &call.region, &call.action, params),

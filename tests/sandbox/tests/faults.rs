@@ -41,10 +41,8 @@ async fn throttling_has_each_services_code() {
 async fn a_fault_strikes_the_calls_it_names() {
     let sandbox = sandbox().await;
     let (in_a, in_b) = (root(&sandbox, A), root(&sandbox, B));
-    let fault = Fault {
-        count: 2,
-        ..Fault::once(Matcher::action("KMS:list*").in_account(A), FaultKind::ServerError).after(1)
-    };
+    let fault =
+        Fault { count: 2, ..Fault::once(Matcher::action("KMS:list*").in_account(A), FaultKind::ServerError).after(1) };
     sandbox.world().faults.add(fault);
     assert_eq!(code(in_a.iam.list_roles().send().await), "no error");
     assert_eq!(code(in_b.kms.list_keys().send().await), "no error");
@@ -121,12 +119,7 @@ async fn hooks_call_before_and_after_the_nth_matching_call() {
         params: json!({ "RoleName": name }),
     };
     role(&admin, "other", B_ROOT).await;
-    let hook = |when, name| Hook {
-        when,
-        matcher: Matcher::action("iam:GetRole"),
-        skip: 1,
-        calls: vec![delete(name)],
-    };
+    let hook = |when, name| Hook { when, matcher: Matcher::action("iam:GetRole"), skip: 1, calls: vec![delete(name)] };
     sandbox.world().faults.add_hook(hook(When::Before, "worker"));
     sandbox.world().faults.add_hook(hook(When::After, "other"));
     let get = |name: &str| admin.iam.get_role().role_name(name).send();

@@ -110,9 +110,7 @@ async fn a_denial_in_the_key_policy_wins_and_not_principal_excludes() {
         "Condition": { "StringNotEquals": { "kms:CallerAccount": A } } });
     assert_eq!(put(&admin, &key, json!([account_statement(), use_statement, deny])).await, "no error");
     assert_eq!(try_decrypt(&session, &key).await, DENIED);
-    let except = |who: &str| {
-        json!({ "Effect": "Deny", "NotPrincipal": { "AWS": [A_ROOT, who] }, "Action": "kms:Decrypt", "Resource": "*" })
-    };
+    let except = |who: &str| json!({ "Effect": "Deny", "NotPrincipal": { "AWS": [A_ROOT, who] }, "Action": "kms:Decrypt", "Resource": "*" });
     assert_eq!(put(&admin, &key, json!([account_statement(), use_statement, except(&app)])).await, "no error");
     assert_eq!(try_decrypt(&session, &key).await, ALLOWED);
     let other = role(&root(&sandbox, B), "other", B_ROOT).await;
@@ -149,8 +147,7 @@ async fn a_key_policy_comes_back_as_kms_writes_it() {
     let sandbox = sandbox().await;
     let admin = root(&sandbox, A);
     let key = key(&sandbox).await;
-    let statement =
-        json!({ "Sid": "B", "Effect": "Allow", "Principal": { "AWS": ["222222222222"] }, "Action": "kms:Decrypt", "Resource": "*" });
+    let statement = json!({ "Sid": "B", "Effect": "Allow", "Principal": { "AWS": ["222222222222"] }, "Action": "kms:Decrypt", "Resource": "*" });
     assert_eq!(put(&admin, &key, json!([account_statement(), statement])).await, "no error");
     let expected = r#"{
   "Version" : "2012-10-17",
@@ -186,12 +183,14 @@ async fn bad_key_policies_are_refused_and_change_nothing() {
     let key = key(&sandbox).await;
     let before = sandbox.world().snapshot(A);
     let other = |change: fn(&mut Value)| {
-        let mut statement = json!({ "Effect": "Allow", "Principal": { "AWS": B_ROOT }, "Action": "kms:Decrypt", "Resource": "*" });
+        let mut statement =
+            json!({ "Effect": "Allow", "Principal": { "AWS": B_ROOT }, "Action": "kms:Decrypt", "Resource": "*" });
         change(&mut statement);
         document(json!([account_statement(), statement]))
     };
     let without = |name: &'static str| {
-        let mut statement = json!({ "Effect": "Allow", "Principal": { "AWS": B_ROOT }, "Action": "kms:Decrypt", "Resource": "*" });
+        let mut statement =
+            json!({ "Effect": "Allow", "Principal": { "AWS": B_ROOT }, "Action": "kms:Decrypt", "Resource": "*" });
         statement.as_object_mut().unwrap().remove(name);
         document(json!([account_statement(), statement]))
     };
@@ -205,7 +204,12 @@ async fn bad_key_policies_are_refused_and_change_nothing() {
         (other(|s| s["Principal"] = json!({ "AWS": "arn:aws:iam::222222222222:role/nobody" })), malformed),
         (other(|s| s["Principal"] = json!({ "AWS": "AROA0123456789ABCDEFQ" })), malformed),
         (other(|s| s["Sid"] = json!("Ÿ")), "ValidationException"),
-        (document(json!([{ "Effect": "Allow", "Principal": { "AWS": B_ROOT }, "Action": "kms:*", "Resource": "*" }])), malformed),
+        (
+            document(
+                json!([{ "Effect": "Allow", "Principal": { "AWS": B_ROOT }, "Action": "kms:*", "Resource": "*" }]),
+            ),
+            malformed,
+        ),
         (format!("{}{}", other(|_| ()), " ".repeat(32_768)), "LimitExceededException"),
     ];
     for (policy, expected) in cases {
@@ -301,7 +305,8 @@ async fn the_default_ebs_key_is_awss_own() {
     let bare = role(&admin, "bare", B_ROOT).await;
     let stranger = role(&root(&sandbox, A), "stranger", A_ROOT).await;
     let world = &mut sandbox.world();
-    let bare = Caller { principal_id: ami_share_sandbox::iam::unique_id(world, &bare).unwrap(), ..role_caller(world, &bare) };
+    let bare =
+        Caller { principal_id: ami_share_sandbox::iam::unique_id(world, &bare).unwrap(), ..role_caller(world, &bare) };
     let stranger = Caller { account: A.to_owned(), ..role_caller(world, &stranger) };
     let mut try_it = |caller: &Caller| {
         keys::use_as_aws_service(world, caller, &arn, "kms:CreateGrant", REGION, &Context::new()).is_ok()

@@ -6,3 +6,4 @@ mod faults;
 mod iam;
 mod identity;
 mod kms;
+mod speed;

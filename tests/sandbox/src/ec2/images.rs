@@ -689,7 +689,7 @@ fn write(xml: &mut Xml, image: &Image, tags: &Tags) {
         .elem("architecture", &image.architecture)
         .elem("imageType", "machine")
         .elem("name", &image.name)
-        .elem("description", &image.description)
+        .opt("description", Some(&image.description).filter(|text| !text.is_empty()))
         .elem("rootDeviceType", image.root_device_type())
         .opt("rootDeviceName", image.root_device_name.as_ref())
         .elem("virtualizationType", "hvm")
@@ -702,7 +702,9 @@ fn write(xml: &mut Xml, image: &Image, tags: &Tags) {
     }
     xml.opt("sourceInstanceId", image.source_instance.as_ref());
     write_state_reason(xml, image.state_reason.as_ref());
-    write_product_codes(xml, &image.product_codes);
+    if !image.product_codes.is_empty() {
+        write_product_codes(xml, &image.product_codes);
+    }
     xml.items("blockDeviceMapping", &image.devices, write_device);
     tags::write(xml, tags);
 }

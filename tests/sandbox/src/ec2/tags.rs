@@ -11,8 +11,11 @@ pub type Tags = BTreeMap<String, String>;
 /// Tags a resource may have.
 const LIMIT: usize = 50;
 
-/// `<tagSet>…</tagSet>`
+/// `<tagSet>…</tagSet>`; nothing without tags, as AWS has it.
 pub(super) fn write(xml: &mut Xml, tags: &Tags) {
+    if tags.is_empty() {
+        return;
+    }
     xml.items("tagSet", tags, |xml, (key, value)| {
         xml.elem("key", key).elem("value", value);
     });
