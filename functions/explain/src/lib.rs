@@ -140,14 +140,18 @@ impl Findings {
 
 /// Actions with the same thing to say about them, together: `kms:Decrypt, kms:CreateGrant denied by …`.
 fn grouped<'a>(said: impl IntoIterator<Item = (&'a str, String)>) -> Vec<String> {
-    let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
-    for (action, clause) in said {
-        match groups.iter_mut().find(|(known, _)| *known == clause) {
-            Some((_, actions)) => actions.push(action),
-            None => groups.push((clause, vec![action])),
+    by_clause(said).into_iter().map(|(actions, clause)| format!("{} {clause}", actions.join(", "))).collect()
+}
+
+fn by_clause<T>(said: impl IntoIterator<Item = (T, String)>) -> Vec<(Vec<T>, String)> {
+    let mut groups: Vec<(Vec<T>, String)> = Vec::new();
+    for (subject, clause) in said {
+        match groups.iter_mut().find(|(_, known)| *known == clause) {
+            Some((subjects, _)) => subjects.push(subject),
+            None => groups.push((vec![subject], clause)),
         }
     }
-    groups.into_iter().map(|(clause, actions)| format!("{} {clause}", actions.join(", "))).collect()
+    groups
 }
 
 #[cfg(test)]

@@ -170,7 +170,10 @@ pub(crate) fn policy_findings(policy: &str, calls: &[Call<'_>], findings: &mut F
         format!("key policy: of key {key}, {}", clauses.join(", and "))
     };
     if !refused.is_empty() {
-        findings.causes.push(about(grouped(refused)));
+        findings.causes.push(format!(
+            "{} (kms:PutKeyPolicy mends it; a new execution puts the statements of ami-share right)",
+            about(grouped(refused))
+        ));
     }
     if !unclear.is_empty() {
         findings.doubts.push(about(grouped(unclear)));

@@ -8,7 +8,7 @@ use aws_sdk_iam::types::{ContextEntry, ContextKeyTypeEnum, EvaluationResult, Pol
 use aws_sdk_kms::types::KeySpec;
 
 use crate::{
-    Attempt, Findings, LAUNCH_ACTIONS, OWN_KEY_ACTIONS, SOURCE_KEY_ACTIONS, grouped,
+    Attempt, Findings, LAUNCH_ACTIONS, OWN_KEY_ACTIONS, SOURCE_KEY_ACTIONS, by_clause, grouped,
     key_access::Call,
     source::{policy_findings, state_problem},
 };
@@ -36,11 +36,16 @@ pub(crate) async fn examine(attempt: Attempt<'_>, with_source_keys: bool, findin
         Ok(config) => aws_sdk_iam::Client::new(&config),
         Err(error) => return findings.doubts.push(format!("the launcher's IAM policies ({error})")),
     };
+    let mut refusals = Vec::new();
     for (key, actions) in needed {
         match simulate(attempt, &iam, &principal, &key, &actions).await {
-            Ok(refused) => findings.causes.extend(iam_problem(attempt, &principal, &key, refused)),
+            Ok(refused) if refused.is_empty() => {}
+            Ok(refused) => refusals.push((key.to_string(), grouped(refused).join(", and "))),
             Err(error) => findings.doubts.push(format!("the launcher's IAM policies for key {key} ({error})")),
         }
+    }
+    for (keys, clause) in by_clause(refusals) {
+        findings.causes.push(format!("IAM policy: of {principal} for key {}, {clause}", keys.join(" and key ")));
     }
 }
 
@@ -99,6 +104,7 @@ async fn simulate<'a>(
     let via = format!("ec2.{}.amazonaws.com", key.region());
     let account = principal.account_id().to_string();
     let (grant, use_of_key): (Vec<&str>, Vec<&str>) = actions.iter().partition(|action| **action == "kms:CreateGrant");
+    let missing = what_to_do(attempt, key);
     let mut refused = Vec::new();
     for actions in [use_of_key, grant].iter().filter(|actions| !actions.is_empty()) {
         let mut entries = vec![
@@ -122,21 +128,21 @@ async fn simulate<'a>(
             .map_err(|error| aws::failure(&attempt.target.account_id, "iam:SimulatePrincipalPolicy", error))?;
         for action in actions {
             let result = answer.evaluation_results().iter().find(|result| result.eval_action_name() == *action);
-            refused.extend(result.and_then(refusal).map(|clause| (*action, clause)));
+            refused.extend(result.and_then(|result| refusal(result, &missing)).map(|clause| (*action, clause)));
         }
     }
     Ok(refused)
 }
 
-/// Why the simulator refuses, if it does. In a simulation across accounts the whole decision counts
-/// a key policy that the simulator was not given; then that of the IAM policies is read ("EvaluationResult",
-/// IAM API reference).
-fn refusal(result: &EvaluationResult) -> Option<String> {
+/// Why the simulator refuses, if it does, and what to do about it; `missing` is what to do where nothing
+/// allows the action. In a simulation across accounts the whole decision counts a key policy that the
+/// simulator was not given; then that of the IAM policies is read ("EvaluationResult", IAM API reference).
+fn refusal(result: &EvaluationResult, missing: &str) -> Option<String> {
     if result.organizations_decision_detail().is_some_and(|detail| !detail.allowed_by_organizations()) {
-        return Some("refused by an organization's service control policy".to_owned());
+        return Some("refused by a service control policy (who manages the organization can lift it)".to_owned());
     }
     if result.permissions_boundary_decision_detail().is_some_and(|detail| !detail.allowed_by_permissions_boundary()) {
-        return Some("refused by its permissions boundary".to_owned());
+        return Some("refused by its permissions boundary (widen it)".to_owned());
     }
     let by_policy_type = result.eval_decision_details().and_then(|details| {
         details.iter().find(|(kind, _)| kind.to_ascii_lowercase().contains("iam")).map(|(_, decision)| decision)
@@ -145,28 +151,19 @@ fn refusal(result: &EvaluationResult) -> Option<String> {
         PolicyEvaluationDecisionType::Allowed => None,
         PolicyEvaluationDecisionType::ExplicitDeny => {
             let policy = result.matched_statements().first().and_then(|statement| statement.source_policy_id());
-            Some(format!("denied by its policy {}", policy.unwrap_or("(the simulator does not say which)")))
+            let policy = policy.map_or("one of its policies".to_owned(), |policy| format!("its policy {policy}"));
+            Some(format!("denied by {policy} (take the Deny out)"))
         }
-        _ => Some("not allowed by any of its policies".to_owned()),
+        _ => Some(format!("not allowed by any of its policies ({missing})")),
     }
 }
 
-fn iam_problem(
-    attempt: Attempt<'_>,
-    principal: &PrincipalArn,
-    key: &KeyArn,
-    refused: Vec<(&str, String)>,
-) -> Option<String> {
-    if refused.is_empty() {
-        return None;
-    }
-    let source_key = key.account_id() == attempt.source.account_id;
-    let what_to_do = if source_key {
+fn what_to_do(attempt: Attempt<'_>, key: &KeyArn) -> String {
+    if key.account_id() == attempt.source.account_id {
         format!("attach policy {} to it, or start the execution again", attempt.hub.settings.key_access_policy)
     } else {
-        "allow it in accounts/target.yaml, or in the key's policy".to_owned()
-    };
-    Some(format!("IAM policy: of {principal} for key {key}, {} ({what_to_do})", grouped(refused).join(", and ")))
+        "allow it in accounts/target.yaml, or name it in the key's policy".to_owned()
+    }
 }
 
 #[cfg(test)]
@@ -181,18 +178,19 @@ mod tests {
 
     #[test]
     fn what_the_simulator_allows_is_no_refusal() {
-        assert_eq!(refusal(&result(PolicyEvaluationDecisionType::Allowed).build().unwrap()), None);
+        assert_eq!(refusal(&result(PolicyEvaluationDecisionType::Allowed).build().unwrap(), ""), None);
     }
 
     #[test]
     fn a_missing_and_a_denied_action_are_told_apart() {
-        let missing = refusal(&result(PolicyEvaluationDecisionType::ImplicitDeny).build().unwrap()).unwrap();
-        assert_eq!(missing, "not allowed by any of its policies");
+        let missing =
+            refusal(&result(PolicyEvaluationDecisionType::ImplicitDeny).build().unwrap(), "attach it").unwrap();
+        assert_eq!(missing, "not allowed by any of its policies (attach it)");
         let denied = result(PolicyEvaluationDecisionType::ExplicitDeny)
             .matched_statements(Statement::builder().source_policy_id("Guard").build())
             .build()
             .unwrap();
-        assert_eq!(refusal(&denied).unwrap(), "denied by its policy Guard");
+        assert_eq!(refusal(&denied, "").unwrap(), "denied by its policy Guard (take the Deny out)");
     }
 
     #[test]
@@ -204,8 +202,8 @@ mod tests {
                 .build()
                 .unwrap()
         };
-        assert_eq!(refusal(&across(PolicyEvaluationDecisionType::Allowed)), None);
-        assert!(refusal(&across(PolicyEvaluationDecisionType::ImplicitDeny)).is_some());
+        assert_eq!(refusal(&across(PolicyEvaluationDecisionType::Allowed), ""), None);
+        assert!(refusal(&across(PolicyEvaluationDecisionType::ImplicitDeny), "").is_some());
     }
 
     #[test]
@@ -216,6 +214,6 @@ mod tests {
             )
             .build()
             .unwrap();
-        assert!(refusal(&refused).unwrap().contains("service control policy"));
+        assert!(refusal(&refused, "").unwrap().contains("service control policy"));
     }
 }

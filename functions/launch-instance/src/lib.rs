@@ -150,7 +150,7 @@ fn failure(input: &Input, error: SdkError<RunInstancesError>) -> Error {
         Some(advice) => Error::LaunchFailed {
             image: image_id.clone(),
             account,
-            reason: format!("{code}: {}; {advice}", error.message().unwrap_or_default()),
+            reason: format!("{code}: {}; {advice}", error.message().unwrap_or_default().trim_end_matches('.')),
             source: Some(error.into()),
         },
         None => aws::failure(&account, RUN, error),
