@@ -2,10 +2,7 @@
 
 use std::error::Error as StdError;
 
-use aws_smithy_runtime_api::{
-    client::{orchestrator::HttpResponse, result::SdkError},
-    http::StatusCode,
-};
+use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
 use aws_smithy_types::error::{display::DisplayErrorContext, metadata::ProvideErrorMetadata};
 
 use crate::{Error, ids::AccountId};
@@ -36,14 +33,14 @@ const QUOTA: [&str; 6] = [
 
 /// The error of `call` (an IAM action, such as `ec2:RunInstances`) made in `account`.
 ///
-/// A step that knows more about one of its error codes looks at [`code`] first.
+/// A step that knows more about one of its error codes looks at `error.code()` first.
 pub fn failure<E>(account: &AccountId, call: &'static str, error: SdkError<E, HttpResponse>) -> Error
 where
     E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
 {
     let account = account.clone();
     let message = error.message().unwrap_or_default().to_owned();
-    let server_error = error.raw_response().is_some_and(|response| is_server_error(response.status()));
+    let server_error = error.raw_response().is_some_and(|response| response.status().as_u16() >= 500);
     match error.code().map(str::to_owned) {
         Some(code) if THROTTLING.contains(&code.as_str()) => {
             Error::Throttled { account, call, source: Some(error.into()) }
@@ -55,26 +52,13 @@ where
             Error::QuotaExceeded { account, call, reason: message, source: Some(error.into()) }
         }
         Some(code) if !server_error => {
-            let request_id = error.meta().extra("aws_request_id").unwrap_or("unknown").to_owned();
-            Error::Aws { account, call, code, message, request_id, source: Some(error.into()) }
+            let request_id = error.meta().extra("aws_request_id").unwrap_or("unknown");
+            let reason = format!("{code}: {message} (request {request_id})");
+            Error::Aws { account, call, reason, source: Some(error.into()) }
         }
-        None if matches!(error, SdkError::ConstructionFailure(_)) => Error::Aws {
-            account,
-            call,
-            code: "ConstructionFailure".to_owned(),
-            message: DisplayErrorContext(&error).to_string(),
-            request_id: "none".to_owned(),
-            source: Some(error.into()),
-        },
+        None if matches!(error, SdkError::ConstructionFailure(_)) => {
+            Error::Aws { account, call, reason: DisplayErrorContext(&error).to_string(), source: Some(error.into()) }
+        }
         _ => Error::Unavailable { account, call, source: Some(error.into()) },
     }
-}
-
-/// The error code that AWS answered with, such as `NoSuchEntity`.
-pub fn code<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Option<&str> {
-    error.code()
-}
-
-fn is_server_error(status: StatusCode) -> bool {
-    status.as_u16() >= 500
 }

@@ -138,20 +138,19 @@ pub enum Error {
     #[error("volume {volume} in account {account} is not encrypted as asked: it {found}, and should be {expected}")]
     VolumeNotReencrypted { volume: String, account: AccountId, found: String, expected: String },
 
-    #[error("{call} in account {account} failed: {code}: {message} (request {request_id})")]
+    /// `reason` has AWS's code, message and request id.
+    #[error("{call} in account {account} failed: {reason}")]
     Aws {
         account: AccountId,
         call: &'static str,
-        code: String,
-        message: String,
-        request_id: String,
+        reason: String,
         #[source]
         source: Option<Cause>,
     },
 
     /// Several things that are wrong at once, found before anything was changed; never empty.
     #[error("{}", listed(.0))]
-    Several(Vec<Error>),
+    Several(Vec<Self>),
 }
 
 impl Error {

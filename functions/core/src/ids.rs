@@ -164,7 +164,7 @@ impl PrincipalArn {
     }
 
     pub fn account_id(&self) -> AccountId {
-        AccountId(self.0.splitn(6, ':').nth(4).unwrap_or_default().to_owned())
+        AccountId(self.0.split(':').nth(4).unwrap_or_default().to_owned())
     }
 
     pub fn kind(&self) -> PrincipalKind {

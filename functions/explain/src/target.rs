@@ -5,7 +5,7 @@ use ami_share_core::{
     ids::{KeyArn, PrincipalArn},
 };
 use aws_sdk_iam::types::{ContextEntry, ContextKeyTypeEnum, EvaluationResult, PolicyEvaluationDecisionType};
-use aws_sdk_kms::types::KeySpec;
+use aws_sdk_kms::{error::ProvideErrorMetadata, types::KeySpec};
 
 use crate::{
     Attempt, Findings, LAUNCH_ACTIONS, OWN_KEY_ACTIONS, SOURCE_KEY_ACTIONS, by_clause, grouped,
@@ -61,7 +61,7 @@ async fn examine_own_key(
     let kms = aws_sdk_kms::Client::new(attempt.launcher);
     let metadata = match kms.describe_key().key_id(key).send().await {
         Ok(answer) => answer.key_metadata,
-        Err(error) if aws::code(&error) == Some("NotFoundException") => {
+        Err(error) if error.code() == Some("NotFoundException") => {
             findings.causes.push(format!(
                 "key state: there is no key {key} in account {target} and Region {}; name another in reencrypt.kmsKeyId",
                 attempt.source.region

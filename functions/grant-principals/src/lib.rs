@@ -152,12 +152,12 @@ where
     let no_policy = error.message().is_some_and(|message| message.starts_with("Policy "));
     match error.code() {
         Some("NoSuchEntity") if no_policy => match aws::failure(&account, call, error) {
-            Error::Aws { account, call, code, message, request_id, source } => {
-                let message = format!(
-                    "{message}; deploy accounts/target.yaml in account {account}, under the name that the hub's \
+            Error::Aws { account, call, reason, source } => {
+                let reason = format!(
+                    "{reason}; deploy accounts/target.yaml in account {account}, under the name that the hub's \
                      parameters say"
                 );
-                Error::Aws { account, call, code, message, request_id, source }
+                Error::Aws { account, call, reason, source }
             }
             other => other,
         },

@@ -94,8 +94,12 @@ fn failure(input: &Input, error: SdkError<ModifyImageAttributeError>) -> Error {
     let message = error.message().unwrap_or_default().to_owned();
     let (image, account) = (input.image_id.clone(), input.source.account_id.clone());
     match error.code() {
-        Some("InvalidAMIID.NotFound") => Error::ImageNotFound { image, account, region: input.source.region.to_string() },
-        Some("InvalidAMIID.Unavailable") => Error::ImageNotAvailable { image, account, state: "not available".to_owned() },
+        Some("InvalidAMIID.NotFound") => {
+            Error::ImageNotFound { image, account, region: input.source.region.to_string() }
+        }
+        Some("InvalidAMIID.Unavailable") => {
+            Error::ImageNotAvailable { image, account, state: "not available".to_owned() }
+        }
         Some("InvalidAMIAttributeItemValue") => {
             let accounts: Vec<&str> = input.account_ids.iter().map(AccountId::as_str).collect();
             Error::invalid("targets", accounts.join(", "), format!("must be accounts that exist ({MODIFY}: {message})"))

@@ -17,8 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use undo::{UNDO_ACTIONS, UndoOutput, undo_share_key};
 
-pub const ACTIONS: Actions =
-    Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], target: &[], launcher: &[] };
+pub const ACTIONS: Actions = Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], target: &[], launcher: &[] };
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -88,11 +87,7 @@ async fn write(kms: &Client, key: &KeyArn, policy: &KeyPolicy) -> Result<(), Err
     Ok(())
 }
 
-fn failure<E>(
-    key: &KeyArn,
-    call: &'static str,
-    error: SdkError<E, aws_sdk_kms::config::http::HttpResponse>,
-) -> Error
+fn failure<E>(key: &KeyArn, call: &'static str, error: SdkError<E, aws_sdk_kms::config::http::HttpResponse>) -> Error
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {

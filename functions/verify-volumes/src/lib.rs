@@ -8,6 +8,7 @@ use ami_share_core::{
 };
 use aws_config::SdkConfig;
 use aws_sdk_ec2::types::{Filter, Volume};
+use aws_sdk_kms::error::ProvideErrorMetadata;
 use serde::{Deserialize, Serialize};
 
 pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &[DESCRIBE_VOLUMES, DESCRIBE_KEY] };
@@ -74,7 +75,7 @@ async fn resolve(config: &SdkConfig, account: &AccountId, key: &str) -> Result<K
     let answer = aws_sdk_kms::Client::new(config).describe_key().key_id(key).send().await;
     let metadata = match answer {
         Ok(answer) => answer.key_metadata,
-        Err(error) if aws::code(&error) == Some("NotFoundException") => {
+        Err(error) if error.code() == Some("NotFoundException") => {
             return Err(not_usable(&format!("account {account} has none of that name (kms:DescribeKey)")));
         }
         Err(error) => return Err(aws::failure(account, DESCRIBE_KEY, error)),
