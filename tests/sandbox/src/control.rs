@@ -1,6 +1,7 @@
 //! HTTP control under `/_sandbox/`; all bodies are JSON. See the crate's
 //! documentation for the list.
 
+use crate::ec2::ImageState;
 use crate::faults::{Fault, Hook};
 use crate::http::{Request, Response};
 use crate::sts;
@@ -72,6 +73,11 @@ fn act(world: &mut World, path: &str, request: &Request) -> Result<Value, (u16, 
             world.set_organization(&membership.account, membership.organization);
             Ok(json!({}))
         }
+        ("POST", ["image"]) => {
+            let seeded: SeededImage = parse(&request.body)?;
+            seed_image(world, &seeded).ok_or_else(|| (404, format!("There is no image {}", seeded.image_id)))?;
+            Ok(json!({}))
+        }
         ("GET", ["iam", account]) => Ok(world.export_iam(account)),
         ("POST", ["iam", account]) => {
             let iam: Value = parse(&request.body)?;
@@ -102,6 +108,31 @@ struct Membership {
     account: String,
     /// `null` takes the account out of its organization.
     organization: Option<Organization>,
+}
+
+/// What no call can do to an image.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SeededImage {
+    account: String,
+    region: String,
+    image_id: String,
+    state: Option<ImageState>,
+    /// Marketplace product codes.
+    product_codes: Option<Vec<String>>,
+}
+
+/// `None` when there is no such image.
+fn seed_image(world: &mut World, seeded: &SeededImage) -> Option<()> {
+    let ec2 = world.accounts.get_mut(&seeded.account)?.ec2.get_mut(&seeded.region)?;
+    let image = ec2.images.get_mut(&seeded.image_id)?;
+    if let Some(state) = seeded.state {
+        image.state = state;
+    }
+    if let Some(codes) = &seeded.product_codes {
+        image.product_codes.clone_from(codes);
+    }
+    Some(())
 }
 
 #[derive(Deserialize)]

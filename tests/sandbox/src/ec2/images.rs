@@ -12,6 +12,7 @@ use crate::auth::Context;
 use crate::kms;
 use crate::wire::{ApiError, Params, Reply, Xml};
 use crate::world::{Account, PARTITION, World};
+use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Launch-permission entities (accounts, organizations and units) of one image;
@@ -22,7 +23,8 @@ const SHARING_QUOTA: usize = 1000;
 const ACCOUNTS_PER_CALL: usize = 10_000;
 
 /// State of an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ImageState {
     Pending,
     Available,

@@ -132,10 +132,6 @@ impl Request<'_> {
 
     /// Whether the caller may do another EC2 action as part of this call.
     fn authorize_action(&self, action: &str, resource: &str, context: &Context) -> Result<(), ApiError> {
-        // AWS manages the policy of a service-linked role; it allows EC2's calls.
-        if self.caller.arn.contains(":role/aws-service-role/") {
-            return Ok(());
-        }
         let mut context = context.clone();
         context.insert("ec2:Region".to_owned(), vec![self.region.to_owned()]);
         auth::authorize(self.world, self.caller, &format!("ec2:{action}"), resource, &context).map_err(|denied| {
@@ -220,43 +216,6 @@ fn returns_true() -> String {
     let mut xml = crate::wire::Xml::new();
     xml.elem("return", true);
     xml.finish()
-}
-
-/// Puts an image into a state that no call leads to directly, for seeding.
-/// Returns whether there is such an image.
-pub fn set_image_state(world: &mut World, account: &str, region: &str, image_id: &str, state: ImageState) -> bool {
-    seeded_image(world, account, region, image_id, |image| {
-        image.state = state;
-    })
-}
-
-/// Gives an image Marketplace product codes, for seeding. Returns whether there
-/// is such an image.
-pub fn set_product_codes(world: &mut World, account: &str, region: &str, image_id: &str, codes: &[&str]) -> bool {
-    seeded_image(world, account, region, image_id, |image| {
-        image.product_codes = codes.iter().map(|code| (*code).to_owned()).collect();
-    })
-}
-
-fn seeded_image(
-    world: &mut World,
-    account: &str,
-    region: &str,
-    image_id: &str,
-    change: impl FnOnce(&mut Image),
-) -> bool {
-    let image = world
-        .accounts
-        .get_mut(account)
-        .and_then(|account| account.ec2.get_mut(region))
-        .and_then(|ec2| ec2.images.get_mut(image_id));
-    match image {
-        Some(image) => {
-            change(image);
-            true
-        }
-        None => false,
-    }
 }
 
 /// The state in canonical form, without timestamps, client tokens and what is

@@ -3,6 +3,7 @@
 use super::stage::*;
 use aws_sdk_ec2::types::{InstanceType, Tag};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::test]
 async fn calls_without_permission_are_refused_with_and_without_dry_run() {
@@ -58,6 +59,30 @@ async fn the_state_is_as_before_when_everything_is_undone() {
     assert_ne!(picture(A), before.0);
     stage.unshare_image(&shared.image, "333333333333").await;
     assert_eq!((picture(A), picture(B)), before);
+}
+
+#[tokio::test]
+async fn images_can_be_put_into_other_states_over_http() {
+    let stage = Stage::new().await;
+    let snapshot = stage.snapshot(&stage.a, None).await;
+    let image = stage.image(&stage.a, "plain", &[&snapshot]).await;
+    let body = json!({
+        "account": A, "region": REGION, "imageId": image, "state": "pending", "productCodes": ["abc123"],
+    })
+    .to_string();
+    let endpoint = stage.sandbox.endpoint();
+    let mut stream = tokio::net::TcpStream::connect(endpoint.trim_start_matches("http://")).await.unwrap();
+    let request = format!(
+        "POST /_sandbox/image HTTP/1.1\r\nHost: sandbox\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).await.unwrap();
+    assert_eq!(&status, b"HTTP/1.1 200");
+    let found = stage.a.describe_images().image_ids(&image).send().await.unwrap();
+    assert_eq!(found.images()[0].state().unwrap().as_str(), "pending");
+    assert_eq!(found.images()[0].product_codes()[0].product_code_id(), Some("abc123"));
 }
 
 #[tokio::test]

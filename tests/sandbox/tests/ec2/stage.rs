@@ -233,12 +233,18 @@ impl Stage {
 
     /// Puts an image of A into a state that no call leads to.
     pub(super) fn set_image_state(&self, image: &str, state: ec2::ImageState) {
-        assert!(ec2::set_image_state(&mut self.sandbox.world(), A, REGION, image, state));
+        self.change_image(image, |image| image.state = state);
     }
 
     /// Gives an image of A a Marketplace product code.
     pub(super) fn set_product_code(&self, image: &str, code: &str) {
-        assert!(ec2::set_product_codes(&mut self.sandbox.world(), A, REGION, image, &[code]));
+        self.change_image(image, |image| image.product_codes.push(code.to_owned()));
+    }
+
+    fn change_image(&self, image: &str, change: impl FnOnce(&mut ec2::Image)) {
+        let mut world = self.sandbox.world();
+        let ec2 = world.account_mut(A).ec2.get_mut(REGION).expect("A has an image");
+        change(ec2.images.get_mut(image).expect("the image exists"));
     }
 }
 
