@@ -1,12 +1,12 @@
 //! Everything on this machine: sandbox, engine, the deployed stacks and their roles.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use ami_share_sandbox::Sandbox;
 
 use crate::{
     HUB, Result, SOURCE, TARGET,
-    deploy::{self, Template},
+    deploy::{self, Stack, Template},
     engine::{self, Engine},
     roles,
 };
@@ -18,6 +18,8 @@ pub const IMAGE_EVENT_SOURCE: &str = "local.ec2";
 /// What is deployed.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// The account that owns the images; may be the hub.
+    pub source: String,
     /// The target accounts, all of them on the allow-list.
     pub targets: Vec<String>,
     /// Whether the targets' owners allow inline policies.
@@ -28,6 +30,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            source: SOURCE.to_owned(),
             targets: vec![TARGET.to_owned()],
             inline_policies: false,
             sandbox: ami_share_sandbox::Settings::default(),
@@ -44,51 +47,51 @@ pub struct Local {
 }
 
 impl Local {
-    /// Starts sandbox and engine, and deploys `template.yaml` to the hub and `accounts/*.yaml` to
-    /// the other accounts. Takes about two seconds.
+    /// Starts sandbox and engine, deploys `template.yaml` to the hub and `accounts/*.yaml` to the
+    /// other accounts, and gives the sandbox's accounts the roles that this made. Takes about two
+    /// seconds.
     pub async fn start(settings: Settings) -> Result<Self> {
         let port = engine::free_port()?;
         let upstream_sts = Some(engine::endpoint(port));
-        let sandbox = Sandbox::start(ami_share_sandbox::Settings { upstream_sts, ..settings.sandbox }).await?;
+        let sandbox = Sandbox::start(ami_share_sandbox::Settings { upstream_sts, ..settings.sandbox.clone() }).await?;
         let engine = Engine::start(port, &sandbox.endpoint(), &directory(port))?;
         let allowed = settings.targets.join(",");
         let parameters = [
             ("AllowedTargetAccounts", allowed.as_str()),
-            ("SourceAccountId", SOURCE),
+            ("SourceAccountId", &settings.source),
             ("ExternalId", EXTERNAL_ID),
             ("ImageEventSource", IMAGE_EVENT_SOURCE),
         ];
         let hub = deploy::deploy_hub(&engine, &parameters).await?;
-        let local = Self { engine, sandbox, hub };
-        roles::copy_to_sandbox(HUB, &local.engine.endpoint(), &local.sandbox.endpoint()).await?;
-        local.add_source().await?;
+        deploy_source(&engine, &settings).await?;
         for target in &settings.targets {
-            local.add_target(target, settings.inline_policies).await?;
+            deploy_target(&engine, &settings, target).await?;
         }
-        Ok(local)
+        let accounts = [HUB, &settings.source].into_iter().chain(settings.targets.iter().map(String::as_str));
+        for account in accounts.collect::<BTreeSet<_>>() {
+            roles::copy_to_sandbox(account, &engine.endpoint(), &sandbox.endpoint()).await?;
+        }
+        Ok(Self { engine, sandbox, hub })
     }
+}
 
-    async fn add_source(&self) -> Result<()> {
-        let parameters = [("HubAccountId", HUB), ("ExternalId", EXTERNAL_ID)];
-        self.add(SOURCE, "accounts/source.yaml", &parameters).await
-    }
+async fn deploy_source(engine: &Engine, settings: &Settings) -> Result<Stack> {
+    let parameters = [("HubAccountId", HUB), ("ExternalId", EXTERNAL_ID)];
+    let template = Template::file("accounts/source.yaml")?;
+    deploy::deploy(engine, &settings.source, "ami-share-source", template, &parameters).await
+}
 
-    async fn add_target(&self, account: &str, inline_policies: bool) -> Result<()> {
-        let patterns = format!("arn:aws:iam::{account}:role/app-*,arn:aws:iam::{account}:user/app-*");
-        let parameters = [
-            ("HubAccountId", HUB),
-            ("SourceAccountId", SOURCE),
-            ("ExternalId", EXTERNAL_ID),
-            ("PrincipalArnPatterns", &patterns),
-            ("AllowInlinePolicies", if inline_policies { "true" } else { "false" }),
-        ];
-        self.add(account, "accounts/target.yaml", &parameters).await
-    }
-
-    async fn add(&self, account: &str, template: &str, parameters: &[(&str, &str)]) -> Result<()> {
-        deploy::deploy(&self.engine, account, "ami-share", Template::file(template)?, parameters).await?;
-        roles::copy_to_sandbox(account, &self.engine.endpoint(), &self.sandbox.endpoint()).await
-    }
+async fn deploy_target(engine: &Engine, settings: &Settings, account: &str) -> Result<Stack> {
+    let patterns = format!("arn:aws:iam::{account}:role/app-*,arn:aws:iam::{account}:user/app-*");
+    let parameters = [
+        ("HubAccountId", HUB),
+        ("SourceAccountId", &settings.source),
+        ("ExternalId", EXTERNAL_ID),
+        ("PrincipalArnPatterns", &patterns),
+        ("AllowInlinePolicies", if settings.inline_policies { "true" } else { "false" }),
+    ];
+    let template = Template::file("accounts/target.yaml")?;
+    deploy::deploy(engine, account, "ami-share-target", template, &parameters).await
 }
 
 fn directory(port: u16) -> PathBuf {
