@@ -6,6 +6,7 @@ PYTHON ?= python3
 REQUIREMENTS := tests/requirements.txt
 VENV := $(CACHE)/venv-$(shell cksum $(REQUIREMENTS) | cut -d ' ' -f 1)
 export PATH := $(VENV)/bin:$(PATH)
+export AMI_SHARE_VENV := $(VENV)
 export SAM_CLI_TELEMETRY := 0
 
 TEMPLATES := template.yaml accounts/source.yaml accounts/target.yaml

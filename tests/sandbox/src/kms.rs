@@ -497,7 +497,7 @@ impl Call<'_> {
         context.insert("aws:TagKeys".to_owned(), tags.keys().cloned().collect());
         self.authorize_identity("*", &context)?;
         let policy = match self.text("Policy") {
-            Some(text) => self.checked_policy(&text.to_owned())?,
+            Some(text) => self.checked_policy(text)?,
             None => stored_policy(self.world, &default_policy(&self.caller.account))?,
         };
         let mut key = new_key(self.world, &self.caller.account, self.region, policy);

@@ -417,7 +417,7 @@ fn describe_outcome(reply: &Reply) -> (Outcome, Option<String>, Option<String>) 
     } else {
         Outcome::Error
     };
-    let reason = error.denied.as_ref().map_or_else(|| error.message.clone(), crate::auth::Denied::message);
+    let reason = error.denied.as_ref().map_or_else(|| error.message.clone(), |denied| denied.message());
     (outcome, Some(error.code.clone()), Some(reason))
 }
 

@@ -317,7 +317,7 @@ fn authorize_assume(
 fn refuse_root_or_missing(caller: &Caller, role_arn: &str) -> ApiError {
     if caller.arn == root_arn(&caller.account) {
         let mut error = ApiError::new(403, "AccessDenied", "Roles may not be assumed by root accounts.");
-        error.denied = Some(auth::denied(caller, "sts:AssumeRole", role_arn, Refusal::TrustPolicy, true));
+        error.denied = Some(Box::new(auth::denied(caller, "sts:AssumeRole", role_arn, Refusal::TrustPolicy, true)));
         return error;
     }
     Service::Sts.denied(auth::denied(caller, "sts:AssumeRole", role_arn, Refusal::TrustPolicy, false))

@@ -57,7 +57,7 @@ impl Service {
             Self::Kms => (400, "AccessDeniedException"),
         };
         let mut error = ApiError::new(status, code, denied.message());
-        error.denied = Some(denied);
+        error.denied = Some(Box::new(denied));
         error
     }
 }
@@ -71,7 +71,7 @@ pub struct ApiError {
     pub code: String,
     pub message: String,
     /// Which side refused, when the error is about permissions; for the journal.
-    pub denied: Option<Denied>,
+    pub denied: Option<Box<Denied>>,
 }
 
 impl ApiError {
