@@ -118,9 +118,9 @@ impl Hub {
         Region::parse(region).map_err(|rule| format!("the hub's Region must be {rule}"))
     }
 
-    /// The principal that launches the proof in `account`.
-    pub fn launcher(&self, account: &AccountId) -> Result<PrincipalArn, Error> {
-        PrincipalArn::role(account, &self.settings.launcher_role)
+    /// The principal that launches the proof in `account`; `region` says the partition.
+    pub fn launcher(&self, account: &AccountId, region: &Region) -> Result<PrincipalArn, Error> {
+        PrincipalArn::parse(role_arn(account, region, &self.settings.launcher_role))
             .map_err(|rule| Error::invalid("LauncherRoleName", &self.settings.launcher_role, format!("must be {rule}")))
     }
 
@@ -187,7 +187,7 @@ impl Hub {
         let assumed = self
             .sts
             .assume_role()
-            .role_arn(format!("arn:{}:iam::{account}:role/{role}", partition(region)))
+            .role_arn(role_arn(account, region, role))
             .role_session_name(session_name(execution))
             .external_id(&self.settings.external_id)
             .policy(session_policy(actions))
@@ -224,6 +224,10 @@ impl Hub {
             .region(aws_config::Region::new(region.to_string()))
             .build())
     }
+}
+
+fn role_arn(account: &AccountId, region: &Region, name: &str) -> String {
+    format!("arn:{}:iam::{account}:role/{name}", partition(region))
 }
 
 /// The partition that a Region is in ("Amazon Resource Names", AWS General Reference).

@@ -159,10 +159,6 @@ pub enum PrincipalKind {
 }
 
 impl PrincipalArn {
-    pub fn role(account: &AccountId, name: &str) -> Result<Self, Rule> {
-        Self::parse(format!("arn:aws:iam::{account}:role/{name}"))
-    }
-
     pub fn account_id(&self) -> AccountId {
         AccountId(self.0.split(':').nth(4).unwrap_or_default().to_owned())
     }

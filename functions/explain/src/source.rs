@@ -121,7 +121,7 @@ async fn examine_key(attempt: Attempt<'_>, config: &SdkConfig, key: &KeyArn, fin
         }
         Ok(answer) => answer.policy.unwrap_or_default(),
     };
-    let principal = match attempt.hub.launcher(&attempt.target.account_id) {
+    let principal = match attempt.hub.launcher(&attempt.target.account_id, &attempt.source.region) {
         Ok(principal) => principal,
         Err(error) => return findings.doubts.push(error.to_string()),
     };

@@ -17,7 +17,7 @@ use crate::{
 /// own copy.
 pub(crate) async fn examine(attempt: Attempt<'_>, with_source_keys: bool, findings: &mut Findings) {
     let target = &attempt.target.account_id;
-    let principal = match attempt.hub.launcher(target) {
+    let principal = match attempt.hub.launcher(target, &attempt.source.region) {
         Ok(principal) => principal,
         Err(error) => return findings.doubts.push(error.to_string()),
     };

@@ -64,7 +64,7 @@ async fn find_one(
     let mut errors = Vec::new();
     let mut state = TargetState::default();
 
-    let launcher = hub.launcher(account).map_err(|error| vec![error])?;
+    let launcher = hub.launcher(account, region).map_err(|error| vec![error])?;
     let mut principals = vec![launcher.clone()];
     principals.extend(target.principals.iter().filter(|principal| **principal != launcher).cloned());
     let keys = image.keys();
