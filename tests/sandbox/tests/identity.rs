@@ -234,6 +234,21 @@ async fn root_assumes_no_role() {
 }
 
 #[tokio::test]
+async fn a_service_assumes_only_a_role_that_trusts_it() {
+    let sandbox = sandbox().await;
+    let (_, target) = hub_and_target(&sandbox).await;
+    let may = |service: &str| ami_share_sandbox::sts::service_may_assume(&sandbox.world(), &target, service);
+    assert!(!may("lambda.amazonaws.com"));
+    set_trust(
+        &sandbox,
+        json!({ "Effect": "Allow", "Action": "sts:AssumeRole", "Principal": { "Service": ["lambda.amazonaws.com"] } }),
+    )
+    .await;
+    assert!(may("lambda.amazonaws.com"));
+    assert!(!may("ec2.amazonaws.com"));
+}
+
+#[tokio::test]
 async fn a_role_made_anew_is_another_role() {
     let sandbox = sandbox().await;
     let (function, target) = hub_and_target(&sandbox).await;

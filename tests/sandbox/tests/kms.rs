@@ -1,6 +1,6 @@
 //! KMS: who may use a key, and what a key policy may say.
 
-use crate::accounts::{A, B, Clients, REGION, allow, as_role, code, message, role, root, sandbox};
+use crate::accounts::{A, B, Clients, REGION, allow, as_role, code, message, role, root, sandbox, with_session};
 use ami_share_sandbox::auth::{Caller, CallerKind, Context, Refusal};
 use ami_share_sandbox::{Sandbox, kms as keys};
 use aws_sdk_kms::primitives::Blob;
@@ -95,6 +95,25 @@ async fn from_another_account_both_sides_must_allow() {
     allow(&root(&sandbox, B), "app", json!([{ "Effect": "Allow", "Action": "ec2:*", "Resource": "*" }])).await;
     let refused = app_session.kms.decrypt().key_id(&key).ciphertext_blob(blob).dry_run(true).send().await;
     assert!(message(refused).contains("no identity-based policy allows the kms:Decrypt action"));
+}
+
+#[tokio::test]
+async fn a_session_policy_limits_the_use_of_keys() {
+    let sandbox = sandbox().await;
+    let admin = root(&sandbox, A);
+    let key = key(&sandbox).await;
+    let app = user_of_keys(&sandbox).await;
+    let caller = role(&root(&sandbox, B), "caller", B_ROOT).await;
+    allow(&root(&sandbox, B), "caller", json!([{ "Effect": "Allow", "Action": "sts:*", "Resource": "*" }])).await;
+    let statement = json!({ "Effect": "Allow", "Principal": { "AWS": app }, "Action": "kms:*", "Resource": "*" });
+    assert_eq!(put(&admin, &key, json!([account_statement(), statement])).await, "no error");
+    for (action, expected) in [("kms:Decrypt", ALLOWED), ("kms:Encrypt", DENIED)] {
+        let policy = document(json!([{ "Effect": "Allow", "Action": action, "Resource": "*" }]));
+        let request = as_role(&sandbox, &caller).sts.assume_role().role_arn(&app).role_session_name("run-1");
+        let assumed = request.policy(policy).send().await.unwrap();
+        let session = with_session(&sandbox, assumed.credentials().unwrap());
+        assert_eq!(try_decrypt(&session, &key).await, expected, "{action}");
+    }
 }
 
 #[tokio::test]
