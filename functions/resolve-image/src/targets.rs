@@ -79,7 +79,7 @@ async fn find_one(
         };
         match lacking {
             Ok(Some(key_arns)) if !keys.is_empty() => {
-                state.principal_changes.push(PrincipalChange { principal, key_arns })
+                state.principal_changes.push(PrincipalChange { principal, key_arns });
             }
             Ok(_) => {}
             Err(error) => errors.push(error),
