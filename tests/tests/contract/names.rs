@@ -101,7 +101,7 @@ fn every_substitution_is_defined_and_used_and_is_the_function_of_its_name() {
         match name.strip_suffix("FunctionArn") {
             Some(step) => assert_eq!(*value, json!({ "Fn::GetAtt": [format!("{step}Function"), "Arn"] })),
             None => {
-                assert_eq!((name.as_str(), value), ("NotificationTopicArn", &json!({ "Ref": "NotificationTopic" })))
+                assert_eq!((name.as_str(), value), ("NotificationTopicArn", &json!({ "Ref": "NotificationTopic" })));
             }
         }
     }

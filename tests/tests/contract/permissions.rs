@@ -187,7 +187,8 @@ fn each_functions_role_assumes_exactly_the_roles_that_its_step_calls_as() {
             ("AssumeLauncherRolePolicy", !actions.launcher.is_empty()),
         ]
         .into_iter()
-        .filter_map(|(policy, needed)| needed.then(|| policy.to_owned()))
+        .filter(|(_, needed)| *needed)
+        .map(|(policy, _)| policy.to_owned())
         .collect();
         let role = properties(&hub, &format!("{name}FunctionRole"));
         let attached: Set = definition::strings(&role["ManagedPolicyArns"]).into_iter().map(str::to_owned).collect();
