@@ -267,7 +267,7 @@ fn session_policy(actions: &[&str]) -> String {
     .to_string()
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

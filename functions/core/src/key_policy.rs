@@ -13,10 +13,11 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::{
     Error,
-    hub::partition,
+    hub::{hexadecimal, partition},
     ids::{AccountId, KeyArn},
 };
 
@@ -135,6 +136,13 @@ impl KeyPolicy {
             return Err(Error::KeyPolicyTooLarge { key: self.key.clone(), bytes: text.len() });
         }
         Ok(text)
+    }
+
+    /// The same for policies that mean the same: KMS may lay a policy out anew.
+    pub fn digest(&self) -> String {
+        let statements: Vec<String> =
+            self.statements.iter().map(|statement| canonical(statement).to_string()).collect();
+        hexadecimal(&Sha256::digest(statements.join("\n"))[..8])
     }
 
     fn obstacles(&self) -> Vec<String> {

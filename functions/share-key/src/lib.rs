@@ -1,5 +1,6 @@
 //! ShareKey: merges our statements into the policy of every key under the image's volumes.
 
+mod superseded;
 mod undo;
 
 use ami_share_core::{
@@ -15,7 +16,8 @@ use aws_sdk_kms::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use undo::{UNDO_ACTIONS, UndoOutput, undo_share_key};
+pub use superseded::Superseded;
+pub use undo::{UNDO_ACTIONS, undo_share_key};
 
 pub const ACTIONS: Actions = Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], target: &[], launcher: &[] };
 
@@ -26,6 +28,8 @@ pub struct Input {
     pub source: Source,
     /// The accounts to add to each key's policy. A key without accounts has its statements put right.
     pub keys: Vec<KeyChange>,
+    /// As the last execution that held the lock left it.
+    pub superseded: Superseded,
 }
 
 #[derive(Debug, Serialize)]
@@ -33,36 +37,43 @@ pub struct Input {
 pub struct Output {
     /// Keys whose policy was written.
     pub written: Vec<KeyArn>,
+    /// For the next execution that holds the lock.
+    pub superseded: Superseded,
 }
 
 /// Writes each policy that lacks something of ours, and reads it back.
 ///
 /// KMS has no version on a key policy: what is read just before is merged and written as a whole.
-/// Reading, merging and writing again is safe, so a retry after a lost reply changes nothing.
+/// The state machine's lock keeps other executions away meanwhile. Reading, merging and writing
+/// again is safe, so a retry after a lost reply changes nothing.
 ///
 /// # Errors
 /// [`Error::TargetNotAllowed`]; [`Error::KeyPolicyTooLarge`] and [`Error::KeyPolicyConflict`] before
-/// a write; [`Error::NotYetVisible`] when the read back does not show what was written.
+/// a write; [`Error::NotYetVisible`] for a stale read, before or after the write.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
     hub.settings.allow_list.check(input.keys.iter().flat_map(|change| &change.account_ids))?;
     let mut written = Vec::new();
+    let mut superseded = input.superseded;
     if input.keys.is_empty() {
-        return Ok(Output { written });
+        return Ok(Output { written, superseded });
     }
     let source = &input.source;
     let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS.source).await?;
     let kms = Client::new(&config);
     for KeyChange { key_arn, account_ids } in &input.keys {
-        let Some(merged) = read(&kms, key_arn).await?.with(account_ids) else { continue };
+        let policy = read(&kms, key_arn).await?;
+        superseded.check(key_arn, &policy)?;
+        let Some(merged) = policy.with(account_ids) else { continue };
         write(&kms, key_arn, &merged).await?;
+        superseded.replace(key_arn, &policy, &merged);
         tracing::info!(key = %key_arn, accounts = account_ids.len(), "key policy written");
         if read(&kms, key_arn).await?.with(account_ids).is_some() {
             return Err(not_yet_visible(key_arn));
         }
         written.push(key_arn.clone());
     }
-    Ok(Output { written })
+    Ok(Output { written, superseded })
 }
 
 async fn read(kms: &Client, key: &KeyArn) -> Result<KeyPolicy, Error> {

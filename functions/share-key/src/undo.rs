@@ -1,42 +1,38 @@
 //! UndoShareKey: takes the accounts that ShareKey was to add out of the key policies again.
 
-use ami_share_core::{Error, Hub, hub::Actions, ids::KeyArn, share::KeyChange};
+use ami_share_core::{Error, Hub, hub::Actions, share::KeyChange};
 use aws_sdk_kms::Client;
-use serde::Serialize;
 
-use crate::{Input, not_yet_visible, read, write};
+use crate::{Input, Output, not_yet_visible, read, write};
 
 pub const UNDO_ACTIONS: Actions =
     Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], target: &[], launcher: &[] };
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct UndoOutput {
-    /// Keys whose policy was written.
-    pub written: Vec<KeyArn>,
-}
 
 /// Writes each policy that still names one of the accounts, without them.
 ///
 /// # Errors
 /// As [`crate::share_key`]: a policy that cannot be written keeps its accounts, and is reported.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
-pub async fn undo_share_key(hub: &Hub, input: Input) -> Result<UndoOutput, Error> {
+pub async fn undo_share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
     let mut written = Vec::new();
+    let mut superseded = input.superseded;
     if input.keys.iter().all(|change| change.account_ids.is_empty()) {
-        return Ok(UndoOutput { written });
+        return Ok(Output { written, superseded });
     }
     let source = &input.source;
     let config = hub.as_source(&source.account_id, &source.region, &input.execution, UNDO_ACTIONS.source).await?;
     let kms = Client::new(&config);
     for KeyChange { key_arn, account_ids } in &input.keys {
-        let Some(reduced) = read(&kms, key_arn).await?.without(account_ids) else { continue };
+        let policy = read(&kms, key_arn).await?;
+        superseded.check(key_arn, &policy)?;
+        let Some(reduced) = policy.without(account_ids) else { continue };
         write(&kms, key_arn, &reduced).await?;
+        superseded.replace(key_arn, &policy, &reduced);
         tracing::info!(key = %key_arn, accounts = account_ids.len(), "key policy written");
         if read(&kms, key_arn).await?.without(account_ids).is_some() {
             return Err(not_yet_visible(key_arn));
         }
         written.push(key_arn.clone());
     }
-    Ok(UndoOutput { written })
+    Ok(Output { written, superseded })
 }
