@@ -30,6 +30,8 @@ pub struct Input {
     pub keys: Vec<KeyChange>,
     /// As the last execution that held the lock left it.
     pub superseded: Superseded,
+    /// How often the state was tried before.
+    pub retry: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -63,7 +65,7 @@ pub async fn share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
     let kms = Client::new(&config);
     for KeyChange { key_arn, account_ids } in &input.keys {
         let policy = read(&kms, key_arn).await?;
-        superseded.check(key_arn, &policy)?;
+        superseded.check(key_arn, &policy, input.retry)?;
         let Some(merged) = policy.with(account_ids) else { continue };
         write(&kms, key_arn, &merged).await?;
         superseded.replace(key_arn, &policy, &merged);

@@ -12,11 +12,14 @@ use std::{
 use ami_share_core::{Error, ids::KeyArn, key_policy::KeyPolicy};
 use serde::{Deserialize, Serialize};
 
-/// For how long a read may be stale. Somebody may also put an old policy back on purpose, as a tool
-/// does that manages the key: after this time it is taken at its word.
-const STALE_FOR: Duration = Duration::from_secs(60);
+/// For how long a read may be stale: far longer than was ever reported.
+const STALE_FOR: Duration = Duration::from_secs(300);
 
-/// Each key's policies of the last minute, as digests.
+/// Somebody may put an old policy back on purpose, as a tool does that manages the key. A policy
+/// that is still read after so many retries of the state, half a minute, is taken at its word.
+const RETRIES: u32 = 4;
+
+/// Each key's policies of the last minutes, as digests.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Superseded(BTreeMap<KeyArn, Vec<Version>>);
 
@@ -30,13 +33,13 @@ struct Version {
 
 impl Superseded {
     /// # Errors
-    /// [`Error::NotYetVisible`] for a policy that was replaced within the last minute.
-    pub(crate) fn check(&self, key: &KeyArn, policy: &KeyPolicy) -> Result<(), Error> {
+    /// [`Error::NotYetVisible`] for a policy that was replaced lately, until the last retry.
+    pub(crate) fn check(&self, key: &KeyArn, policy: &KeyPolicy, retry: u32) -> Result<(), Error> {
         let digest = policy.digest();
         let stale = self.0.get(key).is_some_and(|versions| {
             versions.iter().any(|version| version.digest == digest && is_recent(version, now()))
         });
-        if !stale {
+        if !stale || retry >= RETRIES {
             return Ok(());
         }
         Err(Error::NotYetVisible {
@@ -89,8 +92,8 @@ mod tests {
         let (old, new) = policies();
         let mut superseded = Superseded::default();
         superseded.replace(&key(), &old, &new);
-        assert_eq!(superseded.check(&key(), &old).unwrap_err().name(), "NotYetVisible");
-        assert!(superseded.check(&key(), &new).is_ok());
+        assert_eq!(superseded.check(&key(), &old, 0).unwrap_err().name(), "NotYetVisible");
+        assert!(superseded.check(&key(), &new, 0).is_ok());
     }
 
     #[test]
@@ -99,19 +102,28 @@ mod tests {
         let mut superseded = Superseded::default();
         superseded.replace(&key(), &old, &new);
         superseded.replace(&key(), &new, &old);
-        assert!(superseded.check(&key(), &old).is_ok());
-        assert!(superseded.check(&key(), &new).is_err());
+        assert!(superseded.check(&key(), &old, 0).is_ok());
+        assert!(superseded.check(&key(), &new, 0).is_err());
     }
 
     #[test]
-    fn after_a_minute_an_old_policy_is_taken_at_its_word_and_forgotten() {
+    fn an_old_policy_that_is_still_read_at_the_last_retry_was_put_back_on_purpose() {
+        let (old, new) = policies();
+        let mut superseded = Superseded::default();
+        superseded.replace(&key(), &old, &new);
+        assert!(superseded.check(&key(), &old, RETRIES - 1).is_err());
+        assert!(superseded.check(&key(), &old, RETRIES).is_ok());
+    }
+
+    #[test]
+    fn after_five_minutes_an_old_policy_is_forgotten() {
         let (old, new) = policies();
         let mut superseded = Superseded::default();
         superseded.replace(&key(), &old, &new);
         for version in superseded.0.values_mut().flatten() {
-            version.replaced_at -= 61;
+            version.replaced_at -= 301;
         }
-        assert!(superseded.check(&key(), &old).is_ok());
+        assert!(superseded.check(&key(), &old, 0).is_ok());
         let other = KeyArn::parse("arn:aws:kms:eu-west-1:111111111111:key/5678").unwrap();
         superseded.replace(&other, &old, &new);
         assert!(!superseded.0.contains_key(&key()));

@@ -24,7 +24,7 @@ pub async fn undo_share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
     let kms = Client::new(&config);
     for KeyChange { key_arn, account_ids } in &input.keys {
         let policy = read(&kms, key_arn).await?;
-        superseded.check(key_arn, &policy)?;
+        superseded.check(key_arn, &policy, input.retry)?;
         let Some(reduced) = policy.without(account_ids) else { continue };
         write(&kms, key_arn, &reduced).await?;
         superseded.replace(key_arn, &policy, &reduced);
