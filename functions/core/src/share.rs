@@ -169,6 +169,9 @@ pub struct Target {
     pub account_id: AccountId,
     /// Principals without access to the keys: the launcher and the request's own.
     pub principal_changes: Vec<PrincipalChange>,
+    /// What it lacks in the source account.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub source_changes: SourceChanges,
     /// `none`, `atLaunch` or `copyImage`: what the Choice state looks at.
     pub mode: Mode,
     /// The key to re-encrypt with; nothing when the mode is `none`.
@@ -178,6 +181,19 @@ pub struct Target {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_id: Option<ImageId>,
     pub launch: Launch,
+}
+
+/// A target's part of the changes in the source account, which are made for all targets together.
+/// With the target's own changes it is what ami-share gave it: what revoke-share may take back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SourceChanges {
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub launch_permission: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snapshot_ids: Vec<SnapshotId>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub key_arns: Vec<KeyArn>,
 }
 
 /// [`ReencryptMode`], or none.

@@ -12,7 +12,7 @@ use ami_share_core::{
     hub::Actions,
     ids::{AccountId, ExecutionName},
     request::{Request, RequestedTarget},
-    share::{KeyChange, Mode, Prove, Resolution, SnapshotChange, Source, Target},
+    share::{KeyChange, Mode, Prove, Resolution, SnapshotChange, Source, SourceChanges, Target},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -132,8 +132,23 @@ fn resolution(
         if shared {
             already_shared.push(requested.account_id);
         } else {
+            let account_id = requested.account_id;
+            let source_changes = SourceChanges {
+                launch_permission: launch_permissions.contains(&account_id),
+                snapshot_ids: snapshot_changes
+                    .iter()
+                    .filter(|change| change.account_ids.contains(&account_id))
+                    .map(|change| change.snapshot_id.clone())
+                    .collect(),
+                key_arns: key_changes
+                    .iter()
+                    .filter(|change| change.account_ids.contains(&account_id))
+                    .map(|change| change.key_arn.clone())
+                    .collect(),
+            };
             targets.push(Target {
-                account_id: requested.account_id,
+                account_id,
+                source_changes,
                 principal_changes: state.principal_changes,
                 mode,
                 kms_key_id: requested.reencrypt.map(|reencrypt| reencrypt.kms_key_id),
