@@ -10,6 +10,7 @@ use ami_share_core::{
 use aws_sdk_iam::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
+    types::AttachedPolicy,
 };
 use serde::Serialize;
 
@@ -17,7 +18,16 @@ use crate::{Input, failure};
 
 pub const UNDO_ACTIONS: Actions = Actions {
     source: &[],
-    target: &[DETACH_FROM_ROLE, DETACH_FROM_USER, DELETE_FROM_ROLE, DELETE_FROM_USER],
+    target: &[
+        DETACH_FROM_ROLE,
+        DETACH_FROM_USER,
+        DELETE_FROM_ROLE,
+        DELETE_FROM_USER,
+        "iam:ListAttachedRolePolicies",
+        "iam:ListAttachedUserPolicies",
+        "iam:ListRolePolicies",
+        "iam:ListUserPolicies",
+    ],
     launcher: &[],
 };
 
@@ -34,7 +44,8 @@ pub struct UndoOutput {
 }
 
 /// Detaches the policy from, or deletes the inline policies of, exactly the principals that lacked
-/// them before this execution. A policy or principal that is not there is as good as taken back.
+/// them before this execution. A policy or principal that is not there is as good as taken back; one
+/// principal that fails does not keep the others from being tried.
 ///
 /// # Errors
 /// [`Error::AccessDenied`], and whatever else IAM refuses with.
@@ -46,34 +57,53 @@ pub async fn undo_grant_principals(hub: &Hub, input: Input) -> Result<UndoOutput
     let config =
         hub.as_target(&input.target.account_id, &input.source.region, &input.execution, UNDO_ACTIONS.target).await?;
     let iam = Client::new(&config);
-    let mut revoked = Vec::new();
+    let (mut revoked, mut errors) = (Vec::new(), Vec::new());
     for change in &input.target.principal_changes {
+        let principal = &change.principal;
         let mut had = false;
         match input.principal_access {
-            PrincipalAccess::Attach => had = detach(&iam, hub, &input, &change.principal).await?,
+            PrincipalAccess::Attach => {
+                let policy = input.key_access_policy(hub);
+                match detach(&iam, &input, principal, &policy).await {
+                    Ok(detached) => had = detached,
+                    Err(error) if was_refused(&error) && lacks_attached(&iam, principal, &policy).await => {}
+                    Err(error) => errors.push(error),
+                }
+            }
             PrincipalAccess::Inline => {
-                for key in &change.key_arns {
-                    had |= delete(&iam, &input, &change.principal, &inline_policy_name(key)).await?;
+                for name in change.key_arns.iter().map(inline_policy_name) {
+                    match delete(&iam, &input, principal, &name).await {
+                        Ok(deleted) => had |= deleted,
+                        Err(error) if was_refused(&error) && lacks_inline(&iam, principal, &name).await => {}
+                        Err(error) => errors.push(error),
+                    }
                 }
             }
         }
         if had {
-            revoked.push(change.principal.clone());
+            revoked.push(principal.clone());
         }
     }
+    Error::all_of(errors)?;
     Ok(UndoOutput { revoked })
 }
 
+/// Where the target's owner lets ami-share take nothing away, it could give nothing either: then a
+/// look tells whether there is anything to take back. It is not looked at first, because a list may
+/// lack for some seconds what was just given.
+fn was_refused(error: &Error) -> bool {
+    matches!(error, Error::AccessDenied { .. })
+}
+
 /// Whether there was something to detach.
-async fn detach(iam: &Client, hub: &Hub, input: &Input, principal: &PrincipalArn) -> Result<bool, Error> {
-    let policy = input.key_access_policy(hub);
+async fn detach(iam: &Client, input: &Input, principal: &PrincipalArn, policy: &str) -> Result<bool, Error> {
     let had = match principal.kind() {
         PrincipalKind::Role => {
-            let call = iam.detach_role_policy().role_name(principal.name()).policy_arn(&policy);
+            let call = iam.detach_role_policy().role_name(principal.name()).policy_arn(policy);
             was_there(input, principal, DETACH_FROM_ROLE, call.send().await)
         }
         PrincipalKind::User => {
-            let call = iam.detach_user_policy().user_name(principal.name()).policy_arn(&policy);
+            let call = iam.detach_user_policy().user_name(principal.name()).policy_arn(policy);
             was_there(input, principal, DETACH_FROM_USER, call.send().await)
         }
     }?;
@@ -99,6 +129,36 @@ async fn delete(iam: &Client, input: &Input, principal: &PrincipalArn, name: &st
         tracing::info!(%principal, policy = name, "inline policy deleted");
     }
     Ok(had)
+}
+
+/// Whether the policy is surely not attached.
+async fn lacks_attached(iam: &Client, principal: &PrincipalArn, policy: &str) -> bool {
+    let lacks = |attached: Vec<AttachedPolicy>| attached.iter().all(|attached| attached.policy_arn() != Some(policy));
+    match principal.kind() {
+        PrincipalKind::Role => {
+            let pages = iam.list_attached_role_policies().role_name(principal.name()).into_paginator().items();
+            pages.send().try_collect().await.is_ok_and(lacks)
+        }
+        PrincipalKind::User => {
+            let pages = iam.list_attached_user_policies().user_name(principal.name()).into_paginator().items();
+            pages.send().try_collect().await.is_ok_and(lacks)
+        }
+    }
+}
+
+/// Whether there is surely no inline policy of that name.
+async fn lacks_inline(iam: &Client, principal: &PrincipalArn, name: &str) -> bool {
+    let lacks = |names: Vec<String>| names.iter().all(|known| known != name);
+    match principal.kind() {
+        PrincipalKind::Role => {
+            let pages = iam.list_role_policies().role_name(principal.name()).into_paginator().items();
+            pages.send().try_collect().await.is_ok_and(lacks)
+        }
+        PrincipalKind::User => {
+            let pages = iam.list_user_policies().user_name(principal.name()).into_paginator().items();
+            pages.send().try_collect().await.is_ok_and(lacks)
+        }
+    }
 }
 
 fn was_there<T, E>(

@@ -34,7 +34,7 @@ pub(crate) async fn find(
         account: account.clone(),
         region: source.region.to_string(),
     };
-    let answer = match ec2.describe_images().image_ids(image_id.as_str()).send().await {
+    let answer = match ec2.describe_images().image_ids(image_id.as_str()).include_disabled(true).send().await {
         Ok(answer) => answer,
         Err(error) => {
             return Err(match error.code() {

@@ -30,6 +30,8 @@ pub struct Caller {
     pub session_arn: String,
     pub session_name: Option<String>,
     pub session_policy: Option<Arc<Policy>>,
+    /// The principal that made the session with AssumeRole.
+    pub assumed_by: Option<String>,
     /// Tags of the session and of the principal.
     pub tags: BTreeMap<String, String>,
     pub kind: CallerKind,
@@ -47,6 +49,7 @@ impl Caller {
             arn,
             session_name: None,
             session_policy: None,
+            assumed_by: None,
             tags: BTreeMap::new(),
             kind: CallerKind::Root,
             principal_id: account.to_owned(),

@@ -953,6 +953,7 @@ impl Call<'_> {
             session_arn: source.clone(),
             session_name: None,
             session_policy: None,
+            assumed_by: None,
             tags: entity.tags.clone(),
             kind: if source.contains(":role/") { CallerKind::Role } else { CallerKind::User },
             principal_id: entity.id.clone(),

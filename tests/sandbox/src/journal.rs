@@ -27,8 +27,13 @@ pub struct Entry {
     /// `arn:aws:iam::A:root`, `…:user/x` or `…:role/x`.
     pub principal: String,
     pub session_name: Option<String>,
+    /// Who assumed the role that calls: the principal that made the session.
+    pub assumed_by: Option<String>,
     /// IAM-style: `ec2:DescribeImages`.
     pub action: String,
+    /// Other actions that the caller needed for this call, such as `ec2:CreateTags` for the tags
+    /// of what it makes.
+    pub implied: Vec<String>,
     /// ARNs or ids of what the call was about.
     pub resources: Vec<String>,
     pub region: String,

@@ -326,6 +326,7 @@ fn perform(world: &mut World, caller: &Caller, call: &ApiCall, via: Option<&str>
     // What came due on its own is not this call's doing.
     world.call.changed = false;
     world.call.resources.clear();
+    world.call.implied.clear();
     let before = world.faults.needs_history(&caller.account).then(|| world.account(&caller.account).cloned()).flatten();
     let reply = match (&call.service, &call.input) {
         (Service::Ec2, Input::Query(params)) => ec2::handle(world, caller, &call.region, &call.action, params),
@@ -370,8 +371,10 @@ fn write_journal(world: &mut World, caller: &Caller, call: &ApiCall, reply: &Rep
         account: caller.account.clone(),
         principal: caller.arn.clone(),
         session_name: caller.session_name.clone(),
+        assumed_by: caller.assumed_by.clone(),
         write: !journal::is_read(&action),
         action,
+        implied: std::mem::take(&mut world.call.implied),
         resources: std::mem::take(&mut world.call.resources),
         region: call.region.clone(),
         outcome,
@@ -392,8 +395,10 @@ fn journal_unknown(world: &mut World, call: &ApiCall, error: &ApiError, request_
         account: String::new(),
         principal: format!("unknown access key {}", call.access_key),
         session_name: None,
+        assumed_by: None,
         write: !journal::is_read(&action),
         action,
+        implied: Vec::new(),
         resources: Vec::new(),
         region: call.region.clone(),
         outcome: Outcome::Error,

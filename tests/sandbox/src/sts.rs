@@ -40,6 +40,8 @@ enum Identity {
         role_id: Option<String>,
         name: String,
         policy: Option<Arc<Policy>>,
+        /// The principal that called AssumeRole.
+        assumed_by: Option<String>,
         tags: BTreeMap<String, String>,
     },
 }
@@ -77,6 +79,7 @@ impl Credentials {
                 role_id: None,
                 name: (*session).to_owned(),
                 policy: None,
+                assumed_by: None,
                 tags: BTreeMap::new(),
             },
             ("iam", ["user", ..]) => Identity::User { arn: arn.to_owned() },
@@ -111,12 +114,13 @@ pub fn resolve(world: &World, access_key: &str, token: Option<&str>) -> Option<C
                 session_arn: arn.clone(),
                 session_name: None,
                 session_policy: None,
+                assumed_by: None,
                 tags: entity.tags.clone(),
                 kind: CallerKind::User,
                 principal_id: entity.id.clone(),
             })
         }
-        Identity::Session { account, role_name, role_id, name, policy, tags } => {
+        Identity::Session { account, role_name, role_id, name, policy, assumed_by, tags } => {
             let role = world.account(account).and_then(|account| account.iam.roles.get(role_name));
             if let Some(role_id) = role_id
                 && role.map(|role| &role.entity.id) != Some(role_id)
@@ -133,6 +137,7 @@ pub fn resolve(world: &World, access_key: &str, token: Option<&str>) -> Option<C
                 session_arn: format!("arn:aws:sts::{account}:assumed-role/{role_name}/{name}"),
                 session_name: Some(name.clone()),
                 session_policy: policy.clone(),
+                assumed_by: assumed_by.clone(),
                 tags: all_tags,
                 kind: CallerKind::Role,
                 principal_id: role.map_or_else(String::new, |role| role.entity.id.clone()),
@@ -168,7 +173,7 @@ pub(crate) fn issue_user_key(world: &mut World, arn: &str) -> AccessKey {
 /// gets one: Lambda, or Auto Scaling for its service-linked role. `None` when
 /// there is no such role.
 pub fn issue_session(world: &mut World, role_arn: &str, session_name: &str) -> Option<AccessKey> {
-    issue(world, role_arn, session_name, None, BTreeMap::new())
+    issue(world, role_arn, session_name, None, None, BTreeMap::new())
 }
 
 fn issue(
@@ -176,6 +181,7 @@ fn issue(
     role_arn: &str,
     session_name: &str,
     policy: Option<Arc<Policy>>,
+    assumed_by: Option<String>,
     tags: BTreeMap<String, String>,
 ) -> Option<AccessKey> {
     let account = role_arn.split(':').nth(4)?.to_owned();
@@ -186,6 +192,7 @@ fn issue(
         account,
         name: session_name.to_owned(),
         policy,
+        assumed_by,
         tags,
     };
     let key = new_key(world, "ASIA", true);
@@ -234,8 +241,8 @@ fn assume_role(world: &mut World, caller: &Caller, params: &Params) -> Reply {
     }
     let policy = session_policy(params)?;
     let seconds = duration(world, caller, role_arn, params)?;
-    let key =
-        issue(world, role_arn, session_name, policy, tags).ok_or_else(|| refuse_root_or_missing(caller, role_arn))?;
+    let key = issue(world, role_arn, session_name, policy, Some(caller.arn.clone()), tags)
+        .ok_or_else(|| refuse_root_or_missing(caller, role_arn))?;
     let assumed =
         resolve(world, &key.id, key.token.as_deref()).ok_or_else(|| refuse_root_or_missing(caller, role_arn))?;
     let expiration = i64::try_from(epoch_seconds()).unwrap_or(0) + seconds;

@@ -105,6 +105,8 @@ pub struct Call {
     pub request_id: String,
     /// ARNs (or ids) of what the call is about.
     pub resources: Vec<String>,
+    /// Actions that the caller needs for it besides its own.
+    pub implied: Vec<String>,
     /// Whether any state really changed.
     pub changed: bool,
 }
@@ -197,6 +199,13 @@ impl World {
     /// Notes for the journal that the call being handled is about `resource`.
     pub fn note_resource(&mut self, resource: impl Into<String>) {
         self.call.resources.push(resource.into());
+    }
+
+    /// Notes for the journal that the call being handled needs another action too.
+    pub fn note_implied(&mut self, action: &str) {
+        if !self.call.implied.iter().any(|noted| noted == action) {
+            self.call.implied.push(action.to_owned());
+        }
     }
 
     /// Notes for the journal that the call being handled changed state.

@@ -72,6 +72,7 @@ async fn an_assumed_role_is_itself_with_its_session_name() {
     assert_eq!(last.account, B);
     assert_eq!(last.principal, target);
     assert_eq!(last.session_name.as_deref(), Some("run-1"));
+    assert_eq!(last.assumed_by.as_deref(), Some(function.as_str()));
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ const NO_VOLUME: &str = "vol-ffffffff";
 
 /// Authorises the call on its sources and on what it makes.
 fn authorize(
-    request: &Request<'_>,
+    request: &mut Request<'_>,
     sources: &[(String, Context)],
     made: &[&str],
     tags: &BTreeMap<String, Tags>,

@@ -281,13 +281,13 @@ fn parse_launch(request: &Request<'_>) -> Result<Launch, ApiError> {
 
 /// Authorises a launch on every resource that AWS asks about.
 fn authorize_launch(
-    request: &Request<'_>,
+    request: &mut Request<'_>,
     image_id: &str,
     image: Option<&Image>,
     volumes: &[PlannedVolume],
     launch: &Launch,
 ) -> Result<(), ApiError> {
-    let (account, region) = (&request.caller.account, request.region);
+    let (account, region) = (request.caller.account.as_str(), request.region);
     let arn = |kind: &str, id: &str| account_arn(region, account, kind, id);
     let subnet_arn = arn("subnet", &launch.subnet.id);
     let vpc_arn = arn("vpc", &launch.subnet.vpc_id);

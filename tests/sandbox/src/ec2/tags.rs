@@ -97,10 +97,11 @@ pub(super) fn resource_context(tags: &Tags) -> Context {
 
 /// Whether the caller may tag what the call makes: ec2:CreateTags on the new
 /// resource, with the call as ec2:CreateAction.
-pub(super) fn authorize_on_create(request: &Request<'_>, arn: &str, tags: Option<&Tags>) -> Result<(), ApiError> {
+pub(super) fn authorize_on_create(request: &mut Request<'_>, arn: &str, tags: Option<&Tags>) -> Result<(), ApiError> {
     let Some(tags) = tags.filter(|tags| !tags.is_empty()) else {
         return Ok(());
     };
+    request.world.note_implied("ec2:CreateTags");
     let mut context = super::context([("ec2:CreateAction", request.action.to_owned())]);
     add_request_context(&mut context, tags);
     request.authorize_action("CreateTags", arn, &context)

@@ -334,6 +334,9 @@ async fn tags_at_launch_need_create_tags() {
     let instance = outcome(&launcher, call()).await;
     assert_eq!(instance.tags()[0].value(), Some("red"));
     assert_eq!(volumes_of(&stage.b, &instance).await[0].tags()[0].value(), Some("red"));
+    let world = stage.sandbox.world();
+    let launches: Vec<_> = world.journal.entries().iter().filter(|entry| entry.action == "ec2:RunInstances").collect();
+    assert!(launches.len() == 2 && launches.iter().all(|entry| entry.implied == ["ec2:CreateTags"]), "{launches:?}");
 }
 
 #[tokio::test]

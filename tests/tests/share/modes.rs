@@ -1,0 +1,273 @@
+//! Ways of sharing: principals, policies, re-encryption, the proof, and images of other shapes.
+
+use std::collections::BTreeSet;
+
+use ami_share_core::{ids::KeyArn, principal_policy::inline_policy_name};
+use ami_share_sandbox::{
+    ec2::{DeviceKind, InstanceState},
+    sts::{AccessKey, issue_session},
+};
+use ami_share_tests::{REGION, Result, SOURCE, TARGET, clients::root_of, local::Settings, seed};
+use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use aws_sdk_ec2::{error::ProvideErrorMetadata, types::InstanceStateName};
+use serde_json::{Value, json};
+
+use crate::{Run, Stage, ec2, image_mut};
+
+const OWN_KEY: &str = "alias/app-volumes";
+
+/// Makes a user in the target; returns its ARN.
+pub(crate) async fn user(stage: &Stage, name: &str) -> Result<String> {
+    let iam = aws_sdk_iam::Client::new(&root_of(TARGET, &stage.local.sandbox.endpoint()));
+    let created = iam.create_user().user_name(name).send().await?;
+    Ok(created.user.ok_or("CreateUser answered no user")?.arn)
+}
+
+/// Device and key of each volume of the target's running instances.
+fn volumes(stage: &Stage) -> Vec<(String, Option<String>)> {
+    let mut world = stage.local.sandbox.world();
+    let ec2 = ec2(&mut world, TARGET);
+    let runs = |id: &str| ec2.instances.get(id).is_some_and(|instance| instance.state == InstanceState::Running);
+    let mut volumes: Vec<_> = ec2
+        .volumes
+        .values()
+        .filter_map(|volume| {
+            let attachment = volume.attachment.as_ref().filter(|attachment| runs(&attachment.instance_id))?;
+            Some((attachment.device.clone(), volume.key.clone()))
+        })
+        .collect();
+    volumes.sort();
+    volumes
+}
+
+/// The same, as a target's report has them.
+fn reported_volumes(run: &Run) -> Vec<(String, Option<String>)> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let volumes = run.report()["targets"][0]["volumes"].as_array().into_iter().flatten();
+    volumes.map(|volume| (text(&volume["deviceName"]).unwrap_or_default(), text(&volume["keyArn"]))).collect()
+}
+
+/// The target's own key `aws/ebs`, which volumes are put under that ask for no other.
+fn default_key(stage: &Stage) -> Option<String> {
+    let world = stage.local.sandbox.world();
+    let kms = world.account(TARGET)?.kms.get(REGION)?;
+    Some(kms.keys.get(kms.aliases.get("alias/aws/ebs")?)?.arn.clone())
+}
+
+fn reencrypt(mode: &str) -> Value {
+    if mode == "none" { Value::Null } else { json!({ "mode": mode, "kmsKeyId": OWN_KEY }) }
+}
+
+#[tokio::test]
+async fn volumes_are_under_the_key_that_the_mode_says_and_the_proof_stays_if_asked() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    for mode in ["none", "atLaunch", "copyImage"] {
+        for keep in [true, false] {
+            let name = format!("{mode}-{keep}");
+            stage.reset();
+            let request = stage.request(json!({ "reencrypt": reencrypt(mode), "launch": { "keep": keep } }));
+            let run = stage.run(&name, &request).await?;
+            assert!(run.succeeded(), "{name}: {}", run.summary());
+            let key = if mode == "none" { default_key(&stage) } else { Some(stage.target().key_arn.clone()) };
+            assert!(key.is_some(), "{name}: there is no default key");
+            // The image has an ephemeral and a NoDevice entry too.
+            let expected: Vec<(String, Option<String>)> =
+                ["/dev/sdf", "/dev/sdg", "/dev/xvda"].map(|device| (device.to_owned(), key.clone())).into();
+            assert_eq!(reported_volumes(&run), expected, "{name}");
+            assert_eq!(volumes(&stage), if keep { expected } else { Vec::new() }, "{name}");
+            assert_eq!(run.report()["targets"][0]["kept"], keep, "{name}");
+            let instances = &run.after[TARGET]["ec2"][REGION]["instances"];
+            let running: Vec<&Value> = instances.as_object().into_iter().flat_map(|map| map.values()).collect();
+            assert_eq!(running.len(), usize::from(keep), "{name}: {instances:#}");
+            assert!(running.iter().all(|instance| instance["state"] == "running"), "{name}: {instances:#}");
+            let copies = ec2(&mut stage.local.sandbox.world(), TARGET).images.len();
+            assert_eq!(copies, usize::from(mode == "copyImage"), "{name}");
+        }
+    }
+    Ok(())
+}
+
+/// Launches the shared image as somebody of the target, and says how that ended.
+async fn launch(stage: &Stage, key: &AccessKey) -> Result<String> {
+    let credentials = Credentials::new(&key.id, &key.secret, key.token.clone(), None, "principal");
+    let config = root_of(TARGET, &stage.local.sandbox.endpoint())
+        .into_builder()
+        .credentials_provider(SharedCredentialsProvider::new(credentials))
+        .build();
+    let ec2 = aws_sdk_ec2::Client::new(&config);
+    let launched = ec2
+        .run_instances()
+        .image_id(&stage.image.image_id)
+        .instance_type(aws_sdk_ec2::types::InstanceType::T3Micro)
+        .min_count(1)
+        .max_count(1)
+        .send()
+        .await;
+    let id = match launched {
+        Ok(launched) => launched.instances()[0].instance_id().unwrap_or_default().to_owned(),
+        Err(error) => return Ok(error.code().unwrap_or_default().to_owned()),
+    };
+    loop {
+        let answer = ec2.describe_instances().instance_ids(&id).send().await?;
+        let instance = answer.reservations()[0].instances()[0].clone();
+        match instance.state().and_then(|state| state.name()) {
+            Some(InstanceStateName::Pending) => tokio::time::sleep(std::time::Duration::from_millis(2)).await,
+            state => return Ok(state.map(|state| state.as_str().to_owned()).unwrap_or_default()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn roles_and_users_can_launch_the_image_once_they_are_principals_of_a_request() -> Result<()> {
+    let mut stage = Stage::start(Settings { inline_policies: true, ..Settings::default() }).await?;
+    let iam = aws_sdk_iam::Client::new(&root_of(TARGET, &stage.local.sandbox.endpoint()));
+    let may_launch = json!({ "Version": "2012-10-17", "Statement": [
+        { "Effect": "Allow", "Action": ["ec2:RunInstances", "ec2:DescribeInstances"], "Resource": "*" },
+    ]})
+    .to_string();
+    let (role, user) = (stage.target().principal.clone(), user(&stage, "app-user").await?);
+    iam.put_role_policy().role_name("app-deployer").policy_name("launch").policy_document(&may_launch).send().await?;
+    iam.put_user_policy().user_name("app-user").policy_name("launch").policy_document(&may_launch).send().await?;
+    let created = iam.create_access_key().user_name("app-user").send().await?.access_key.ok_or("no key")?;
+    let users_key = AccessKey { id: created.access_key_id, secret: created.secret_access_key, token: None };
+    let roles_key = issue_session(&mut stage.local.sandbox.world(), &role, "session").ok_or("no role")?;
+    stage.keep();
+    let keys: Vec<KeyArn> = stage.image.key_arns().into_iter().map(KeyArn::parse).collect::<Result<_, _>>()?;
+    let key_access = format!("arn:aws:iam::{TARGET}:policy/AmiShareKeyAccess");
+    let inline: BTreeSet<String> = keys.iter().map(inline_policy_name).collect();
+    assert_eq!(inline.len(), 2);
+
+    for access in ["attach", "inline"] {
+        for principals in [json!([]), json!([role]), json!([user]), json!([role, user])] {
+            let named = |arn: &str| principals.as_array().is_some_and(|list| list.contains(&json!(arn)));
+            let name = format!("{access}-{}-{}", named(&role), named(&user));
+            stage.reset();
+            let mut request = stage.request(json!({ "principals": principals }));
+            request["principalAccess"] = json!(access);
+            let run = stage.run(&name, &request).await?;
+            assert!(run.succeeded(), "{name}: {}", run.summary());
+            for (arn, entity, key) in [
+                (role.as_str(), &run.after[TARGET]["iam"]["roles"]["app-deployer"], &roles_key),
+                (user.as_str(), &run.after[TARGET]["iam"]["users"]["app-user"], &users_key),
+            ] {
+                let given = |kind| named(arn) && access == kind;
+                let attached = if given("attach") { json!([key_access]) } else { json!([]) };
+                assert_eq!(entity["attached"], attached, "{name}: {arn}");
+                let mut expected = if given("inline") { inline.clone() } else { BTreeSet::new() };
+                expected.insert("launch".to_owned());
+                let policies = entity["inline"].as_object().ok_or("no inline policies")?;
+                assert_eq!(policies.keys().cloned().collect::<BTreeSet<_>>(), expected, "{name}: {arn}");
+                let outcome = launch(&stage, key).await?;
+                assert_eq!(outcome, if named(arn) { "running" } else { "terminated" }, "{name}: {arn}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_the_targets_owner_has_not_allowed_is_refused_and_taken_back() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    let sandbox = stage.local.sandbox.endpoint();
+    let outside = seed::role(&sandbox, TARGET, "other-deployer").await?;
+    for (name, access, principals, call) in [
+        ("inline", "inline", json!([]), "iam:PutRolePolicy"),
+        ("outside-the-patterns", "attach", json!([stage.target().principal, outside]), "iam:AttachRolePolicy"),
+    ] {
+        let mut request = stage.request(json!({ "principals": principals }));
+        request["principalAccess"] = json!(access);
+        let run = stage.run(name, &request).await?;
+        assert_eq!(run.error(), "AccessDenied", "{name}: {}", run.summary());
+        for said in ["GrantPrincipals", TARGET, call, "Everything that this execution had added was taken back"] {
+            assert!(run.cause().contains(said), "{name}: the cause does not say {said:?}: {}", run.cause());
+        }
+        assert!(run.writes().contains(&"ec2:ModifyImageAttribute"), "{name}: {:?}", run.writes());
+        assert_eq!(run.differences(), "", "{name}");
+    }
+    Ok(())
+}
+
+/// How the seeded image is changed, and the devices that are encrypted then.
+struct Shape {
+    name: &'static str,
+    change: fn(&Stage),
+    encrypted: &'static [&'static str],
+    keys: usize,
+    snapshots: usize,
+}
+
+const DEVICES: [&str; 3] = ["/dev/sdf", "/dev/sdg", "/dev/xvda"];
+
+const SHAPES: [Shape; 3] = [
+    Shape { name: "unencrypted", change: |stage| decrypt(stage, &DEVICES), encrypted: &[], keys: 0, snapshots: 3 },
+    Shape {
+        name: "partly-encrypted",
+        change: |stage| decrypt(stage, &["/dev/xvda"]),
+        encrypted: &["/dev/sdf", "/dev/sdg"],
+        keys: 1,
+        snapshots: 3,
+    },
+    Shape { name: "one-snapshot-twice", change: share_snapshot, encrypted: &DEVICES, keys: 2, snapshots: 2 },
+];
+
+fn decrypt(stage: &Stage, devices: &[&str]) {
+    let mut world = stage.local.sandbox.world();
+    for volume in stage.image.volumes.iter().filter(|volume| devices.contains(&volume.device)) {
+        ec2(&mut world, SOURCE).snapshots.get_mut(&volume.snapshot_id).expect("it was seeded").key = None;
+    }
+    for device in &mut image_mut(&mut world, &stage.image).devices {
+        if let DeviceKind::Ebs(ebs) = &mut device.kind
+            && devices.contains(&device.name.as_str())
+        {
+            ebs.encrypted = false;
+        }
+    }
+}
+
+/// Both data volumes are made of one snapshot.
+fn share_snapshot(stage: &Stage) {
+    let mut world = stage.local.sandbox.world();
+    for device in &mut image_mut(&mut world, &stage.image).devices {
+        if let DeviceKind::Ebs(ebs) = &mut device.kind
+            && device.name == "/dev/sdg"
+        {
+            ebs.snapshot_id = Some(stage.image.volumes[1].snapshot_id.clone());
+        }
+    }
+}
+
+#[tokio::test]
+async fn images_of_other_shapes_are_shared_as_far_as_they_need_it() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    for shape in SHAPES {
+        for mode in ["none", "atLaunch", "copyImage"] {
+            let name = format!("{}-{mode}", shape.name);
+            stage.reset();
+            (shape.change)(&stage);
+            let request = stage.request(json!({ "reencrypt": reencrypt(mode), "launch": { "keep": true } }));
+            let run = stage.run(&name, &request).await?;
+            assert!(run.succeeded(), "{name}: {}", run.summary());
+            let changed = &run.report()["changed"];
+            assert_eq!(changed["keys"].as_array().map(Vec::len), Some(shape.keys), "{name}: {changed}");
+            assert_eq!(changed["principals"].as_array().map(Vec::len), Some(shape.keys.min(1)), "{name}: {changed}");
+            let snapshots = if mode == "copyImage" { shape.snapshots } else { 0 };
+            assert_eq!(changed["snapshots"].as_array().map(Vec::len), Some(snapshots), "{name}: {changed}");
+            let expected: Vec<(String, Option<String>)> = DEVICES
+                .into_iter()
+                .map(|device| {
+                    let key = match mode {
+                        "none" => default_key(&stage).filter(|_| shape.encrypted.contains(&device)),
+                        _ => Some(stage.target().key_arn.clone()),
+                    };
+                    (device.to_owned(), key)
+                })
+                .collect();
+            assert_eq!(volumes(&stage), expected, "{name}");
+            assert_eq!(reported_volumes(&run), expected, "{name}");
+            let again = stage.run(&format!("{name}-again"), &request).await?;
+            assert_eq!(again.report()["status"], "alreadyShared", "{name}: {}", again.summary());
+            assert_eq!(again.writes(), [""; 0], "{name}");
+        }
+    }
+    Ok(())
+}

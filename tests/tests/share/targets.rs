@@ -1,0 +1,167 @@
+//! Several targets in one request: they are shared with together, or not at all.
+
+use std::collections::BTreeMap;
+
+use ami_share_sandbox::faults::{Fault, FaultKind, Matcher};
+use ami_share_tests::{REGION, Result, SOURCE, TARGET, clients::root_of, local::Settings};
+use aws_sdk_ec2::types::{LaunchPermission, LaunchPermissionModifications};
+use serde_json::{Value, json};
+
+use crate::{Run, Stage};
+
+const SECOND: &str = "444444444444";
+const THIRD: &str = "555555555555";
+const ALL: [&str; 3] = [TARGET, SECOND, THIRD];
+
+async fn three_targets() -> Result<Stage> {
+    Stage::start(Settings { targets: ALL.map(str::to_owned).to_vec(), ..Settings::default() }).await
+}
+
+fn request(stage: &Stage, on_failure: &str) -> Value {
+    let targets = ALL.map(|account| json!({ "accountId": account, "principals": [stage.targets[account].principal] }));
+    json!({ "imageId": stage.image.image_id, "targets": targets, "onFailure": on_failure })
+}
+
+/// The launches in `accounts` die, as if a change had not reached EC2.
+fn fail_launches(stage: &Stage, accounts: &[&str]) {
+    for account in accounts {
+        let reason = FaultKind::Fail { reason: "Client.InternalError".to_owned() };
+        let launch = Matcher::action("ec2:RunInstances").in_account(account);
+        stage.local.sandbox.world().faults.add(Fault::once(launch, reason));
+    }
+}
+
+fn launch_permissions(stage: &Stage, run: &Run) -> Value {
+    run.after[SOURCE]["ec2"][REGION]["images"][&stage.image.image_id]["launchPermissions"].clone()
+}
+
+fn attached(run: &Run, account: &str, role: &str) -> Value {
+    run.after[account]["iam"]["roles"][role]["attached"].clone()
+}
+
+fn key_access(account: &str) -> String {
+    format!("arn:aws:iam::{account}:policy/AmiShareKeyAccess")
+}
+
+/// Whether any call of the run was made in `account`, as ami-share.
+fn writes_in<'r>(run: &'r Run, account: &str) -> Vec<&'r str> {
+    let writes = run.journal.iter().filter(|entry| entry.write && entry.account == account);
+    writes.map(|entry| entry.action.as_str()).collect()
+}
+
+#[tokio::test]
+async fn one_target_that_fails_takes_the_others_back() -> Result<()> {
+    let stage = three_targets().await?;
+    for (name, failing) in [("one", &[SECOND][..]), ("two", &[TARGET, THIRD])] {
+        fail_launches(&stage, failing);
+        let run = stage.run(name, &request(&stage, "undo")).await?;
+        assert_eq!(run.error(), "InstanceDied", "{name}: {}", run.summary());
+        let account = format!("in account {} died", failing[0]);
+        let others = ALL.iter().filter(|account| !failing[..1].contains(account));
+        for said in ["DescribeInstance: ", &account, "Everything that this execution had added was taken back."] {
+            assert!(run.cause().contains(said), "{name}: the cause does not say {said:?}: {}", run.cause());
+        }
+        for other in others {
+            assert!(!run.cause().contains(other), "{name}: the cause speaks of {other}: {}", run.cause());
+        }
+        assert_eq!(run.cause().contains("(2 of 3 targets failed; this is the first)"), failing.len() == 2, "{name}");
+        for account in ALL {
+            let writes = writes_in(&run, account);
+            assert!(writes.contains(&"iam:AttachRolePolicy"), "{name}: {account}: {writes:?}");
+            assert!(writes.contains(&"iam:DetachRolePolicy"), "{name}: {account}: {writes:?}");
+        }
+        assert_eq!(run.differences(), "", "{name}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_added_stays_where_that_is_asked_for_and_the_execution_fails_all_the_same() -> Result<()> {
+    let stage = three_targets().await?;
+    fail_launches(&stage, &[SECOND]);
+    let run = stage.run("keep", &request(&stage, "keep")).await?;
+    assert_eq!(run.error(), "InstanceDied", "{}", run.summary());
+    for said in [SECOND, "What was added stays, as onFailure: keep asks."] {
+        assert!(run.cause().contains(said), "the cause does not say {said:?}: {}", run.cause());
+    }
+    assert_eq!(launch_permissions(&stage, &run), json!(ALL));
+    for account in ALL {
+        for role in ["AmiShareLauncher", "app-deployer"] {
+            assert_eq!(attached(&run, account, role), json!([key_access(account)]), "{account}: {role}");
+        }
+        assert_eq!(run.after[account]["ec2"], json!({}), "{account}: an instance is left");
+    }
+    let again = stage.run("again", &request(&stage, "keep")).await?;
+    assert_eq!(again.report()["alreadyShared"], json!(ALL), "{}", again.summary());
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_somebody_else_had_shared_before_stays_when_an_execution_is_taken_back() -> Result<()> {
+    let stage = three_targets().await?;
+    let sandbox = stage.local.sandbox.endpoint();
+    // One target has been shared with by hand, as far as it goes without the keys' policies; one by
+    // ami-share, with other principals.
+    let ec2 = aws_sdk_ec2::Client::new(&root_of(SOURCE, &sandbox));
+    let permission = LaunchPermission::builder().user_id(SECOND).build();
+    let change = LaunchPermissionModifications::builder().add(permission).build();
+    ec2.modify_image_attribute().image_id(&stage.image.image_id).launch_permission(change).send().await?;
+    let iam = aws_sdk_iam::Client::new(&root_of(SECOND, &sandbox));
+    for role in ["AmiShareLauncher", "app-deployer"] {
+        iam.attach_role_policy().role_name(role).policy_arn(key_access(SECOND)).send().await?;
+    }
+    let earlier = json!({ "imageId": stage.image.image_id, "targets": [{ "accountId": THIRD }] });
+    let shared = stage.run("earlier", &earlier).await?;
+    assert!(shared.succeeded(), "{}", shared.summary());
+
+    fail_launches(&stage, &[TARGET, SECOND]);
+    let run = stage.run("taken-back", &request(&stage, "undo")).await?;
+    assert_eq!(run.error(), "InstanceDied", "{}", run.summary());
+    assert_eq!(run.differences(), "");
+    assert_eq!(launch_permissions(&stage, &run), json!([SECOND, THIRD]));
+    assert_eq!(attached(&run, SECOND, "AmiShareLauncher"), json!([key_access(SECOND)]));
+    assert_eq!(attached(&run, SECOND, "app-deployer"), json!([key_access(SECOND)]));
+    assert_eq!(attached(&run, THIRD, "AmiShareLauncher"), json!([key_access(THIRD)]));
+    assert_eq!(attached(&run, THIRD, "app-deployer"), json!([]));
+    // What was there was not even touched.
+    assert_eq!(writes_in(&run, SECOND), ["ec2:RunInstances"]);
+    let mut third = writes_in(&run, THIRD);
+    third.retain(|action| action.starts_with("iam:"));
+    assert_eq!(third, ["iam:AttachRolePolicy", "iam:DetachRolePolicy"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn ten_targets_take_no_more_calls_in_the_source_account_than_one() -> Result<()> {
+    let accounts: Vec<String> = (0..10).map(|index| format!("22222222222{index}")).collect();
+    let stage = Stage::start(Settings { targets: accounts.clone(), ..Settings::default() }).await?;
+    let mut calls = Vec::new();
+    for count in [1, 10] {
+        stage.reset();
+        let targets: Vec<Value> = accounts[..count]
+            .iter()
+            .map(|account| {
+                json!({
+                    "accountId": account,
+                    "principals": [stage.targets[account].principal],
+                    "reencrypt": { "mode": "copyImage", "kmsKeyId": "alias/app-volumes" },
+                })
+            })
+            .collect();
+        let request = json!({ "imageId": stage.image.image_id, "targets": targets });
+        let run = stage.run(&format!("share-with-{count}"), &request).await?;
+        assert!(run.succeeded(), "{}", run.summary());
+        assert_eq!(launch_permissions(&stage, &run), json!(accounts[..count]));
+        let mut by_action: BTreeMap<String, usize> = BTreeMap::new();
+        for entry in run.journal.iter().filter(|entry| entry.account == SOURCE) {
+            *by_action.entry(entry.action.clone()).or_default() += 1;
+        }
+        calls.push(by_action);
+    }
+    assert_eq!(calls[0], calls[1]);
+    // Three volumes under two keys.
+    assert_eq!(calls[0]["kms:PutKeyPolicy"], 2);
+    assert_eq!(calls[0]["ec2:ModifySnapshotAttribute"], 3);
+    assert_eq!(calls[0]["ec2:ModifyImageAttribute"], 1);
+    Ok(())
+}
