@@ -187,7 +187,7 @@ fn advice(code: &str) -> Option<&'static str> {
 mod tests {
     use ami_share_core::{
         ids::SnapshotId,
-        share::{Launch, Volume},
+        share::{Launch, SourceChanges, Volume},
     };
 
     use super::*;
@@ -209,6 +209,7 @@ mod tests {
     fn target(mode: Mode, key: Option<&str>) -> Target {
         Target {
             account_id: AccountId::parse("222222222222").unwrap(),
+            source_changes: SourceChanges::default(),
             principal_changes: Vec::new(),
             mode,
             kms_key_id: key.map(str::to_owned),

@@ -1,10 +1,16 @@
-//! The definition of share-ami, flattened.
+//! The definitions of the state machines, flattened.
 
 use serde_json::{Map, Value};
 
 use crate::text;
 
-pub(crate) const PATH: &str = "statemachine/share-ami.asl.json";
+/// A state machine of statemachine/.
+pub(crate) struct Machine {
+    pub(crate) path: &'static str,
+    /// In template.yaml.
+    pub(crate) logical_id: &'static str,
+    pub(crate) whole: Value,
+}
 
 /// The states of the machine itself, or of one Map.
 pub(crate) struct Scope {
@@ -14,25 +20,62 @@ pub(crate) struct Scope {
     pub(crate) states: Map<String, Value>,
 }
 
-pub(crate) fn whole() -> Value {
-    serde_json::from_str(&text(PATH)).unwrap()
+pub(crate) fn share_ami() -> Machine {
+    machine("statemachine/share-ami.asl.json", "ShareAmiStateMachine")
 }
 
-/// The machine itself first, then its Maps.
-pub(crate) fn scopes() -> Vec<Scope> {
-    let mut scopes = vec![scope(None, &whole())];
-    let mut next = 0;
-    while next < scopes.len() {
-        let maps: Vec<Scope> = scopes[next]
-            .states
-            .iter()
-            .filter(|(_, state)| state["Type"] == "Map")
-            .map(|(name, state)| scope(Some(name.clone()), &state["ItemProcessor"]))
-            .collect();
-        scopes.extend(maps);
-        next += 1;
+pub(crate) fn undo_share() -> Machine {
+    machine("statemachine/undo-share.asl.json", "UndoShareStateMachine")
+}
+
+pub(crate) fn machines() -> [Machine; 2] {
+    [share_ami(), undo_share()]
+}
+
+fn machine(path: &'static str, logical_id: &'static str) -> Machine {
+    let whole = serde_json::from_str(&text(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    Machine { path, logical_id, whole }
+}
+
+impl Machine {
+    /// The machine itself first, then its Maps.
+    pub(crate) fn scopes(&self) -> Vec<Scope> {
+        let mut scopes = vec![scope(None, &self.whole)];
+        let mut next = 0;
+        while next < scopes.len() {
+            let maps: Vec<Scope> = scopes[next]
+                .states
+                .iter()
+                .filter(|(_, state)| state["Type"] == "Map")
+                .map(|(name, state)| scope(Some(name.clone()), &state["ItemProcessor"]))
+                .collect();
+            scopes.extend(maps);
+            next += 1;
+        }
+        scopes
     }
-    scopes
+
+    /// Every state with its name.
+    pub(crate) fn states(&self) -> Vec<(String, Value)> {
+        self.scopes().into_iter().flat_map(|scope| scope.states).collect()
+    }
+
+    /// Every state that calls a function.
+    pub(crate) fn tasks(&self) -> Vec<(String, Value)> {
+        self.calls("lambda:invoke")
+    }
+
+    /// Every state that makes that call of a service, such as `dynamodb:`.
+    pub(crate) fn calls(&self, call: &str) -> Vec<(String, Value)> {
+        let prefix = format!("arn:aws:states:::{call}");
+        let calls = |state: &Value| state["Resource"].as_str().is_some_and(|resource| resource.starts_with(&prefix));
+        self.states().into_iter().filter(|(_, state)| calls(state)).collect()
+    }
+
+    pub(crate) fn state(&self, name: &str) -> Value {
+        let mut states = self.states().into_iter();
+        states.find(|(found, _)| found == name).unwrap_or_else(|| panic!("{} has no {name}", self.path)).1
+    }
 }
 
 fn scope(map: Option<String>, definition: &Value) -> Scope {
@@ -43,14 +86,21 @@ fn scope(map: Option<String>, definition: &Value) -> Scope {
     }
 }
 
-/// Every state with its name.
-pub(crate) fn states() -> Vec<(String, Value)> {
-    scopes().into_iter().flat_map(|scope| scope.states).collect()
+/// The states of all machines, with the machine's path.
+pub(crate) fn all_states() -> Vec<(String, Value)> {
+    labelled(Machine::states)
 }
 
-/// Every state that calls a function.
-pub(crate) fn tasks() -> Vec<(String, Value)> {
-    states().into_iter().filter(|(_, state)| state["Resource"] == "arn:aws:states:::lambda:invoke").collect()
+/// The states of all machines that call a function, with the machine's path.
+pub(crate) fn all_tasks() -> Vec<(String, Value)> {
+    labelled(Machine::tasks)
+}
+
+fn labelled(list: fn(&Machine) -> Vec<(String, Value)>) -> Vec<(String, Value)> {
+    let of = |machine: &Machine| -> Vec<(String, Value)> {
+        list(machine).into_iter().map(|(name, state)| (format!("{}: {name}", machine.path), state)).collect()
+    };
+    machines().iter().flat_map(of).collect()
 }
 
 /// The names after `Next` and `Default` of a state, wherever they may stand.

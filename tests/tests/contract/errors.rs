@@ -1,11 +1,11 @@
-//! Error names: the enum, the state machine and README.md.
+//! Error names: the enum, the state machines and README.md.
 
 use ami_share_core::Error;
 
 use crate::{Set, definition, text};
 
-/// Names that Step Functions, Lambda and Lambda's integration give errors of their own.
-const OF_AWS: [&str; 11] = [
+/// Names that Step Functions, Lambda and the integrations of Lambda and DynamoDB give errors of their own.
+const OF_AWS: [&str; 16] = [
     "States.ALL",
     "States.Timeout",
     "Lambda.ServiceException",
@@ -16,12 +16,17 @@ const OF_AWS: [&str; 11] = [
     "Lambda.Unknown",
     "Sandbox.Timedout",
     "Runtime.ExitError",
-    "States.TaskFailed",
+    "DynamoDB.ConditionalCheckFailedException",
+    "DynamoDB.ThrottlingException",
+    "DynamoDB.ProvisionedThroughputExceededException",
+    "DynamoDB.RequestLimitExceeded",
+    "DynamoDB.InternalServerErrorException",
+    "DynamoDB.SdkClientException",
 ];
 
 #[test]
-fn every_error_name_of_the_state_machine_exists() {
-    for (state, definition) in definition::states() {
+fn every_error_name_of_a_state_machine_exists() {
+    for (state, definition) in definition::all_states() {
         for list in ["Retry", "Catch"] {
             for rule in definition[list].as_array().into_iter().flatten() {
                 for name in definition::strings(&rule["ErrorEquals"]) {

@@ -8,7 +8,9 @@ use ami_share_tests::{engine::checkout, template::resources};
 use serde_json::json;
 
 use crate::{
-    Set, definition, kebab,
+    Set,
+    definition::{self, Machine},
+    kebab,
     steps::{functions, steps},
     template, text,
 };
@@ -75,7 +77,7 @@ fn each_rust_function_has_the_name_of_its_state() {
 #[test]
 fn each_state_calls_the_function_of_its_name() {
     let mut called = Set::new();
-    for (state, definition) in definition::tasks() {
+    for (state, definition) in definition::machines().iter().flat_map(Machine::tasks) {
         assert_eq!(definition["Arguments"]["FunctionName"], format!("${{{state}FunctionArn}}"));
         called.insert(state);
     }
@@ -84,25 +86,41 @@ fn each_state_calls_the_function_of_its_name() {
 }
 
 #[test]
-fn every_substitution_is_defined_and_used_and_is_the_function_of_its_name() {
-    let definition = text(definition::PATH);
-    let used: Set = definition
-        .split("${")
-        .skip(1)
-        .filter_map(|rest| rest.split_once('}'))
-        .map(|(name, _)| name.to_owned())
-        .collect();
+fn the_template_has_exactly_the_state_machines_that_there_are() {
     let template = template("template.yaml");
-    let machine = &template["Resources"]["ShareAmiStateMachine"]["Properties"];
-    assert_eq!(machine["DefinitionUri"], definition::PATH);
-    let substitutions = machine["DefinitionSubstitutions"].as_object().unwrap();
-    assert_eq!(substitutions.keys().cloned().collect::<Set>(), used);
-    for (name, value) in substitutions {
-        match name.strip_suffix("FunctionArn") {
-            Some(step) => assert_eq!(*value, json!({ "Fn::GetAtt": [format!("{step}Function"), "Arn"] })),
-            None => {
-                assert_eq!((name.as_str(), value), ("NotificationTopicArn", &json!({ "Ref": "NotificationTopic" })));
-            }
+    let deployed: Set = resources(&template, "AWS::Serverless::StateMachine").map(|(id, _)| id.to_owned()).collect();
+    let known: Set = definition::machines().iter().map(|machine| machine.logical_id.to_owned()).collect();
+    assert_eq!(deployed, known);
+    let files: Set = fs::read_dir(checkout().join("statemachine"))
+        .unwrap()
+        .map(|entry| format!("statemachine/{}", entry.unwrap().file_name().into_string().unwrap()))
+        .collect();
+    assert_eq!(files, definition::machines().iter().map(|machine| machine.path.to_owned()).collect());
+}
+
+#[test]
+fn every_substitution_is_defined_and_used_and_is_the_function_of_its_name() {
+    let template = template("template.yaml");
+    for machine in definition::machines() {
+        let definition = text(machine.path);
+        let used: Set = definition
+            .split("${")
+            .skip(1)
+            .filter_map(|rest| rest.split_once('}'))
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        let properties = &template["Resources"][machine.logical_id]["Properties"];
+        assert_eq!(properties["DefinitionUri"], machine.path);
+        let substitutions = properties["DefinitionSubstitutions"].as_object().unwrap();
+        assert_eq!(substitutions.keys().cloned().collect::<Set>(), used, "{}", machine.path);
+        for (name, value) in substitutions {
+            let expected = match (name.as_str(), name.strip_suffix("FunctionArn")) {
+                (_, Some(step)) => json!({ "Fn::GetAtt": [format!("{step}Function"), "Arn"] }),
+                ("NotificationTopicArn", _) => json!({ "Ref": "NotificationTopic" }),
+                ("RecordTableName", _) => json!({ "Ref": "RecordTable" }),
+                _ => panic!("{}: nobody knows the substitution {name}", machine.path),
+            };
+            assert_eq!(*value, expected, "{name}");
         }
     }
 }
@@ -111,7 +129,7 @@ fn every_substitution_is_defined_and_used_and_is_the_function_of_its_name() {
 fn a_function_gives_up_before_its_state_does() {
     let template = template("template.yaml");
     let default = &template["Globals"]["Function"]["Timeout"];
-    for (state, definition) in definition::tasks() {
+    for (state, definition) in definition::machines().iter().flat_map(Machine::tasks) {
         let own = &template["Resources"][format!("{state}Function")]["Properties"]["Timeout"];
         let function = own.as_u64().or(default.as_u64()).unwrap();
         let state_timeout = definition["TimeoutSeconds"].as_u64().unwrap();

@@ -9,7 +9,10 @@ use ami_share_core::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{definition, steps::steps};
+use crate::{
+    definition::{self, Machine},
+    steps::steps,
+};
 
 /// Fields that may be null, and so may be left out as far as serde can tell.
 const NULLABLE: [(&str, &str); 2] = [("Report", "resolution"), ("Report", "failure")];
@@ -17,6 +20,11 @@ const NULLABLE: [(&str, &str); 2] = [("Report", "resolution"), ("Report", "failu
 fn target() -> Value {
     json!({
         "accountId": "222222222222",
+        "sourceChanges": {
+            "launchPermission": true,
+            "snapshotIds": ["snap-0123456789abcdef0"],
+            "keyArns": ["arn:aws:kms:eu-west-1:111111111111:key/1234"]
+        },
         "principalChanges": [{
             "principal": "arn:aws:iam::222222222222:role/AmiShareLauncher",
             "keyArns": ["arn:aws:kms:eu-west-1:111111111111:key/1234"]
@@ -59,7 +67,7 @@ fn failure() -> Value {
     json!({ "state": "LaunchInstance", "error": "LaunchFailed", "cause": "it did" })
 }
 
-/// Every variable of the definition, and what Step Functions brings along.
+/// Every variable of the definitions, and what Step Functions brings along.
 fn variables() -> Value {
     json!({
         "execution": "nightly-1",
@@ -67,6 +75,7 @@ fn variables() -> Value {
         "results": [],
         "failure": null,
         "left": [],
+        "superseded": { "arn:aws:kms:eu-west-1:111111111111:key/1234": [{ "digest": "00ff", "replacedAt": 1_700_000_000 }] },
         "target": target(),
         "undoTarget": target(),
         "targetFailure": failure(),
@@ -82,7 +91,7 @@ fn variables() -> Value {
             "input": target(),
             "context": {
                 "Execution": { "Name": "nightly-1" },
-                "State": { "Name": "LaunchInstance", "EnteredTime": "2026-11-24T03:01:00.000Z" }
+                "State": { "Name": "LaunchInstance", "EnteredTime": "2026-11-24T03:01:00.000Z", "RetryCount": 1 }
             },
             "errorOutput": { "Error": "LaunchFailed", "Cause": "it did" }
         }
@@ -115,10 +124,11 @@ fn look_up(path: &str, variables: &Value) -> Value {
 }
 
 fn state(name: &str) -> Value {
-    let mut states = definition::states().into_iter();
-    states.find(|(found, _)| found == name).unwrap_or_else(|| panic!("there is no {name}")).1
+    definition::share_ami().state(name)
 }
 
+/// What share-ami sends to that step. What undo-share sends is the same: see
+/// [`both_machines_send_a_step_the_same`].
 fn payload(name: &str, variables: &Value) -> Value {
     evaluate(&state(name)["Arguments"]["Payload"], variables)
 }
@@ -135,6 +145,13 @@ fn the_sample_is_a_resolution() {
 fn every_payload_is_what_its_step_takes() {
     for step in steps() {
         (step.decode)(payload(step.state, &variables())).unwrap_or_else(|error| panic!("{}: {error}", step.state));
+    }
+}
+
+#[test]
+fn both_machines_send_a_step_the_same() {
+    for (name, task) in definition::undo_share().tasks() {
+        assert_eq!(task["Arguments"], state(&name)["Arguments"], "{name}");
     }
 }
 
@@ -168,7 +185,7 @@ fn report_takes_what_targets_end_with() {
 #[test]
 fn report_takes_what_a_catch_remembers() {
     let mut variables = variables();
-    for (_, task) in definition::tasks() {
+    for (_, task) in definition::share_ami().states() {
         let assign = &task["Catch"][0]["Assign"];
         for remembered in [&assign["failure"], &assign["targetFailure"]] {
             if !remembered.is_null() {
@@ -178,6 +195,18 @@ fn report_takes_what_a_catch_remembers() {
         }
     }
     assert!(!variables["failure"].is_null(), "no Catch remembers a failure");
+}
+
+#[test]
+fn report_takes_what_undo_share_says_of_the_execution() {
+    let mut variables = variables();
+    let assign = definition::undo_share().state("CheckRecord")["Choices"][0]["Assign"].clone();
+    for name in ["results", "left"] {
+        variables[name] = assign[name].clone();
+    }
+    let fields = assign["failure"].as_object().unwrap().keys();
+    variables["failure"] = fields.map(|field| (field.clone(), json!("a text"))).collect();
+    decode_report(&variables);
 }
 
 #[test]
@@ -196,7 +225,7 @@ fn report_takes_a_request_that_was_refused() {
 #[test]
 fn report_takes_what_an_undo_could_not_take_back() {
     let mut seen = 0;
-    for (name, task) in definition::states() {
+    for (name, task) in definition::machines().iter().flat_map(Machine::states) {
         for text in definition::strings(&task["Catch"][0]["Assign"]) {
             let Some((_, object)) = text.split_once("{'") else { continue };
             let mut left = json!({});
@@ -224,7 +253,10 @@ fn decode_report(variables: &Value) {
 fn every_answer_has_what_its_state_reads() {
     let image_id = ImageId::parse("ami-0123456789abcdef1").unwrap();
     let instance_id = InstanceId::parse("i-0123456789abcdef0").unwrap();
+    let key_policies = || share_key::Output { written: vec![], superseded: share_key::Superseded::default() };
     let answers = [
+        ("ShareKey", json(key_policies())),
+        ("UndoShareKey", json(key_policies())),
         ("GrantPrincipals", json(grant_principals::Output { granted: vec![], settle_seconds: 10 })),
         ("CopyImage", json(copy_image::Output { copy_id: image_id })),
         ("DescribeCopy", json(describe_copy::Output { state: describe_copy::State::Available })),
@@ -232,7 +264,7 @@ fn every_answer_has_what_its_state_reads() {
         ("DescribeInstance", json(describe_instance::Output { state: describe_instance::State::Running })),
         ("VerifyVolumes", json(verify_volumes::Output { volumes: vec![] })),
     ];
-    for (name, task) in definition::tasks() {
+    for (name, task) in definition::machines().iter().flat_map(Machine::tasks) {
         for text in definition::strings(&task["Assign"]) {
             let Some((_, field)) = text.split_once("$states.result.Payload.") else { continue };
             let field = field.trim_end_matches("%}").trim();

@@ -6,7 +6,12 @@ use ami_share_core::{hub::Actions, key_policy};
 use ami_share_tests::template::resources;
 use serde_json::{Value, json};
 
-use crate::{Set, definition, steps::functions, template};
+use crate::{
+    Set,
+    definition::{self, Machine},
+    steps::functions,
+    template,
+};
 
 const SOURCE: &str = "accounts/source.yaml";
 const TARGET: &str = "accounts/target.yaml";
@@ -235,19 +240,84 @@ fn a_functions_role_may_do_nothing_else() {
     }
 }
 
+/// Its own role: the functions, and what it does with the table. The shared policy: the rest.
 #[test]
-fn the_state_machine_may_invoke_exactly_its_steps() {
+fn each_state_machine_may_do_exactly_what_its_definition_calls() {
     let hub = template(HUB);
-    let statements = inline(&properties(&hub, "ShareAmiStateMachineRole"));
-    let invoke = statements.iter().find(|statement| statement["Action"] == "lambda:InvokeFunction").unwrap();
-    let invoked: Set = invoke["Resource"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|resource| resource["Fn::GetAtt"][0].as_str().unwrap().to_owned())
-        .collect();
-    let called: Set = definition::tasks().into_iter().map(|(state, _)| format!("{state}Function")).collect();
-    assert_eq!(invoked, called);
+    for machine in definition::machines() {
+        let role = properties(&hub, &format!("{}Role", machine.logical_id));
+        assert_eq!(role["ManagedPolicyArns"], json!([{ "Ref": "RunStateMachinesPolicy" }]));
+        let mut invoked = Set::new();
+        let mut asked = Set::new();
+        for statement in inline(&role) {
+            assert_eq!(statement["Effect"], "Allow");
+            let actions = definition::strings(&statement["Action"]).into_iter().map(str::to_owned);
+            if statement["Resource"] == json!({ "Fn::GetAtt": ["RecordTable", "Arn"] }) {
+                asked.extend(actions);
+            } else {
+                assert_eq!(actions.collect::<Vec<_>>(), ["lambda:InvokeFunction"], "{}", machine.path);
+                let functions = statement["Resource"].as_array().unwrap().iter();
+                invoked.extend(functions.map(|function| function["Fn::GetAtt"][0].as_str().unwrap().to_owned()));
+            }
+        }
+        let called: Set = machine.tasks().into_iter().map(|(state, _)| format!("{state}Function")).collect();
+        assert_eq!(invoked, called, "{}", machine.path);
+        assert_eq!(asked, calls(&machine, "dynamodb"), "{}", machine.path);
+    }
+}
+
+/// The actions of a service that the definition calls by its integration: `dynamodb:PutItem`.
+fn calls(machine: &Machine, service: &str) -> Set {
+    let action = |(_, state): (String, Value)| {
+        let call = state["Resource"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+        format!("{service}:{}{}", call[..1].to_uppercase(), &call[1..])
+    };
+    machine.calls(&format!("{service}:")).into_iter().map(action).collect()
+}
+
+#[test]
+fn what_the_state_machines_share_is_to_notify_and_to_be_watched() {
+    let hub = template(HUB);
+    let document = properties(&hub, "RunStateMachinesPolicy")["PolicyDocument"].clone();
+    let mut published = Set::new();
+    for statement in statements(&document) {
+        match statement["Sid"].as_str().unwrap() {
+            "Notify" => {
+                assert_eq!(statement["Resource"], json!({ "Ref": "NotificationTopic" }));
+                published.extend(definition::strings(&statement["Action"]).into_iter().map(str::to_owned));
+            }
+            "EncryptNotifications" => {
+                assert_eq!(statement["Resource"], json!({ "Fn::GetAtt": ["NotificationKey", "Arn"] }));
+            }
+            "DeliverLogs" | "WriteTraces" => {
+                let services = ["logs:", "xray:"];
+                for action in definition::strings(&statement["Action"]) {
+                    assert!(services.iter().any(|service| action.starts_with(service)), "{action}");
+                }
+            }
+            sid => panic!("nobody knows why both may do {sid}"),
+        }
+    }
+    for machine in definition::machines() {
+        assert_eq!(calls(&machine, "sns"), published, "{}", machine.path);
+        let kinds = ["lambda:", "dynamodb:", "sns:"].map(|service| machine.calls(service).len());
+        assert_eq!(machine.calls("").len(), kinds.iter().sum::<usize>(), "{} calls another service", machine.path);
+    }
+}
+
+/// They run no Catch.
+#[test]
+fn undo_share_is_started_for_exactly_the_executions_that_were_stopped_or_timed_out() {
+    let hub = template(HUB);
+    let events = properties(&hub, "UndoShareStateMachine")["Events"].clone();
+    let rules: Vec<&Value> = events.as_object().unwrap().values().collect();
+    assert_eq!(rules.len(), 1);
+    let expected = json!({
+        "source": ["aws.states"],
+        "detail-type": ["Step Functions Execution Status Change"],
+        "detail": { "stateMachineArn": [{ "Ref": "ShareAmiStateMachine" }], "status": ["ABORTED", "TIMED_OUT"] }
+    });
+    assert_eq!(rules[0]["Properties"]["Pattern"], expected);
 }
 
 #[test]

@@ -1,13 +1,19 @@
-//! The state machine on its own.
+//! The state machines on their own.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::{Set, definition, definition::Scope};
+use crate::{
+    Set,
+    definition::{self, Machine, Scope, machines, share_ami, undo_share},
+};
 
 /// What JSONata and Step Functions bring along, as far as the definition uses it as a value.
 const BUILT_IN: [&str; 2] = ["states", "append"];
+
+/// What a lock that is held answers whoever wants it.
+const LOCKED: &str = "DynamoDB.ConditionalCheckFailedException";
 
 fn is_undo(state: &str) -> bool {
     state.starts_with("Undo")
@@ -15,7 +21,7 @@ fn is_undo(state: &str) -> bool {
 
 #[test]
 fn every_transition_has_a_target() {
-    for Scope { map, start_at, states } in definition::scopes() {
+    for Scope { map, start_at, states } in machines().iter().flat_map(Machine::scopes) {
         assert!(states.contains_key(&start_at), "{map:?} starts at {start_at}, which is not there");
         for (name, state) in &states {
             for target in definition::transitions(state) {
@@ -27,7 +33,7 @@ fn every_transition_has_a_target() {
 
 #[test]
 fn every_state_is_reachable() {
-    for Scope { map, start_at, states } in definition::scopes() {
+    for Scope { map, start_at, states } in machines().iter().flat_map(Machine::scopes) {
         let mut reached = BTreeSet::new();
         let mut waiting = vec![start_at];
         while let Some(name) = waiting.pop() {
@@ -42,7 +48,7 @@ fn every_state_is_reachable() {
 
 #[test]
 fn every_state_says_where_it_goes_or_ends() {
-    for (name, state) in definition::states() {
+    for (name, state) in definition::all_states() {
         let ways = ["Next", "End", "Choices"].iter().filter(|way| !state[**way].is_null()).count();
         let last = ["Succeed", "Fail"].contains(&state["Type"].as_str().unwrap());
         assert_eq!(ways, usize::from(!last), "{name}");
@@ -51,8 +57,8 @@ fn every_state_says_where_it_goes_or_ends() {
 
 #[test]
 fn every_state_says_why_it_exists() {
-    assert!(definition::whole()["Comment"].is_string());
-    for (name, state) in definition::states() {
+    assert!(machines().iter().all(|machine| machine.whole["Comment"].is_string()));
+    for (name, state) in definition::all_states() {
         let comment = state["Comment"].as_str().unwrap_or_default();
         assert!(comment.ends_with('.') && comment.len() > 10, "{name}: {comment:?}");
     }
@@ -60,18 +66,21 @@ fn every_state_says_why_it_exists() {
 
 #[test]
 fn expressions_are_jsonata_and_whole_strings() {
-    let whole = definition::whole();
-    assert_eq!(whole["QueryLanguage"], "JSONata");
-    for text in definition::strings(&whole) {
-        let expression = text.starts_with("{%") && text.ends_with("%}");
-        assert_eq!(expression, text.contains("{%") || text.contains("%}"), "{text}");
+    for machine in machines() {
+        assert_eq!(machine.whole["QueryLanguage"], "JSONata");
+        for text in definition::strings(&machine.whole) {
+            let expression = text.starts_with("{%") && text.ends_with("%}");
+            assert_eq!(expression, text.contains("{%") || text.contains("%}"), "{text}");
+        }
     }
 }
 
 #[test]
-fn the_machine_and_every_task_end_in_time() {
-    assert!(definition::whole()["TimeoutSeconds"].as_u64().is_some_and(|seconds| seconds <= 31_536_000));
-    for (name, state) in definition::states() {
+fn every_machine_and_every_task_ends_in_time() {
+    for machine in machines() {
+        assert!(machine.whole["TimeoutSeconds"].as_u64().is_some_and(|seconds| seconds <= 31_536_000));
+    }
+    for (name, state) in definition::all_states() {
         if state["Type"] == "Task" {
             assert!(state["TimeoutSeconds"].as_u64().is_some_and(|seconds| seconds > 0), "{name}");
         }
@@ -80,7 +89,7 @@ fn the_machine_and_every_task_end_in_time() {
 
 #[test]
 fn every_task_has_a_payload_of_its_own() {
-    for (name, state) in definition::tasks() {
+    for (name, state) in definition::all_tasks() {
         let payload = state["Arguments"]["Payload"].as_object().unwrap_or_else(|| panic!("{name} has no Payload"));
         assert!(payload.contains_key("execution"), "{name} does not say which execution it works for");
     }
@@ -88,7 +97,7 @@ fn every_task_has_a_payload_of_its_own() {
 
 #[test]
 fn every_task_is_retried_with_jitter_and_a_longest_delay() {
-    for (name, state) in definition::states() {
+    for (name, state) in definition::all_states() {
         if state["Type"] != "Task" {
             continue;
         }
@@ -97,7 +106,8 @@ fn every_task_is_retried_with_jitter_and_a_longest_delay() {
         for retrier in retriers {
             assert_eq!(retrier["JitterStrategy"], "FULL", "{name}");
             assert!(retrier["MaxDelaySeconds"].as_u64().is_some_and(|seconds| seconds <= 60), "{name}");
-            assert!(retrier["MaxAttempts"].as_u64().is_some_and(|attempts| attempts <= 10), "{name}");
+            let waits = retrier["ErrorEquals"] == serde_json::json!([LOCKED]);
+            assert!(waits || retrier["MaxAttempts"].as_u64().is_some_and(|attempts| attempts <= 10), "{name}");
         }
     }
 }
@@ -106,7 +116,7 @@ fn every_task_is_retried_with_jitter_and_a_longest_delay() {
 /// exceptions", Step Functions developer guide), and ours.
 #[test]
 fn every_task_is_retried_when_trying_again_may_help() {
-    for (name, state) in definition::tasks() {
+    for (name, state) in definition::all_tasks() {
         let retried = names(&state["Retry"]);
         for error in [
             "Lambda.ServiceException",
@@ -124,40 +134,149 @@ fn every_task_is_retried_when_trying_again_may_help() {
 
 #[test]
 fn only_an_undo_is_retried_after_any_error() {
-    for (name, state) in definition::tasks() {
+    for (name, state) in machines().iter().flat_map(Machine::tasks) {
         assert_eq!(names(&state["Retry"]).contains("States.ALL"), is_undo(&name), "{name}");
     }
 }
 
+/// Where it happens, or by the Map that it happens in.
 #[test]
 fn every_failure_is_caught() {
-    for (name, state) in definition::states() {
-        if ["Task", "Map"].contains(&state["Type"].as_str().unwrap()) {
-            assert!(names(&state["Catch"]).contains("States.ALL"), "{name}");
+    let catches = |state: &Value| names(&state["Catch"]).contains("States.ALL");
+    for machine in machines() {
+        for Scope { map, states, .. } in machine.scopes() {
+            let outside = map.is_some_and(|map| catches(&machine.state(&map)));
+            for (name, state) in states {
+                let fails = ["Task", "Map"].contains(&state["Type"].as_str().unwrap());
+                assert!(!fails || outside || catches(&state), "{}: {name}", machine.path);
+            }
         }
+    }
+}
+
+/// Step Functions cancels the other iterations of a Map that fails: what gives, or takes back, must
+/// not fail it.
+#[test]
+fn no_iteration_that_calls_a_function_fails_its_map() {
+    for (name, state) in machines().iter().flat_map(Machine::tasks) {
+        assert!(names(&state["Catch"]).contains("States.ALL"), "{name}");
     }
 }
 
 /// A call that failed may have acted: the first to be undone is the step itself.
 #[test]
 fn a_step_that_fails_is_undone_first() {
-    let (machine, _) = split(definition::scopes());
+    let (machine, _) = split(&share_ami());
     let undone: Vec<&String> = machine.states.keys().filter(|name| is_undo(name)).collect();
     assert!(undone.len() >= 4, "{undone:?}");
     for (name, state) in &machine.states {
         let undo = format!("Undo{name}");
         if machine.states.contains_key(&undo) {
-            assert_eq!(state["Catch"][0]["Next"], *undo, "{name}");
+            let caught = state["Catch"][0]["Next"].as_str().unwrap();
+            assert_eq!(first_undo(&machine, caught), undo, "{name}");
         }
     }
 }
 
+/// The first undo at or after `state`: before the keys' stands their lock.
+fn first_undo(machine: &Scope, state: &str) -> String {
+    let mut name = state.to_owned();
+    while !is_undo(&name) {
+        let state = &machine.states[&name];
+        let next = state["Next"].as_str().or(state["Choices"][0]["Next"].as_str());
+        name = next.unwrap_or_else(|| panic!("{name} does not lead to an undo")).to_owned();
+    }
+    name
+}
+
 #[test]
 fn an_undo_that_fails_is_remembered_and_the_next_one_runs() {
-    for (name, state) in definition::tasks().into_iter().filter(|(name, _)| is_undo(name)) {
+    for (name, state) in machines().iter().flat_map(Machine::tasks).filter(|(name, _)| is_undo(name)) {
         assert_eq!(state["Catch"][0]["Next"], state["Next"], "{name}");
         let remembered = definition::strings(&state["Catch"][0]["Assign"]);
         assert!(remembered.iter().any(|text| text.contains("$states.errorOutput.Error")), "{name}");
+    }
+}
+
+/// An execution that was stopped is taken back as one that failed.
+#[test]
+fn both_machines_undo_the_same_way() {
+    let chain = |machine: &Machine| {
+        let states = machine.whole["States"].as_object().unwrap().clone();
+        let chain = states.into_iter().skip_while(|(name, _)| name != "UndoTargets");
+        chain.take_while(|(name, _)| name != "Report").collect::<Vec<_>>()
+    };
+    let (share_ami, undo_share) = (chain(&share_ami()), chain(&undo_share()));
+    assert!(share_ami.len() >= 7, "{share_ami:?}");
+    assert!(share_ami.iter().any(|(name, _)| name == "UnlockUndoneKeys"), "{share_ami:?}");
+    assert_eq!(share_ami, undo_share);
+}
+
+/// A key policy is written as a whole and has no version.
+#[test]
+fn key_policies_are_written_only_under_the_lock() {
+    for machine in machines() {
+        let (own, _) = split(&machine);
+        for (writer, lock, unlock) in
+            [("ShareKey", "LockKeys", "UnlockKeys"), ("UndoShareKey", "LockKeysToUndo", "UnlockUndoneKeys")]
+        {
+            let Some(state) = own.states.get(writer) else { continue };
+            let before: Vec<&String> = own
+                .states
+                .iter()
+                .filter(|(_, state)| definition::transitions(state).iter().any(|next| next == writer))
+                .map(|(name, _)| name)
+                .collect();
+            assert_eq!(before, [lock], "{}: {writer}", machine.path);
+            assert_eq!(own.states[lock]["Next"], writer);
+            assert_eq!(state["Next"], unlock);
+            let caught = state["Catch"][0]["Next"].as_str().unwrap();
+            assert!(caught == unlock || first_undo(&own, caught) == "UndoShareKey", "{writer} keeps the lock");
+        }
+    }
+}
+
+/// Who waits must outlive a holder that died: the delays between the attempts are on average half
+/// of the longest (full jitter).
+#[test]
+fn whoever_waits_for_the_lock_waits_longer_than_a_lease() {
+    for (machine, name) in
+        [(share_ami(), "LockKeys"), (share_ami(), "LockKeysToUndo"), (undo_share(), "LockKeysToUndo")]
+    {
+        let state = machine.state(name);
+        let until = state["Arguments"]["ExpressionAttributeValues"][":until"]["N"].as_str().unwrap();
+        let lease: u64 = until.split_once("$millis() + ").unwrap().1.split_once(')').unwrap().0.parse().unwrap();
+        let wait = &state["Retry"][0];
+        assert_eq!(wait["ErrorEquals"], serde_json::json!([LOCKED]));
+        let number = |field: &str| wait[field].as_u64().unwrap();
+        let waited = number("MaxAttempts") * number("MaxDelaySeconds") * 1000 / 2;
+        assert!(waited > lease, "{}: {name} waits {waited} ms for a lease of {lease} ms", machine.path);
+    }
+}
+
+/// What one state notes is what others look for and remove.
+#[test]
+fn both_machines_mean_the_same_records() {
+    let (share_ami, undo_share) = (share_ami(), undo_share());
+    let key = |machine: &Machine, state: &str, field: &str| {
+        let arguments = machine.state(state)["Arguments"][field].clone();
+        (arguments["id"]["S"].as_str().unwrap().to_owned(), arguments["part"]["S"].as_str().unwrap().to_owned())
+    };
+    let (id, part) = key(&share_ami, "RecordShare", "Item");
+    let recalled = (id.replace("$execution", "$states.input.detail.name"), part.clone());
+    assert_eq!(key(&undo_share, "RecallShare", "Key"), recalled);
+    assert_eq!(key(&undo_share, "ForgetShare", "Key"), (id, part));
+    assert_eq!(key(&share_ami, "RecordTarget", "Item"), key(&share_ami, "ForgetTarget", "Key"));
+    let lock = key(&share_ami, "LockKeys", "Key");
+    for state in ["UnlockKeys", "LockKeysToUndo", "UnlockUndoneKeys"] {
+        assert_eq!(key(&share_ami, state, "Key"), lock, "{state}");
+    }
+    let noted = share_ami.state("RecordShare")["Arguments"]["Item"]["resolution"]["S"].clone();
+    let read = undo_share.state("CheckRecord")["Choices"][0]["Assign"]["resolution"].clone();
+    assert_eq!(noted, "{% $string($resolution) %}");
+    assert_eq!(read, "{% $parse($states.input.Item.resolution.S) %}");
+    for (name, state) in machines().iter().flat_map(|machine| machine.calls("dynamodb:")) {
+        assert_eq!(state["Arguments"]["TableName"], "${RecordTableName}", "{name}");
     }
 }
 
@@ -165,21 +284,25 @@ fn an_undo_that_fails_is_remembered_and_the_next_one_runs() {
 /// does not.
 #[test]
 fn no_map_assigns_a_variable_of_the_machine() {
-    let (machine, maps) = split(definition::scopes());
-    let outer = assigned(&machine);
-    for map in maps {
-        let both: Vec<String> = assigned(&map).intersection(&outer).cloned().collect();
-        assert!(both.is_empty(), "{:?} assigns {both:?}", map.map);
+    for machine in machines() {
+        let (machine, maps) = split(&machine);
+        let outer = assigned(&machine);
+        for map in maps {
+            let both: Vec<String> = assigned(&map).intersection(&outer).cloned().collect();
+            assert!(both.is_empty(), "{:?} assigns {both:?}", map.map);
+        }
     }
 }
 
 #[test]
 fn every_variable_is_assigned_somewhere() {
-    let (machine, maps) = split(definition::scopes());
-    let outer = assigned(&machine);
-    check_variables(&machine, &outer);
-    for map in maps {
-        check_variables(&map, &outer.union(&assigned(&map)).cloned().collect());
+    for machine in machines() {
+        let (machine, maps) = split(&machine);
+        let outer = assigned(&machine);
+        check_variables(&machine, &outer);
+        for map in maps {
+            check_variables(&map, &outer.union(&assigned(&map)).cloned().collect());
+        }
     }
 }
 
@@ -231,8 +354,10 @@ fn names(rules: &Value) -> Set {
     rules.flat_map(|rule| definition::strings(&rule["ErrorEquals"])).map(str::to_owned).collect()
 }
 
-fn split(scopes: Vec<Scope>) -> (Scope, Vec<Scope>) {
-    let (mut machine, maps): (Vec<Scope>, Vec<Scope>) = scopes.into_iter().partition(|scope| scope.map.is_none());
-    assert_eq!(maps.len(), 2, "ShareWithTargets and UndoTargets");
-    (machine.remove(0), maps)
+/// The machine's own states, and those of its Maps.
+fn split(machine: &Machine) -> (Scope, Vec<Scope>) {
+    let mut scopes = machine.scopes();
+    let own = scopes.remove(0);
+    assert!(!scopes.is_empty(), "{} has no Map", machine.path);
+    (own, scopes)
 }
