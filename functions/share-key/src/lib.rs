@@ -47,7 +47,8 @@ pub struct Output {
 ///
 /// KMS has no version on a key policy: what is read just before is merged and written as a whole.
 /// The state machine's lock keeps other executions away meanwhile. Reading, merging and writing
-/// again is safe, so a retry after a lost reply changes nothing.
+/// again is safe, so a retry after a lost reply changes nothing; what that first try replaced is
+/// told from what it wrote.
 ///
 /// # Errors
 /// [`Error::TargetNotAllowed`]; [`Error::KeyPolicyTooLarge`] and [`Error::KeyPolicyConflict`] before
@@ -66,7 +67,12 @@ pub async fn share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
     for KeyChange { key_arn, account_ids } in &input.keys {
         let policy = read(&kms, key_arn).await?;
         superseded.check(key_arn, &policy, input.retry)?;
-        let Some(merged) = policy.with(account_ids) else { continue };
+        let Some(merged) = policy.with(account_ids) else {
+            if let Some(before) = policy.without(account_ids).filter(|_| input.retry > 0) {
+                superseded.replace(key_arn, &before, &policy);
+            }
+            continue;
+        };
         write(&kms, key_arn, &merged).await?;
         superseded.replace(key_arn, &policy, &merged);
         tracing::info!(key = %key_arn, accounts = account_ids.len(), "key policy written");

@@ -8,6 +8,10 @@ use crate::{Input, Output, not_yet_visible, read, write};
 pub const UNDO_ACTIONS: Actions =
     Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], target: &[], launcher: &[] };
 
+/// How often a policy without the accounts is looked at again before it is believed: where ShareKey
+/// failed right after a write, nobody was told which policy that replaced.
+const LOOKS: u32 = 2;
+
 /// Writes each policy that still names one of the accounts, without them.
 ///
 /// # Errors
@@ -22,10 +26,22 @@ pub async fn undo_share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
     let source = &input.source;
     let config = hub.as_source(&source.account_id, &source.region, &input.execution, UNDO_ACTIONS.source).await?;
     let kms = Client::new(&config);
-    for KeyChange { key_arn, account_ids } in &input.keys {
+    for KeyChange { key_arn, account_ids } in input.keys.iter().filter(|change| !change.account_ids.is_empty()) {
         let policy = read(&kms, key_arn).await?;
         superseded.check(key_arn, &policy, input.retry)?;
-        let Some(reduced) = policy.without(account_ids) else { continue };
+        let Some(reduced) = policy.without(account_ids) else {
+            if input.retry < LOOKS {
+                return Err(Error::NotYetVisible {
+                    what: format!("what was just written to the policy of key {key_arn}, if anything was"),
+                    account: key_arn.account_id(),
+                    call: "kms:GetKeyPolicy",
+                });
+            }
+            if let Some(before) = policy.with(account_ids) {
+                superseded.replace(key_arn, &before, &policy);
+            }
+            continue;
+        };
         write(&kms, key_arn, &reduced).await?;
         superseded.replace(key_arn, &policy, &reduced);
         tracing::info!(key = %key_arn, accounts = account_ids.len(), "key policy written");
