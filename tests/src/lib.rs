@@ -9,6 +9,7 @@
 //! - [`roles`]: the deployed roles, as the sandbox's accounts have them
 //! - [`seed`]: an encrypted image in the source account, a principal and a key in the target
 //! - [`execution`]: starting an execution and following it
+//! - [`stop`]: stopping an execution in a given state, and what undo-share then does
 //! - [`report`]: what an execution did, as a table and as JSON
 
 pub mod clients;
@@ -19,6 +20,7 @@ pub mod local;
 pub mod report;
 pub mod roles;
 pub mod seed;
+pub mod stop;
 pub mod template;
 
 /// What the harness cannot do anything about ends the test or the demo with a sentence.

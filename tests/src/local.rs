@@ -22,6 +22,8 @@ pub struct Settings {
     pub source: String,
     /// The target accounts, all of them on the allow-list.
     pub targets: Vec<String>,
+    /// Further source accounts, each with a target of its own, for what must not meet.
+    pub pairs: Vec<(String, String)>,
     /// Whether the targets' owners allow inline policies.
     pub inline_policies: bool,
     pub sandbox: ami_share_sandbox::Settings,
@@ -32,6 +34,7 @@ impl Default for Settings {
         Self {
             source: SOURCE.to_owned(),
             targets: vec![TARGET.to_owned()],
+            pairs: Vec::new(),
             inline_policies: false,
             sandbox: ami_share_sandbox::Settings::default(),
         }
@@ -55,7 +58,10 @@ impl Local {
         let upstream_sts = Some(engine::endpoint(port));
         let sandbox = Sandbox::start(ami_share_sandbox::Settings { upstream_sts, ..settings.sandbox.clone() }).await?;
         let engine = Engine::start(port, &sandbox.endpoint(), &directory(port))?;
-        let allowed = settings.targets.join(",");
+        let of_source = settings.targets.iter().map(|target| (&settings.source, target));
+        let pairs: Vec<(&String, &String)> =
+            of_source.chain(settings.pairs.iter().map(|(source, target)| (source, target))).collect();
+        let allowed = pairs.iter().map(|(_, target)| target.as_str()).collect::<Vec<_>>().join(",");
         let parameters = [
             ("AllowedTargetAccounts", allowed.as_str()),
             ("SourceAccountId", &settings.source),
@@ -63,11 +69,15 @@ impl Local {
             ("ImageEventSource", IMAGE_EVENT_SOURCE),
         ];
         let hub = deploy::deploy_hub(&engine, &parameters).await?;
-        deploy_source(&engine, &settings).await?;
-        for target in &settings.targets {
-            deploy_target(&engine, &settings, target).await?;
+        let sources: BTreeSet<&String> = pairs.iter().map(|(source, _)| *source).chain([&settings.source]).collect();
+        for source in &sources {
+            deploy_source(&engine, source).await?;
         }
-        let accounts = [HUB, &settings.source].into_iter().chain(settings.targets.iter().map(String::as_str));
+        for (source, target) in &pairs {
+            deploy_target(&engine, source, target, settings.inline_policies).await?;
+        }
+        let targets = pairs.iter().map(|(_, target)| target.as_str());
+        let accounts = targets.chain(sources.iter().map(|source| source.as_str())).chain([HUB]);
         for account in accounts.collect::<BTreeSet<_>>() {
             roles::copy_to_sandbox(account, &engine.endpoint(), &sandbox.endpoint()).await?;
         }
@@ -75,20 +85,20 @@ impl Local {
     }
 }
 
-async fn deploy_source(engine: &Engine, settings: &Settings) -> Result<Stack> {
+async fn deploy_source(engine: &Engine, account: &str) -> Result<Stack> {
     let parameters = [("HubAccountId", HUB), ("ExternalId", EXTERNAL_ID)];
     let template = Template::file("accounts/source.yaml")?;
-    deploy::deploy(engine, &settings.source, "ami-share-source", template, &parameters).await
+    deploy::deploy(engine, account, "ami-share-source", template, &parameters).await
 }
 
-async fn deploy_target(engine: &Engine, settings: &Settings, account: &str) -> Result<Stack> {
+async fn deploy_target(engine: &Engine, source: &str, account: &str, inline_policies: bool) -> Result<Stack> {
     let patterns = format!("arn:aws:iam::{account}:role/app-*,arn:aws:iam::{account}:user/app-*");
     let parameters = [
         ("HubAccountId", HUB),
-        ("SourceAccountId", &settings.source),
+        ("SourceAccountId", source),
         ("ExternalId", EXTERNAL_ID),
         ("PrincipalArnPatterns", &patterns),
-        ("AllowInlinePolicies", if settings.inline_policies { "true" } else { "false" }),
+        ("AllowInlinePolicies", if inline_policies { "true" } else { "false" }),
     ];
     let template = Template::file("accounts/target.yaml")?;
     deploy::deploy(engine, account, "ami-share-target", template, &parameters).await
