@@ -73,10 +73,14 @@ impl Stopper {
         Ok(arn)
     }
 
+    /// Waits until the execution has entered `state`.
+    pub async fn entered(&self, arn: &str, state: &str) -> Result<()> {
+        self.until(arn, &format!("has entered {state}"), |states| states.iter().any(|entered| entered == state)).await
+    }
+
     /// Stops the execution when it has entered `state`.
     pub async fn stop_in(&self, arn: &str, state: &str) -> Result<()> {
-        self.until(arn, &format!("has entered {state}"), |states| states.iter().any(|entered| entered == state))
-            .await?;
+        self.entered(arn, state).await?;
         self.client.stop_execution().execution_arn(arn).send().await?;
         Ok(())
     }

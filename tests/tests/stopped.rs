@@ -4,7 +4,7 @@ use std::{collections::VecDeque, fs, sync::Arc, time::Duration};
 
 use ami_share_sandbox::faults::{Fault, FaultKind, Matcher};
 use ami_share_tests::{
-    HUB, Result, SOURCE, TARGET, deploy,
+    Result, SOURCE, TARGET, deploy,
     engine::checkout,
     execution::Ended,
     local::{Local, Settings},
@@ -18,9 +18,34 @@ use tokio::sync::Mutex;
 /// How many cases run at the same time, each in a source and a target account of its own.
 const WORKERS: usize = 6;
 
-/// How long each function waits before it does anything: long enough to be stopped meanwhile, and
-/// shorter than undo-share waits for functions (1.3 s here).
-const DELAY_MS: u64 = 250;
+/// How long the first change that a function makes is held up: long enough to stop the execution
+/// meanwhile, and shorter than undo-share waits for functions (1.3 s here).
+const DELAY_MS: u64 = 1000;
+
+/// The states whose functions change something: in which account, the call that does, and how often
+/// it is made before.
+const CHANGES: [(&str, Side, &str, u32); 13] = [
+    ("ShareKey", Side::Source, "kms:PutKeyPolicy", 0),
+    ("ShareSnapshots", Side::Source, "ec2:ModifySnapshotAttribute", 0),
+    ("ShareImage", Side::Source, "ec2:ModifyImageAttribute", 0),
+    ("GrantPrincipals", Side::Target, "iam:AttachRolePolicy", 0),
+    ("CopyImage", Side::Target, "ec2:CopyImage", 0),
+    ("LaunchInstance", Side::Target, "ec2:RunInstances", 0),
+    ("TerminateInstance", Side::Target, "ec2:TerminateInstances", 0),
+    ("UndoLaunchInstance", Side::Target, "ec2:TerminateInstances", 0),
+    ("UndoCopyImage", Side::Target, "ec2:DeregisterImage", 0),
+    ("UndoGrantPrincipals", Side::Target, "iam:DetachRolePolicy", 0),
+    ("UndoShareImage", Side::Source, "ec2:ModifyImageAttribute", 1),
+    // Each of three snapshots, and each of two keys, was changed before.
+    ("UndoShareSnapshots", Side::Source, "ec2:ModifySnapshotAttribute", 3),
+    ("UndoShareKey", Side::Source, "kms:PutKeyPolicy", 2),
+];
+
+#[derive(Debug, Clone, Copy)]
+enum Side {
+    Source,
+    Target,
+}
 
 /// An execution that is stopped in a state.
 #[derive(Debug, Clone)]
@@ -28,9 +53,9 @@ struct Case {
     state: String,
     /// The function that fails, so that the state is entered at all.
     failing: Option<&'static str>,
-    /// Whether the state's function is still at work when the execution is stopped. Otherwise the
-    /// state has done its work, and no other has begun.
-    at_work: bool,
+    /// What the state's function is still at when the execution is stopped, of [`CHANGES`].
+    /// Otherwise the state has done its work, and no other has begun.
+    change: Option<(Side, &'static str, u32)>,
 }
 
 /// Every state of share-ami but the two in which it ends.
@@ -51,9 +76,9 @@ fn cases() -> Result<Vec<Case>> {
             };
             let kind = state["Type"].as_str().unwrap_or_default();
             if !["Succeed", "Fail"].contains(&kind) {
-                // Report calls nobody, and so cannot be made to wait.
-                let at_work = state["Resource"] == "arn:aws:states:::lambda:invoke" && inside != "Report";
-                cases.push(Case { state: inside.clone(), failing, at_work });
+                let change = CHANGES.iter().find(|(state, ..)| state == inside);
+                let change = change.map(|(_, side, call, before)| (*side, *call, *before));
+                cases.push(Case { state: inside.clone(), failing, change });
             }
         }
     }
@@ -84,6 +109,15 @@ impl World {
         Ok(Self { source: source.to_owned(), target: target.to_owned(), request })
     }
 
+    /// Holds up the next such call in one of the accounts.
+    fn delay(&self, side: Side, call: &str) -> Fault {
+        let account = match side {
+            Side::Source => &self.source,
+            Side::Target => &self.target,
+        };
+        Fault::once(Matcher::action(call).in_account(account), FaultKind::Delay { ms: DELAY_MS })
+    }
+
     fn snapshots(&self, local: &Local) -> Value {
         let mut world = local.sandbox.world();
         json!({ &self.source: world.snapshot(&self.source), &self.target: world.snapshot(&self.target) })
@@ -97,8 +131,6 @@ async fn whichever_state_it_was_in_everything_is_taken_back() -> Result<()> {
     let local = Arc::new(Local::start(Settings { pairs: pairs.clone(), ..Settings::default() }).await?);
     let failing = deploy::deploy_failing_function(&local.engine).await?;
     let stopper = Arc::new(Stopper::new(&local).await?);
-    let delay = Fault::always(Matcher::action("sts:AssumeRole").in_account(HUB), FaultKind::Delay { ms: DELAY_MS });
-    local.sandbox.world().faults.add(delay);
 
     let cases = Arc::new(Mutex::new(VecDeque::from(cases()?)));
     let mut workers = Vec::new();
@@ -138,15 +170,15 @@ async fn run(local: &Local, stopper: &Stopper, world: &World, case: &Case, faili
         let text = definition.to_string().replace(&local.hub.function(function)?, failing);
         definition = serde_json::from_str(&text)?;
     }
-    if !case.at_work {
-        hold_after(&mut definition, &case.state)?;
+    match case.change {
+        Some((side, call, before)) => local.sandbox.world().faults.add(world.delay(side, call).after(before)),
+        None => hold_after(&mut definition, &case.state)?,
     }
     let before = world.snapshots(local);
     let arn = stopper.start(&definition, &format!("stopped-in-{}", case.state), &world.request).await?;
-    if case.at_work {
-        stopper.stop_in(&arn, &case.state).await?;
-    } else {
-        stopper.stop_held(&arn).await?;
+    match case.change {
+        Some(_) => stopper.stop_in(&arn, &case.state).await?,
+        None => stopper.stop_held(&arn).await?,
     }
     let undo = stopper.follow_undo(&arn).await?;
     let after = world.snapshots(local);
@@ -155,6 +187,12 @@ async fn run(local: &Local, stopper: &Stopper, world: &World, case: &Case, faili
         return Err(format!("the execution ended in {} after {:?}", stopped.status, stopped.states).into());
     }
     succeeded(&undo)?;
+    if let Some((side, call, _)) = case.change {
+        let delay = world.delay(side, call);
+        if local.sandbox.world().faults.faults().iter().any(|fault| fault.matcher == delay.matcher) {
+            return Err(format!("{call} was not under way").into());
+        }
+    }
     if before != after {
         return Err(format!("an account is not as it was:\n{before:#}\n{after:#}").into());
     }

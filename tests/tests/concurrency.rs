@@ -1,0 +1,276 @@
+//! Executions that write the policies of the same keys at the same time, with reads that are stale:
+//! none loses what another has given, and no foreign statement is touched.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use ami_share_core::{
+    key_policy::{GRANT_SID, USE_SID},
+    share::EXECUTION_TAG,
+};
+use ami_share_sandbox::{
+    faults::{Fault, FaultKind, Matcher},
+    sts,
+};
+use ami_share_tests::{
+    HUB, REGION, Result, SOURCE, TARGET,
+    clients::root_of,
+    execution,
+    local::{Local, Settings},
+    seed,
+    stop::{Stopper, hold_after},
+};
+use aws_sdk_ec2::{
+    config::Credentials,
+    error::ProvideErrorMetadata,
+    types::{InstanceStateName, InstanceType, ResourceType, Tag, TagSpecification},
+};
+use aws_sdk_sfn::types::ExecutionStatus;
+use serde_json::{Value, json};
+
+/// How many executions, each for a target of its own.
+const EXECUTIONS: usize = 50;
+
+const TIMEOUT: Duration = Duration::from_secs(240);
+
+/// Each fifth one finds no room for its proof, and takes everything back while others share.
+fn fails(index: usize) -> bool {
+    index % 5 == 3
+}
+
+fn name(index: usize) -> String {
+    format!("share-{index:02}")
+}
+
+fn target(index: usize) -> String {
+    format!("5{index:011}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_succeed_have_access_and_none_that_failed() -> Result<()> {
+    let targets: Vec<String> = (0..EXECUTIONS).map(target).collect();
+    let local = Local::start(Settings { targets: targets.clone(), ..Settings::default() }).await?;
+    let image = seed::image(&local.sandbox.endpoint(), SOURCE, "golden-image").await?;
+    let keys: Vec<String> = image.key_arns().into_iter().map(str::to_owned).collect();
+    let mut foreign = BTreeMap::new();
+    for key in &keys {
+        foreign.insert(key.clone(), add_foreign_statements(&local, key).await?);
+    }
+    let faults: Vec<Fault> = (0..EXECUTIONS).flat_map(faults).collect();
+    faults.iter().for_each(|fault| local.sandbox.world().faults.add(fault.clone()));
+
+    let engine = local.engine.endpoint();
+    for (index, account) in targets.iter().enumerate() {
+        let request = json!({ "imageId": image.image_id, "targets": [{ "accountId": account }] });
+        execution::start(&engine, &local.hub.state_machine, &name(index), &request).await?;
+    }
+    let ended = follow_all(&local).await?;
+
+    for index in 0..EXECUTIONS {
+        let expected = if fails(index) { ExecutionStatus::Failed } else { ExecutionStatus::Succeeded };
+        assert_eq!(ended[&name(index)], expected, "{}", name(index));
+    }
+    let left = local.sandbox.world().faults.faults().to_vec();
+    let stale: Vec<&Fault> = left.iter().filter(|fault| matches!(fault.kind, FaultKind::Stale { .. })).collect();
+    assert!(stale.is_empty(), "reads that were to be stale were not made: {stale:?}");
+    local.sandbox.world().faults.clear();
+
+    let shared: BTreeSet<String> = (0..EXECUTIONS).filter(|index| !fails(*index)).map(target).collect();
+    for (key, foreign) in &foreign {
+        let (theirs, ours) = statements(&local, key).await?;
+        assert_eq!(theirs, *foreign, "{key}");
+        assert_eq!(ours.keys().collect::<Vec<_>>(), [GRANT_SID, USE_SID], "{key}");
+        for (sid, accounts) in ours {
+            assert_eq!(accounts, shared, "{sid} of {key}");
+        }
+    }
+    for account in &targets {
+        let launched = launch(&local, account, &image.image_id).await?;
+        let expected = if shared.contains(account) { "running" } else { "InvalidAMIID.NotFound" };
+        assert_eq!(launched, expected, "{account}");
+    }
+    Ok(())
+}
+
+/// Three reads of key policies are stale for each execution, at different moments: by a change, or
+/// by some. A fourth one in a row would be believed, as a policy that somebody put back.
+fn faults(index: usize) -> Vec<Fault> {
+    let read = Matcher { session: Some(format!("{}*", name(index))), ..Matcher::action("kms:GetKeyPolicy") };
+    // ResolveImage makes the first two.
+    let first = u32::try_from(index % 5).unwrap_or_default();
+    let mut faults: Vec<Fault> = [first, first + 1, first + 3]
+        .into_iter()
+        .enumerate()
+        .map(|(nth, skip)| Fault::once(read.clone(), FaultKind::Stale { writes: 1 + (index + nth) % 6 }).after(skip))
+        .collect();
+    if fails(index) {
+        let kind = FaultKind::Error {
+            code: "InsufficientInstanceCapacity".to_owned(),
+            message: "There is no room.".to_owned(),
+            status: 400,
+        };
+        faults.push(Fault::always(Matcher::action("ec2:RunInstances").in_account(&target(index)), kind));
+    }
+    faults
+}
+
+/// Statements of somebody else's before and after the ones that are there; returns all of them.
+async fn add_foreign_statements(local: &Local, key: &str) -> Result<Vec<Value>> {
+    let kms = aws_sdk_kms::Client::new(&root_of(SOURCE, &local.sandbox.endpoint()));
+    let text = kms.get_key_policy().key_id(key).policy_name("default").send().await?.policy.unwrap_or_default();
+    let mut policy: Value = serde_json::from_str(&text)?;
+    let statements = policy["Statement"].as_array_mut().ok_or("the policy has no statements")?;
+    statements.insert(
+        0,
+        json!({
+            "Sid": "NoDeletionByAnybodyButTheFactory",
+            "Effect": "Deny",
+            "Principal": "*",
+            "Action": ["kms:ScheduleKeyDeletion", "kms:DeleteImportedKeyMaterial"],
+            "Resource": "*",
+            "Condition": { "StringNotEquals": { "aws:PrincipalAccount": SOURCE } },
+        }),
+    );
+    statements.push(json!({
+        "Effect": "Allow",
+        "Principal": { "Service": ["logs.amazonaws.com", "ec2.amazonaws.com"] },
+        "Action": "kms:Describe*",
+        "Resource": "*",
+    }));
+    let statements = statements.clone();
+    let put = kms.put_key_policy().key_id(key).policy_name("default").policy(policy.to_string());
+    put.send().await.map_err(|error| format!("PutKeyPolicy: {}", error.into_service_error()))?;
+    Ok(statements)
+}
+
+/// The foreign statements of the key's policy in their order, and the accounts of ours by Sid.
+async fn statements(local: &Local, key: &str) -> Result<(Vec<Value>, BTreeMap<String, BTreeSet<String>>)> {
+    let kms = aws_sdk_kms::Client::new(&root_of(SOURCE, &local.sandbox.endpoint()));
+    let text = kms.get_key_policy().key_id(key).policy_name("default").send().await?.policy.unwrap_or_default();
+    let policy: Value = serde_json::from_str(&text)?;
+    let mut theirs = Vec::new();
+    let mut ours = BTreeMap::new();
+    for statement in policy["Statement"].as_array().into_iter().flatten() {
+        match statement["Sid"].as_str() {
+            Some(sid @ (USE_SID | GRANT_SID)) => {
+                let principals = statement["Principal"]["AWS"].as_array().cloned().unwrap_or_default();
+                let account = |arn: &Value| arn.as_str().and_then(|arn| arn.split(':').nth(4)).map(str::to_owned);
+                ours.insert(sid.to_owned(), principals.iter().filter_map(account).collect());
+            }
+            _ => theirs.push(statement.clone()),
+        }
+    }
+    Ok((theirs, ours))
+}
+
+/// Waits until no execution of share-ami runs; how each ended, by its name.
+async fn follow_all(local: &Local) -> Result<BTreeMap<String, ExecutionStatus>> {
+    let client = aws_sdk_sfn::Client::new(&root_of(HUB, &local.engine.endpoint()));
+    let started = Instant::now();
+    loop {
+        let listed = client.list_executions().state_machine_arn(&local.hub.state_machine).max_results(1000);
+        let executions = listed.send().await?.executions;
+        let running = executions.iter().filter(|execution| execution.status == ExecutionStatus::Running).count();
+        if running == 0 {
+            return Ok(executions.into_iter().map(|execution| (execution.name, execution.status)).collect());
+        }
+        if started.elapsed() > TIMEOUT {
+            return Err(format!("{running} executions still run after {TIMEOUT:?}").into());
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// Launches the image as the account's launcher: the state that the instance comes to, or the code
+/// of the error.
+async fn launch(local: &Local, account: &str, image_id: &str) -> Result<String> {
+    let role = format!("arn:aws:iam::{account}:role/AmiShareLauncher");
+    let key = sts::issue_session(&mut local.sandbox.world(), &role, "test").ok_or("the target has no launcher")?;
+    let credentials = Credentials::new(key.id, key.secret, key.token, None, "session");
+    let config = aws_sdk_ec2::config::Builder::from(&root_of(account, &local.sandbox.endpoint()))
+        .credentials_provider(credentials)
+        .build();
+    let ec2 = aws_sdk_ec2::Client::from_conf(config);
+    let tagged = |kind: ResourceType| {
+        let tag = Tag::builder().key(EXECUTION_TAG).value("test").build();
+        TagSpecification::builder().resource_type(kind).tags(tag).build()
+    };
+    let call = ec2
+        .run_instances()
+        .image_id(image_id)
+        .instance_type(InstanceType::T3Micro)
+        .min_count(1)
+        .max_count(1)
+        .tag_specifications(tagged(ResourceType::Instance))
+        .tag_specifications(tagged(ResourceType::Volume));
+    let launched = match call.send().await {
+        Ok(launched) => launched,
+        Err(error) => return Ok(error.code().unwrap_or("an error without a code").to_owned()),
+    };
+    let id = launched.instances().first().and_then(|instance| instance.instance_id()).unwrap_or_default().to_owned();
+    let started = Instant::now();
+    loop {
+        let answer = ec2.describe_instances().instance_ids(&id).send().await?;
+        let instance = answer.reservations().iter().flat_map(|reservation| reservation.instances()).next();
+        let state = instance.and_then(|instance| instance.state()?.name().cloned());
+        match state {
+            Some(InstanceStateName::Pending) | None if started.elapsed() < Duration::from_secs(10) => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            state => return Ok(state.map_or_else(|| "no state".to_owned(), |state| state.to_string())),
+        }
+    }
+}
+
+/// Stopped between LockKeys and UnlockKeys, and nobody cleans up after it.
+#[tokio::test]
+async fn a_holder_that_never_gives_the_lock_back_is_waited_for_until_its_lease_ends() -> Result<()> {
+    let other = "666666666666".to_owned();
+    let targets = vec![TARGET.to_owned(), other.clone()];
+    let local = Local::start(Settings { targets, ..Settings::default() }).await?;
+    let stopper = Stopper::new(&local).await?;
+    let image = seed::image(&local.sandbox.endpoint(), SOURCE, "golden-image").await?;
+    let request = |account: &str| json!({ "imageId": image.image_id, "targets": [{ "accountId": account }] });
+    stopper.set_rule(false)?;
+    let mut definition = stopper.definition();
+    hold_after(&mut definition, "LockKeys")?;
+    let dead = stopper.start(&definition, "dead", &request(TARGET)).await?;
+    stopper.stop_held(&dead).await?;
+    let held = lock(&stopper)?;
+    let until: u64 = held["heldUntil"]["N"].as_str().ok_or("the lock has no end")?.parse()?;
+    let now = u64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis())?;
+    assert!((now + 800_000..now + 900_001).contains(&until), "the lease ends {until}, it is {now}");
+
+    let waiting = stopper.start(&stopper.definition(), "waiting", &request(&other)).await?;
+    stopper.entered(&waiting, "LockKeys").await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let writes =
+        local.sandbox.world().journal.entries().iter().filter(|entry| entry.action == "kms:PutKeyPolicy").count();
+    assert_eq!(writes, 0, "the lock was not respected");
+    assert_eq!(lock(&stopper)?["heldBy"], held["heldBy"]);
+
+    let mut ended = held.clone();
+    ended["heldUntil"]["N"] = json!((now - 1).to_string());
+    stopper.put_record(&ended)?;
+    let waited = stopper.follow(&waiting).await?;
+    assert_eq!(waited.status, ExecutionStatus::Succeeded, "{:?}", waited.cause);
+    assert!(lock(&stopper)?["heldBy"].is_null(), "the lock is free again");
+
+    // The first one's undo, late, leaves alone what the other has.
+    let late = stopper.start_undo("late", &stopper.event(&dead, "ABORTED")).await?;
+    let late = stopper.follow(&late).await?;
+    assert_eq!(late.status, ExecutionStatus::Succeeded, "{:?}", late.cause);
+    assert_eq!(launch(&local, &other, &image.image_id).await?, "running");
+    assert_eq!(launch(&local, TARGET, &image.image_id).await?, "InvalidAMIID.NotFound");
+    Ok(())
+}
+
+/// The lock on the source account's key policies, as the table has it.
+fn lock(stopper: &Stopper) -> Result<Value> {
+    let id = format!("keys#{SOURCE}#{REGION}");
+    let records = stopper.records()?;
+    let lock = records.into_iter().find(|record| record["id"]["S"] == id.as_str());
+    lock.ok_or_else(|| format!("there is no {id}").into())
+}
