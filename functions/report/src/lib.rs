@@ -208,7 +208,8 @@ fn cause(failure: &Failure, input: &Input, left: &[String]) -> String {
     text.push_str(&match &input.resolution {
         None => "Nothing was changed.".to_owned(),
         Some(resolution) if resolution.on_failure == OnFailure::Keep && failed > 0 => {
-            "What was added stays, as onFailure: keep asks.".to_owned()
+            "What was added stays, as onFailure: keep asks, and is not proved: ask for launch.prove: always next time."
+                .to_owned()
         }
         Some(_) if left.is_empty() => "Everything that this execution had added was taken back.".to_owned(),
         Some(_) => format!("Not everything could be taken back: {}", left.join("; ")),
@@ -237,6 +238,7 @@ mod tests {
 
     fn resolution(targets: &Value) -> Value {
         json!({
+            "execution": "e",
             "source": { "accountId": "111111111111", "region": "eu-west-1" },
             "image": { "imageId": "ami-0123abcd", "name": "web", "architecture": "x86_64", "volumes": [] },
             "keyChanges": [{ "keyArn": "arn:aws:kms:eu-west-1:111111111111:key/1", "accountIds": ["222222222222"] }],
