@@ -38,7 +38,7 @@ pub struct UndoOutput {
 
 /// Deregisters the target's images that carry this execution's tag and deletes its snapshots that
 /// do, also where the image is gone already or never came to be. What is not there is as good as
-/// removed.
+/// removed; one thing that fails does not keep the others from being tried.
 ///
 /// # Errors
 /// [`Error::AccessDenied`], and whatever else EC2 refuses with: a snapshot may be in use for a moment
@@ -49,7 +49,7 @@ pub async fn undo_copy_image(hub: &Hub, input: UndoInput) -> Result<UndoOutput, 
     let account = &target.account_id;
     let config = hub.as_launcher(account, &source.region, execution, UNDO_ACTIONS.launcher).await?;
     let ec2 = Client::new(&config);
-    let mut removed = Vec::new();
+    let (mut removed, mut errors) = (Vec::new(), Vec::new());
 
     let mut pages = ec2.describe_images().owners("self").filters(of(execution)).into_paginator().send();
     while let Some(page) = pages.next().await {
@@ -62,7 +62,7 @@ pub async fn undo_copy_image(hub: &Hub, input: UndoInput) -> Result<UndoOutput, 
                     removed.push(id.to_owned());
                 }
                 Err(error) if matches!(error.code(), Some("InvalidAMIID.NotFound" | "InvalidAMIID.Unavailable")) => {}
-                Err(error) => return Err(aws::failure(account, DEREGISTER, error)),
+                Err(error) => errors.push(aws::failure(account, DEREGISTER, error)),
             }
         }
     }
@@ -78,10 +78,11 @@ pub async fn undo_copy_image(hub: &Hub, input: UndoInput) -> Result<UndoOutput, 
                     removed.push(id.to_owned());
                 }
                 Err(error) if error.code() == Some("InvalidSnapshot.NotFound") => {}
-                Err(error) => return Err(aws::failure(account, DELETE, error)),
+                Err(error) => errors.push(aws::failure(account, DELETE, error)),
             }
         }
     }
+    Error::all_of(errors)?;
     Ok(UndoOutput { removed })
 }
 
