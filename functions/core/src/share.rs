@@ -227,6 +227,15 @@ pub struct PrincipalChange {
     pub key_arns: Vec<KeyArn>,
 }
 
+/// A target that keeps access to keys when an execution is taken back, as another image needs it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Kept {
+    pub account_id: AccountId,
+    /// One of the images that the target can launch with that access.
+    pub image_id: ImageId,
+}
+
 /// A volume of the proof, and the key that it is really encrypted with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
