@@ -1,17 +1,18 @@
 //! An undo that fails: the first cause stays the cause, what was left is named, and all the rest is
 //! taken back.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs};
 
 use ami_share_core::{
     ids::{AccountId, KeyArn},
     key_policy::KeyPolicy,
+    share::EXECUTION_TAG,
 };
 use ami_share_sandbox::faults::{Fault, FaultKind, Hook, Matcher, RootCall, When};
-use ami_share_tests::{REGION, Result, SOURCE, TARGET, deploy, local::Settings};
+use ami_share_tests::{HUB, REGION, Result, SOURCE, TARGET, deploy, local::Settings};
 use serde_json::{Value, json};
 
-use crate::{Stage, key_mut};
+use crate::{Stage, ec2, key_mut};
 
 /// Each undo with what it takes back, as [`parts`] names it.
 const UNDOS: [(&str, &str); 6] = [
@@ -174,5 +175,63 @@ async fn what_cannot_be_taken_back_does_not_keep_the_rest() -> Result<()> {
     for part in ["instance", "copy", "launch permission"] {
         assert_eq!(before[part], after[part], "{part}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_copy_that_is_unavailable_for_a_moment_is_tried_again() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    no_room(&stage, "ec2:RunInstances");
+    let kind = FaultKind::Error {
+        code: "InvalidAMIID.Unavailable".to_owned(),
+        message: "The image is not in a state that allows it.".to_owned(),
+        status: 400,
+    };
+    stage.local.sandbox.world().faults.add(Fault::once(Matcher::action("ec2:DeregisterImage"), kind));
+    let request = stage.request(json!({ "reencrypt": { "mode": "copyImage", "kmsKeyId": "alias/app-volumes" } }));
+    let run = stage.run("unavailable", &request).await?;
+    assert_eq!(run.error(), "LaunchFailed", "{}", run.summary());
+    assert!(run.cause().contains("Everything that this execution had added was taken back"), "{}", run.cause());
+    assert_eq!(run.writes().iter().filter(|action| **action == "ec2:DeregisterImage").count(), 2);
+    assert_eq!(run.differences(), "");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_copy_that_was_there_before_stays_whatever_its_tags_say() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    let request = stage.request(json!({ "reencrypt": { "mode": "copyImage", "kmsKeyId": "alias/app-volumes" } }));
+    let run = stage.run("first", &request).await?;
+    assert!(run.succeeded(), "{}", run.summary());
+    let images = || ec2(&mut stage.local.sandbox.world(), TARGET).images.clone();
+    let (copy, image) = images().pop_first().ok_or("there is no copy")?;
+    let execution = &image.tags[EXECUTION_TAG];
+
+    let undo = |copy_id: Option<&str>| -> Result<Value> {
+        let target = json!({
+            "accountId": TARGET,
+            "principalChanges": [],
+            "mode": "copyImage",
+            "kmsKeyId": stage.target().key_arn,
+            "copyId": copy_id,
+            "launch": {},
+        });
+        let source = json!({ "accountId": SOURCE, "region": REGION });
+        let payload = json!({ "execution": execution, "source": source, "target": target });
+        let answer = stage.local.engine.directory().join("answer.json");
+        let output = deploy::aws(HUB, &stage.local.engine.endpoint())?
+            .args(["lambda", "invoke", "--function-name", &stage.local.hub.function("UndoCopyImageFunction")?])
+            .args(["--payload", &payload.to_string()])
+            .arg(&answer)
+            .output()?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&fs::read(answer)?)?)
+    };
+    assert_eq!(undo(Some(&copy))?, json!({ "removed": [] }));
+    assert_eq!(images().len(), 1);
+    // The same without it finds the copy by its tag.
+    let removed = undo(None)?["removed"].as_array().map(Vec::len);
+    assert_eq!(removed, Some(1 + stage.image.volumes.len()));
+    assert_eq!(images().len(), 0);
     Ok(())
 }
