@@ -16,27 +16,38 @@ pub struct UndoOutput {
     pub written: Vec<KeyArn>,
 }
 
-/// Writes each policy that still names one of the accounts, without them.
+/// Writes each policy that still names one of the accounts, without them. A policy that cannot be
+/// written does not keep the others from being tried.
 ///
 /// # Errors
 /// As [`crate::share_key`]: a policy that cannot be written keeps its accounts, and is reported.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn undo_share_key(hub: &Hub, input: Input) -> Result<UndoOutput, Error> {
-    let mut written = Vec::new();
+    let (mut written, mut errors) = (Vec::new(), Vec::new());
     if input.keys.iter().all(|change| change.account_ids.is_empty()) {
         return Ok(UndoOutput { written });
     }
     let source = &input.source;
     let config = hub.as_source(&source.account_id, &source.region, &input.execution, UNDO_ACTIONS.source).await?;
     let kms = Client::new(&config);
-    for KeyChange { key_arn, account_ids } in &input.keys {
-        let Some(reduced) = read(&kms, key_arn).await?.without(account_ids) else { continue };
-        write(&kms, key_arn, &reduced).await?;
-        tracing::info!(key = %key_arn, accounts = account_ids.len(), "key policy written");
-        if read(&kms, key_arn).await?.without(account_ids).is_some() {
-            return Err(not_yet_visible(key_arn));
+    for change in &input.keys {
+        match take_back(&kms, change).await {
+            Ok(true) => written.push(change.key_arn.clone()),
+            Ok(false) => {}
+            Err(error) => errors.push(error),
         }
-        written.push(key_arn.clone());
     }
+    Error::all_of(errors)?;
     Ok(UndoOutput { written })
+}
+
+/// Whether there was something to take back.
+async fn take_back(kms: &Client, KeyChange { key_arn, account_ids }: &KeyChange) -> Result<bool, Error> {
+    let Some(reduced) = read(kms, key_arn).await?.without(account_ids) else { return Ok(false) };
+    write(kms, key_arn, &reduced).await?;
+    tracing::info!(key = %key_arn, accounts = account_ids.len(), "key policy written");
+    match read(kms, key_arn).await?.without(account_ids) {
+        Some(_) => Err(not_yet_visible(key_arn)),
+        None => Ok(true),
+    }
 }

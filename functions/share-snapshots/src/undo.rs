@@ -8,13 +8,14 @@ use crate::{BATCH, Input, MODIFY, Output, modify};
 pub const UNDO_ACTIONS: Actions = Actions { source: &[MODIFY], target: &[], launcher: &[] };
 
 /// Removes each account from each snapshot's createVolumePermission. A permission or a snapshot
-/// that is not there is as good as taken back.
+/// that is not there is as good as taken back; one snapshot that fails does not keep the others from
+/// being tried.
 ///
 /// # Errors
 /// Only what AWS answers.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn undo_share_snapshots(hub: &Hub, input: Input) -> Result<Output, Error> {
-    let mut modified = Vec::new();
+    let (mut modified, mut errors) = (Vec::new(), Vec::new());
     if input.snapshots.is_empty() {
         return Ok(Output { modified });
     }
@@ -23,10 +24,13 @@ pub async fn undo_share_snapshots(hub: &Hub, input: Input) -> Result<Output, Err
     let ec2 = Client::new(&config);
     for SnapshotChange { snapshot_id, account_ids } in &input.snapshots {
         for batch in account_ids.chunks(BATCH) {
-            if modify(&ec2, source, snapshot_id, OperationType::Remove, batch).await? {
-                modified.push(snapshot_id.clone());
+            match modify(&ec2, source, snapshot_id, OperationType::Remove, batch).await {
+                Ok(true) => modified.push(snapshot_id.clone()),
+                Ok(false) => {}
+                Err(error) => errors.push(error),
             }
         }
     }
+    Error::all_of(errors)?;
     Ok(Output { modified })
 }
