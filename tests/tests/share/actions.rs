@@ -150,7 +150,6 @@ async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
     let (named, called) = (named(), called(&journal));
     let not_named: Vec<&Call> = called.keys().filter(|call| !named.contains(*call)).collect();
     let not_called: Vec<&Call> = named.iter().filter(|call| !called.contains_key(*call)).collect();
-    // Of a principal that its account's owner has not given to ami-share it takes nothing away.
     let never_allowed: Vec<&Call> = called.iter().filter(|(_, allowed)| !**allowed).map(|(call, _)| call).collect();
     assert!(
         not_named.is_empty() && not_called.is_empty() && never_allowed.is_empty(),

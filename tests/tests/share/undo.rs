@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use ami_share_sandbox::faults::{Fault, FaultKind, Matcher};
-use ami_share_tests::{REGION, Result, SOURCE, TARGET, deploy, local::Settings};
+use ami_share_sandbox::faults::{Fault, FaultKind, Hook, Matcher, RootCall, When};
+use ami_share_tests::{REGION, Result, SOURCE, TARGET, clients::root_of, deploy, local::Settings, seed};
 use serde_json::{Value, json};
 
 use crate::Stage;
@@ -38,10 +38,6 @@ fn parts(snapshots: &BTreeMap<String, Value>) -> BTreeMap<&'static str, Value> {
 async fn an_undo_that_fails_is_named_and_the_others_are_done() -> Result<()> {
     let stage = Stage::start(Settings::default()).await?;
     let failing = deploy::deploy_failing_function(&stage.local.engine).await?;
-    let request = stage.request(json!({
-        "principals": [stage.target().principal],
-        "reencrypt": { "mode": "copyImage", "kmsKeyId": "alias/app-volumes" },
-    }));
     let no_room = |call: &str| {
         let kind = FaultKind::Error {
             code: "InsufficientInstanceCapacity".to_owned(),
@@ -59,6 +55,11 @@ async fn an_undo_that_fails_is_named_and_the_others_are_done() -> Result<()> {
             "UndoLaunchInstance" => ("ec2:DescribeVolumes", "VerifyVolumes", "Aws"),
             _ => ("ec2:RunInstances", "LaunchInstance", "LaunchFailed"),
         };
+        let reencrypt = match undo {
+            "UndoCopyImage" | "UndoShareSnapshots" => json!({ "mode": "copyImage", "kmsKeyId": "alias/app-volumes" }),
+            _ => Value::Null,
+        };
+        let request = stage.request(json!({ "principals": [stage.target().principal], "reencrypt": reencrypt }));
         no_room(call);
         let run = stage.run_on(&machine, undo, &request).await?;
         assert_eq!(run.error(), error, "{undo}: {}", run.summary());
@@ -77,5 +78,55 @@ async fn an_undo_that_fails_is_named_and_the_others_are_done() -> Result<()> {
             assert!(run.ended.entered(undo), "{undo} was not entered: {:?}", run.ended.states);
         }
     }
+    Ok(())
+}
+
+/// Within one undo too: what cannot be taken back does not keep the rest.
+#[tokio::test]
+async fn a_key_whose_policy_cannot_be_written_any_more_does_not_keep_the_others_shared() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    let sandbox = stage.local.sandbox.endpoint();
+    let kms = aws_sdk_kms::Client::new(&root_of(SOURCE, &sandbox));
+    // The first that is looked at: UndoShareKey takes the keys in the order of their ARNs.
+    let mut keys = stage.image.key_arns();
+    keys.sort();
+    let leaver = seed::role(&sandbox, SOURCE, "leaver").await?;
+    let mut policy = seed::key_policy(SOURCE, "golden-image-key-admin");
+    let statement = json!({
+        "Sid": "Leaver", "Effect": "Allow", "Principal": { "AWS": leaver }, "Action": "kms:Encrypt", "Resource": "*",
+    });
+    policy["Statement"].as_array_mut().ok_or("no list")?.push(statement);
+    kms.put_key_policy().key_id(keys[0]).policy(policy.to_string()).send().await?;
+    {
+        let mut world = stage.local.sandbox.world();
+        let launch = Matcher::action("ec2:RunInstances").in_account(TARGET);
+        world.faults.add(Fault::once(launch.clone(), FaultKind::Fail { reason: "Server.InternalError".to_owned() }));
+        world.faults.add_hook(Hook {
+            when: When::Before,
+            matcher: launch,
+            skip: 0,
+            calls: vec![RootCall {
+                account: SOURCE.to_owned(),
+                region: REGION.to_owned(),
+                service: "iam".to_owned(),
+                action: "DeleteRole".to_owned(),
+                params: json!({ "RoleName": "leaver" }),
+            }],
+        });
+    }
+    let run = stage.run("leaver", &stage.request(json!({}))).await?;
+    assert_eq!(stage.local.sandbox.world().faults.failed_hooks, [""; 0]);
+    assert_eq!(run.error(), "InstanceDied", "{}", run.summary());
+    for said in ["UndoShareKey failed with KeyPolicyConflict", keys[0], "statement Leaver names AROA"] {
+        assert!(run.cause().contains(said), "the cause does not say {said:?}: {}", run.cause());
+    }
+    let policy = |snapshots: &BTreeMap<String, Value>, key: &str| {
+        snapshots[SOURCE]["kms"][REGION][key]["policy"]["Statement"].as_array().map(Vec::len)
+    };
+    assert_eq!(policy(&run.before, keys[0]), Some(3));
+    assert_eq!(policy(&run.after, keys[0]), Some(5), "our statements are left");
+    assert_eq!(policy(&run.before, keys[1]), Some(2));
+    assert_eq!(policy(&run.after, keys[1]), Some(2), "our statements are gone");
+    assert_eq!(run.before[TARGET], run.after[TARGET]);
     Ok(())
 }
