@@ -174,3 +174,44 @@ where
         _ => aws::failure(&account, call, error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ami_share_core::{
+        ids::{AccountId, KeyArn, Region},
+        share::{Launch, Mode, PrincipalChange},
+    };
+
+    use super::*;
+
+    fn input(principal_changes: Vec<PrincipalChange>, source_changes: SourceChanges) -> Input {
+        let account = |digit: &str| AccountId::parse(digit.repeat(12)).unwrap();
+        Input {
+            execution: ExecutionName::parse("e").unwrap(),
+            source: Source { account_id: account("1"), region: Region::parse("eu-west-1").unwrap() },
+            target: Target {
+                account_id: account("2"),
+                principal_changes,
+                source_changes,
+                mode: Mode::None,
+                kms_key_id: None,
+                copy_id: None,
+                launch: Launch::default(),
+            },
+            principal_access: PrincipalAccess::Attach,
+        }
+    }
+
+    #[test]
+    fn a_change_in_either_account_is_waited_for() {
+        let principal = PrincipalArn::parse("arn:aws:iam::222222222222:role/app").unwrap();
+        let attached = vec![PrincipalChange { principal, key_arns: vec![] }];
+        let key = KeyArn::parse("arn:aws:kms:eu-west-1:111111111111:key/1").unwrap();
+        let permission = SourceChanges { launch_permission: true, ..SourceChanges::default() };
+        let key_policy = SourceChanges { key_arns: vec![key], ..SourceChanges::default() };
+        assert_eq!(input(attached, SourceChanges::default()).settle_seconds(), SETTLE_SECONDS);
+        assert_eq!(input(vec![], permission).settle_seconds(), SETTLE_SECONDS);
+        assert_eq!(input(vec![], key_policy).settle_seconds(), SETTLE_SECONDS);
+        assert_eq!(input(vec![], SourceChanges::default()).settle_seconds(), 0);
+    }
+}
