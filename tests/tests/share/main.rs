@@ -4,6 +4,7 @@
 mod actions;
 mod again;
 mod foreign;
+mod lost_replies;
 mod modes;
 mod refused;
 #[path = "../contract/steps.rs"]
