@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ami_share_sandbox::{
+    ec2::LaunchPermission,
     faults::{Fault, FaultKind, Hook, Matcher, RootCall, When},
     journal::{Entry, Outcome},
 };
 use ami_share_tests::{HUB, REGION, Result, SOURCE, TARGET, deploy, local::Settings, seed};
 use serde_json::{Value, json};
 
-use crate::{Stage, modes, steps::functions};
+use crate::{Stage, image_mut, modes, steps::functions};
 
 /// A call: the function that made it, the account role that it made it as, and the action.
 type Call = (String, String, String);
@@ -90,6 +91,9 @@ async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
     // These match none of the patterns that the target's owner gave.
     let other_role = seed::role(&sandbox, TARGET, "other-role").await?;
     let other_user = modes::user(&stage, "other-user").await?;
+    // It is made of the same keys.
+    let (root_key, data_key) = (&stage.image.volumes[0].key_arn, &stage.image.volumes[1].key_arn);
+    let other_image = seed::image_under(&sandbox, SOURCE, "other-image", root_key, data_key).await?;
     stage.keep();
     let copy = json!({ "mode": "copyImage", "kmsKeyId": "alias/app-volumes" });
     let at_launch = json!({ "mode": "atLaunch", "kmsKeyId": "alias/app-volumes" });
@@ -99,7 +103,7 @@ async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
     let refused = || FaultKind::Error { code: "InternalRefusal".to_owned(), message: "No.".to_owned(), status: 400 };
     let fails = || FaultKind::Fail { reason: "Client.InternalError".to_owned() };
     type Trouble<'t> = Box<dyn Fn() + 't>;
-    let runs: [(&str, &str, Value, Value, &str, Trouble<'_>); 6] = [
+    let runs: [(&str, &str, Value, Value, &str, Trouble<'_>); 7] = [
         ("copy", "attach", json!([role, user]), copy.clone(), "", Box::new(|| {})),
         (
             "failed-copy",
@@ -124,6 +128,18 @@ async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
             Value::Null,
             "Aws",
             Box::new(|| fault("ec2:DescribeVolumes", refused())),
+        ),
+        (
+            "needed-by-another-image",
+            "attach",
+            json!([]),
+            Value::Null,
+            "InstanceDied",
+            Box::new(|| {
+                fault("ec2:RunInstances", fails());
+                let target = LaunchPermission::Account(TARGET.to_owned());
+                image_mut(&mut stage.local.sandbox.world(), &other_image).permissions.insert(target);
+            }),
         ),
         ("not-attached", "attach", json!([other_role, other_user]), Value::Null, "AccessDenied", Box::new(|| {})),
         ("not-inline", "inline", json!([other_role, other_user]), Value::Null, "AccessDenied", Box::new(|| {})),
