@@ -52,17 +52,21 @@ pub struct Target {
 /// Makes an image with three EBS volumes under two customer-managed keys, an ephemeral entry and a
 /// NoDevice entry. Each key's policy has a statement of somebody else's, which must survive.
 pub async fn image(sandbox: &str, account: &str, name: &str) -> Result<Image> {
-    let ec2 = aws_sdk_ec2::Client::new(&root_of(account, sandbox));
     let administrator = format!("{name}-key-admin");
     role(sandbox, account, &administrator).await?;
     let root_key = key(sandbox, account, &administrator).await?;
     let data_key = key(sandbox, account, &administrator).await?;
+    image_under(sandbox, account, name, &root_key, &data_key).await
+}
+
+/// The same, under keys that are there.
+pub async fn image_under(sandbox: &str, account: &str, name: &str, root_key: &str, data_key: &str) -> Result<Image> {
+    let ec2 = aws_sdk_ec2::Client::new(&root_of(account, sandbox));
     let mut volumes = Vec::new();
-    for (device, size, key_arn) in
-        [("/dev/xvda", 8, &root_key), ("/dev/sdf", 20, &data_key), ("/dev/sdg", 50, &data_key)]
+    for (device, size, key_arn) in [("/dev/xvda", 8, root_key), ("/dev/sdf", 20, data_key), ("/dev/sdg", 50, data_key)]
     {
         let snapshot_id = snapshot(&ec2, size, key_arn).await?;
-        volumes.push(Volume { device, snapshot_id, key_arn: key_arn.clone() });
+        volumes.push(Volume { device, snapshot_id, key_arn: key_arn.to_owned() });
     }
     let ebs = volumes.iter().map(|volume| {
         let ebs = EbsBlockDevice::builder()

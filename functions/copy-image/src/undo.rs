@@ -38,18 +38,23 @@ pub struct UndoOutput {
 
 /// Deregisters the target's images that carry this execution's tag and deletes its snapshots that
 /// do, also where the image is gone already or never came to be. What is not there is as good as
-/// removed.
+/// removed; one thing that fails does not keep the others from being tried. A copy that an earlier
+/// execution made stays: where there was one, this execution made none.
 ///
 /// # Errors
+/// [`Error::NotYetVisible`] for a copy that EC2 calls unavailable: it may be on its way in or out.
 /// [`Error::AccessDenied`], and whatever else EC2 refuses with: a snapshot may be in use for a moment
 /// after its image was deregistered.
 #[tracing::instrument(skip_all, fields(execution = %input.execution, account = %input.target.account_id))]
 pub async fn undo_copy_image(hub: &Hub, input: UndoInput) -> Result<UndoOutput, Error> {
     let UndoInput { execution, source, target } = &input;
+    if target.copy_id.is_some() {
+        return Ok(UndoOutput { removed: Vec::new() });
+    }
     let account = &target.account_id;
     let config = hub.as_launcher(account, &source.region, execution, UNDO_ACTIONS.launcher).await?;
     let ec2 = Client::new(&config);
-    let mut removed = Vec::new();
+    let (mut removed, mut errors) = (Vec::new(), Vec::new());
 
     let mut pages = ec2.describe_images().owners("self").filters(of(execution)).into_paginator().send();
     while let Some(page) = pages.next().await {
@@ -61,8 +66,13 @@ pub async fn undo_copy_image(hub: &Hub, input: UndoInput) -> Result<UndoOutput, 
                     tracing::info!(image = id, "copy deregistered");
                     removed.push(id.to_owned());
                 }
-                Err(error) if matches!(error.code(), Some("InvalidAMIID.NotFound" | "InvalidAMIID.Unavailable")) => {}
-                Err(error) => return Err(aws::failure(account, DEREGISTER, error)),
+                Err(error) if error.code() == Some("InvalidAMIID.NotFound") => {}
+                Err(error) if error.code() == Some("InvalidAMIID.Unavailable") => errors.push(Error::NotYetVisible {
+                    what: format!("whether copy {id} is gone, which is unavailable,"),
+                    account: account.clone(),
+                    call: DEREGISTER,
+                }),
+                Err(error) => errors.push(aws::failure(account, DEREGISTER, error)),
             }
         }
     }
@@ -78,10 +88,11 @@ pub async fn undo_copy_image(hub: &Hub, input: UndoInput) -> Result<UndoOutput, 
                     removed.push(id.to_owned());
                 }
                 Err(error) if error.code() == Some("InvalidSnapshot.NotFound") => {}
-                Err(error) => return Err(aws::failure(account, DELETE, error)),
+                Err(error) => errors.push(aws::failure(account, DELETE, error)),
             }
         }
     }
+    Error::all_of(errors)?;
     Ok(UndoOutput { removed })
 }
 

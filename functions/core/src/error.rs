@@ -148,7 +148,7 @@ pub enum Error {
         source: Option<Cause>,
     },
 
-    /// Several things that are wrong at once, found before anything was changed; never empty.
+    /// Several things that are wrong at once; never empty. See [`Error::all_of`].
     #[error("{}", listed(.0))]
     Several(Vec<Self>),
 }
@@ -206,15 +206,25 @@ impl Error {
         "Aws",
     ];
 
-    /// All of `errors` as one, or nothing to report.
+    /// All of `errors` as one, or nothing to report. What passes by itself comes first and names the
+    /// whole, so that the state is tried again: the rest may look different then.
     ///
     /// # Errors
     /// The one error, or [`Error::Several`].
     pub fn all_of(mut errors: Vec<Self>) -> Result<(), Self> {
+        errors.sort_by_key(|error| !error.passes());
         match errors.len() {
             0 => Ok(()),
             1 => Err(errors.remove(0)),
             _ => Err(Self::Several(errors)),
+        }
+    }
+
+    /// Whether the same call may succeed a little later, with nothing changed.
+    fn passes(&self) -> bool {
+        match self {
+            Self::Several(errors) => errors.iter().any(Self::passes),
+            error => matches!(error, Self::Throttled { .. } | Self::Unavailable { .. } | Self::NotYetVisible { .. }),
         }
     }
 
@@ -236,9 +246,25 @@ impl fmt::Debug for Error {
     }
 }
 
+/// The longest message, in characters: many targets may fail at once, and what states pass to each
+/// other ends at 262,144 bytes. A refused request, of which there is one, may say more.
+const MAX_MESSAGE: usize = 3_000;
+const MAX_REFUSAL: usize = 24_000;
+
 impl From<Error> for Diagnostic {
     fn from(error: Error) -> Self {
-        Self { error_type: error.name().to_owned(), error_message: error.to_string() }
+        let longest = match error {
+            Error::InvalidRequest(_) | Error::TargetNotAllowed(_) | Error::Several(_) => MAX_REFUSAL,
+            _ => MAX_MESSAGE,
+        };
+        Self { error_type: error.name().to_owned(), error_message: shortened(error.to_string(), longest) }
+    }
+}
+
+fn shortened(message: String, longest: usize) -> String {
+    match message.char_indices().nth(longest) {
+        Some((end, _)) => format!("{}… (the function's log has it whole)", &message[..end]),
+        None => message,
     }
 }
 
@@ -267,21 +293,55 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_is_too_long_to_pass_on_is_cut_and_says_so() {
+        let long = |error: fn(String) -> Error| Diagnostic::from(error("é".repeat(30_000))).error_message;
+        let key = long(|reason| Error::KeyNotUsable { key: "k".into(), reason });
+        assert!(key.chars().count() < 3_100 && key.ends_with("has it whole)"), "{}", key.len());
+        let refusal = long(|value| Error::invalid("imageId", value, "must be shorter"));
+        assert!((24_000..24_100).contains(&refusal.chars().count()));
+    }
+
+    #[test]
     fn debug_is_the_cause_chain_and_display_leaves_it_out() {
         assert!(format!("{:?}", throttled()).contains("caused by: Rate exceeded"));
         assert!(!throttled().to_string().contains("Rate exceeded"));
     }
 
-    #[test]
-    fn several_errors_take_the_name_of_the_first_and_name_all() {
-        let image = Error::ImageNotShareable {
+    fn not_shareable(reason: &str) -> Error {
+        Error::ImageNotShareable {
             image: ImageId::parse("ami-0123abcd").unwrap(),
             account: AccountId::parse("111111111111").unwrap(),
-            reason: "it is instance-store backed".into(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    #[test]
+    fn several_errors_take_the_name_of_the_first_and_name_all() {
+        let denied = Error::AccessDenied {
+            account: AccountId::parse("111111111111").unwrap(),
+            call: "kms:PutKeyPolicy",
+            reason: "no policy allows it".into(),
+            source: None,
         };
-        let error = Error::all_of(vec![image, throttled()]).unwrap_err();
+        let error = Error::all_of(vec![not_shareable("it is instance-store backed"), denied]).unwrap_err();
         assert_eq!(error.name(), "ImageNotShareable");
-        assert!(error.to_string().contains("instance-store") && error.to_string().contains("throttled"));
+        let text = error.to_string();
+        assert!(text.find("instance-store") < text.find("no policy allows it"), "{text}");
         assert!(Error::all_of(vec![]).is_ok());
+    }
+
+    #[test]
+    fn what_passes_by_itself_names_the_whole() {
+        let account = || AccountId::parse("111111111111").unwrap();
+        let unavailable = Error::Unavailable { account: account(), call: "kms:PutKeyPolicy", source: None };
+        let not_visible =
+            Error::NotYetVisible { what: "a policy".into(), account: account(), call: "kms:GetKeyPolicy" };
+        for passing in [throttled(), unavailable, not_visible] {
+            let name = passing.name();
+            let error = Error::all_of(vec![not_shareable("one"), passing, not_shareable("two")]).unwrap_err();
+            assert_eq!(error.name(), name);
+            let text = error.to_string();
+            assert!(text.find("shared: one") < text.find("shared: two"), "{text}");
+        }
     }
 }

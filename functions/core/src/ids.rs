@@ -3,6 +3,9 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::hub::hexadecimal;
 
 /// Why a string is not the identifier it should be: a rule, worded to follow "must be".
 pub type Rule = String;
@@ -127,9 +130,9 @@ identifier!(
 );
 
 identifier!(
-    /// The name of an execution: 1 to 80 characters (Step Functions API reference, StartExecution).
+    /// What tells an execution from every other, for good: see [`ExecutionName::unique`].
     ExecutionName,
-    |value| rule((1..=80).contains(&value.chars().count()), "an execution name of 1 to 80 characters")
+    |value| rule((1..=128).contains(&value.chars().count()), "the name of an execution, of 1 to 128 characters")
 );
 
 impl KeyArn {
@@ -148,6 +151,16 @@ impl KeyArn {
 
     fn part(&self, index: usize) -> &str {
         self.0.splitn(6, ':').nth(index).unwrap_or_default()
+    }
+}
+
+impl ExecutionName {
+    /// Step Functions keeps a name unique in one state machine and for 90 days only (API reference,
+    /// StartExecution). Tags and client tokens outlive both, so the name of up to 80 characters is
+    /// told apart by its execution's ARN and start time.
+    pub fn unique(name: &str, arn: &str, start_time: &str) -> Result<Self, Rule> {
+        let digest = Sha256::digest(format!("{arn}\n{start_time}"));
+        Self::parse(format!("{name}-{}", &hexadecimal(&digest)[..8]))
     }
 }
 
@@ -254,6 +267,16 @@ mod tests {
         assert_eq!(key.region().as_str(), "eu-west-1");
         assert_eq!(key.key_id(), "1234-abcd");
         assert!(KeyArn::parse("arn:aws:kms:eu-west-1:111111111111:alias/app").is_err());
+    }
+
+    #[test]
+    fn an_execution_of_the_same_name_is_another_execution() {
+        let named = |arn, start| ExecutionName::unique("nightly", arn, start).unwrap();
+        let first = named("arn:1", "2026-01-01T00:00:00Z");
+        assert!(first.as_str().starts_with("nightly-"), "{first}");
+        assert_eq!(first, named("arn:1", "2026-01-01T00:00:00Z"));
+        assert_ne!(first, named("arn:1", "2026-06-01T00:00:00Z"));
+        assert_ne!(first, named("arn:2", "2026-01-01T00:00:00Z"));
     }
 
     #[test]

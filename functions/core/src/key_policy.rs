@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     Error,
     hub::{hexadecimal, partition},
-    ids::{AccountId, KeyArn},
+    ids::{AccountId, KeyArn, PrincipalArn},
 };
 
 /// The longest key policy that KMS takes ("Resource quotas", AWS KMS developer guide).
@@ -45,7 +45,8 @@ impl KeyPolicy {
     ///
     /// # Errors
     /// [`Error::KeyPolicyConflict`] when it is not a policy document, or when a statement has one of
-    /// our Sids and is not one that ami-share could have written.
+    /// our Sids and says something that ami-share never writes: putting it right would take that
+    /// away from whoever wrote it, or open it to everyone it names.
     pub fn parse(key: &KeyArn, text: &str) -> Result<Self, Error> {
         let conflict = |reason: String| Error::KeyPolicyConflict { key: key.clone(), reason };
         let mut document: Map<String, Value> =
@@ -56,15 +57,13 @@ impl KeyPolicy {
             _ => return Err(conflict("it has no Statement".to_owned())),
         };
         let policy = Self { key: key.clone(), document, statements };
-        for sid in [USE_SID, GRANT_SID] {
-            let foreign = policy.statement(sid).is_some_and(|statement| {
-                statement["Effect"] != "Allow"
-                    || !statement["Principal"]["AWS"].is_string() && !statement["Principal"]["AWS"].is_array()
-            });
-            if foreign {
-                return Err(conflict(format!(
-                    "its statement {sid} is not one that ami-share wrote; give it another Sid"
-                )));
+        for (sid, actions) in [(USE_SID, USE_ACTIONS.as_slice()), (GRANT_SID, &[GRANT_ACTION])] {
+            for statement in policy.statements.iter().filter(|statement| statement["Sid"] == sid) {
+                if let Some(what) = foreign(statement, actions) {
+                    return Err(conflict(format!(
+                        "its statement {sid} is not one that ami-share wrote ({what}); give it another Sid"
+                    )));
+                }
             }
         }
         Ok(policy)
@@ -208,6 +207,45 @@ impl KeyPolicy {
     }
 }
 
+/// What in a statement under one of our Sids ami-share never writes. That an action is missing, or
+/// a condition has another value, it puts right.
+fn foreign(statement: &Value, actions: &[&str]) -> Option<String> {
+    const ELEMENTS: [&str; 6] = ["Sid", "Effect", "Principal", "Action", "Resource", "Condition"];
+    const CONDITIONS: [(&str, &str); 2] = [("StringEquals", "kms:ViaService"), ("Bool", "kms:GrantIsForAWSResource")];
+    let fields = statement.as_object()?;
+    if let Some(element) = fields.keys().find(|element| !ELEMENTS.contains(&element.as_str())) {
+        return Some(format!("it has {element}"));
+    }
+    if statement["Effect"] != "Allow" {
+        return Some(format!("its Effect is {}", statement["Effect"]));
+    }
+    if statement["Resource"] != "*" {
+        return Some(format!("its Resource is {}", statement["Resource"]));
+    }
+    let principals = statement["Principal"].as_object().filter(|kinds| kinds.keys().eq(["AWS"]));
+    let Some(named) = principals.map(|kinds| &kinds["AWS"]).filter(|named| named.is_string() || named.is_array())
+    else {
+        return Some(format!("its Principal is {}", statement["Principal"]));
+    };
+    let is_principal = |name: &String| {
+        AccountId::parse(name.as_str()).is_ok()
+            || account_of(name).is_some()
+            || PrincipalArn::parse(name.as_str()).is_ok()
+            || is_unique_id(name)
+    };
+    if let Some(other) = strings(named).iter().find(|name| !is_principal(name)) {
+        return Some(format!("it names {other}"));
+    }
+    if let Some(other) = strings(&statement["Action"]).iter().find(|action| !actions.contains(&action.as_str())) {
+        return Some(format!("it allows {other}"));
+    }
+    let conditions = statement["Condition"].as_object().into_iter().flatten();
+    conditions
+        .flat_map(|(operator, keys)| keys.as_object().into_iter().flatten().map(move |(key, _)| (operator, key)))
+        .find(|(operator, key)| !CONDITIONS.contains(&(operator.as_str(), key.as_str())))
+        .map(|(operator, key)| format!("it has a condition {operator} {key}"))
+}
+
 fn our_statement(key: &KeyArn, sid: &str, principals: &[String]) -> Value {
     let region = key.region();
     let via = format!("ec2.{region}.amazonaws.com");
@@ -328,7 +366,7 @@ mod tests {
         for (whole, broken) in [
             (r#""kms:Decrypt","#, ""),
             ("ec2.eu-west-1.amazonaws.com", "ec2.us-east-1.amazonaws.com"),
-            ("kms:CreateGrant\",\"Resource", "kms:RetireGrant\",\"Resource"),
+            (r#""Bool":{"kms:GrantIsForAWSResource":"true"}"#, r#""Bool":{"kms:GrantIsForAWSResource":"false"}"#),
         ] {
             let text = policy(ADMIN).with(&[account(2)]).unwrap().to_text().unwrap();
             assert!(text.contains(whole), "{text}");
@@ -373,11 +411,28 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_statement_with_our_sid_is_a_conflict() {
-        let deny = format!(
-            r#"{{"Version":"2012-10-17","Statement":{{"Sid":"{USE_SID}","Effect":"Deny","Principal":"*","Action":"kms:*","Resource":"*"}}}}"#
-        );
-        assert_eq!(KeyPolicy::parse(&key(), &deny).unwrap_err().name(), "KeyPolicyConflict");
+    fn a_statement_under_our_sid_that_says_more_than_we_write_is_a_conflict() {
+        let ours = our_statement(&key(), USE_SID, &[root_arn(&key(), &account(2))]);
+        let with = |element: &str, value: Value| {
+            let mut statement = ours.clone();
+            statement[element] = value;
+            KeyPolicy::parse(&key(), &json!({ "Statement": [statement] }).to_string())
+        };
+        assert!(with("Effect", json!("Allow")).is_ok());
+        for (element, value, said) in [
+            ("Effect", json!("Deny"), "Effect"),
+            ("Principal", json!("*"), "Principal"),
+            ("Principal", json!({ "AWS": "*" }), "names *"),
+            ("Principal", json!({ "AWS": "222222222222", "Service": "backup.amazonaws.com" }), "Service"),
+            ("Action", json!(["kms:Decrypt", "kms:Encrypt"]), "kms:Encrypt"),
+            ("NotAction", json!("kms:Encrypt"), "NotAction"),
+            ("Resource", json!("arn:aws:kms:eu-west-1:111111111111:key/1234"), "Resource"),
+            ("Condition", json!({ "StringEquals": { "aws:PrincipalOrgID": "o-1" } }), "aws:PrincipalOrgID"),
+        ] {
+            let error = with(element, value).unwrap_err();
+            assert_eq!(error.name(), "KeyPolicyConflict");
+            assert!(error.to_string().contains(said), "{error}");
+        }
     }
 
     #[test]

@@ -13,9 +13,14 @@ use crate::{
     share::{Launch, OnFailure, PrincipalAccess, Prove, Reencrypt, ReencryptMode, Source},
 };
 
-/// The most targets of one request. Each takes about a hundred events of the execution's history,
-/// which ends at 25,000 (Step Functions service quotas).
-pub const MAX_TARGETS: usize = 100;
+/// The most targets of one request, for the execution's history: see [`crate::polling`].
+pub const MAX_TARGETS: usize = 50;
+
+/// The most targets of one request that copy the image, which takes more looks than a launch.
+pub const MAX_COPIES: usize = 20;
+
+/// The most principals of one target: what states pass to each other ends at 262,144 bytes.
+pub const MAX_PRINCIPALS: usize = 20;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
@@ -105,6 +110,15 @@ fn read_targets(fields: &Fields, source: Option<&Source>, problems: &Problems) -
         .enumerate()
         .map(|(index, value)| read_target(value, &format!("targets[{index}]"), source, problems))
         .collect();
+    let copies = targets
+        .iter()
+        .flatten()
+        .filter(|target| target.reencrypt.as_ref().is_some_and(|reencrypt| reencrypt.mode == ReencryptMode::CopyImage));
+    let copies = copies.count();
+    if copies > MAX_COPIES {
+        let rule = format!("must be at most {MAX_COPIES}; spread them over several requests");
+        fields.problem("targets", Some(format!("{copies} targets with copyImage")), rule);
+    }
     let mut seen = Vec::new();
     for (index, target) in targets.iter().enumerate() {
         let Some(account_id) = target.as_ref().map(|target| &target.account_id) else { continue };
@@ -150,6 +164,10 @@ fn read_principals(fields: &Fields, account_id: Option<&AccountId>) -> Option<Ve
         fields.problem("principals", Some(list.to_string()), "must be a list of ARNs".to_owned());
         return None;
     };
+    if list.len() > MAX_PRINCIPALS {
+        let rule = format!("must be at most {MAX_PRINCIPALS}");
+        fields.problem("principals", Some(format!("{} principals", list.len())), rule);
+    }
     let mut principals = Vec::new();
     for (index, value) in list.iter().enumerate() {
         let field = format!("principals[{index}]");
@@ -202,9 +220,13 @@ fn check_key_id(id: String, account_id: Option<&AccountId>, source: Option<&Sour
     if !id.starts_with("arn:") {
         return if word(&id) && !id.contains('/') { Ok(id) } else { Err("a key id, key ARN or alias".to_owned()) };
     }
-    // An alias's ARN differs from a key's in one word.
-    let arn = KeyArn::parse(id.replacen(":alias/", ":key/", 1).replace("key/aws/", "key/aws-"))
-        .map_err(|_| "a key id, key ARN or alias".to_owned())?;
+    let (head, resource) = id.rsplit_once(':').unwrap_or_default();
+    // An alias's ARN is a key's but for its last part, which may have slashes.
+    let arn = match resource.strip_prefix("alias/").filter(|alias| word(alias)) {
+        Some(alias) => KeyArn::parse(format!("{head}:key/{}", alias.replace('/', "-"))),
+        None => KeyArn::parse(id.as_str()),
+    };
+    let arn = arn.map_err(|_| "a key id, key ARN or alias".to_owned())?;
     if account_id.is_some_and(|account| arn.account_id() != *account) {
         return Err(format!("a key of the target account, not of {}", arn.account_id()));
     }
@@ -441,10 +463,28 @@ mod tests {
     }
 
     #[test]
-    fn there_are_one_to_a_hundred_targets() {
+    fn there_are_one_to_fifty_targets() {
         assert_eq!(fields(json!({ "imageId": "ami-0123abcd", "targets": [] })), ["targets"]);
         let many: Vec<Value> = (0..=MAX_TARGETS).map(|n| json!({ "accountId": format!("2{n:011}") })).collect();
         assert_eq!(fields(json!({ "imageId": "ami-0123abcd", "targets": many })), ["targets"]);
+    }
+
+    #[test]
+    fn twenty_targets_may_copy_and_a_target_may_have_twenty_principals() {
+        let reencrypt = json!({ "mode": "copyImage", "kmsKeyId": "alias/x" });
+        let request = |copies: usize, principals: usize| {
+            let arns: Vec<String> = (0..principals).map(|n| format!("arn:aws:iam::200000000000:role/r{n}")).collect();
+            let targets: Vec<Value> = (0..copies)
+                .map(|n| {
+                    json!({ "accountId": format!("2{n:011}"), "reencrypt": reencrypt,
+                                 "principals": if n == 0 { arns.clone() } else { Vec::new() } })
+                })
+                .collect();
+            json!({ "imageId": "ami-0123abcd", "targets": targets })
+        };
+        assert!(parse(request(MAX_COPIES, MAX_PRINCIPALS)).is_ok());
+        assert_eq!(fields(request(MAX_COPIES + 1, MAX_PRINCIPALS)), ["targets"]);
+        assert_eq!(fields(request(1, MAX_PRINCIPALS + 1)), ["targets[0].principals"]);
     }
 
     #[test]
@@ -459,6 +499,8 @@ mod tests {
             "arn:aws:kms:eu-west-1:222222222222:key/1234",
             "arn:aws:kms:eu-west-1:222222222222:alias/app-volumes",
             "arn:aws:kms:eu-west-1:222222222222:alias/aws/ebs",
+            "arn:aws:kms:eu-west-1:222222222222:alias/app/volumes",
+            "alias/app/volumes",
         ] {
             assert!(parse(with_key(right)).is_ok(), "{right}");
         }

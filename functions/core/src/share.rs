@@ -5,13 +5,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AccountId, ImageId, KeyArn, PrincipalArn, Region, SnapshotId};
+use crate::ids::{AccountId, ExecutionName, ImageId, KeyArn, PrincipalArn, Region, SnapshotId};
 
 /// The tag that names the execution that made a resource.
 pub const EXECUTION_TAG: &str = "ami-share:execution";
 /// The tag that names the image that a copy or an instance was made from.
 pub const SOURCE_IMAGE_TAG: &str = "ami-share:source-image";
-/// The tag that names the key that a copy was asked to be under, as the request gave it.
+/// The tag that names the key that a copy was asked to be under, by its ARN.
 pub const KEY_TAG: &str = "ami-share:kms-key";
 
 /// Where the image is.
@@ -130,6 +130,7 @@ pub enum OnFailure {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Resolution {
+    pub execution: ExecutionName,
     pub source: Source,
     pub image: Image,
     /// Keys whose policy lacks something of ours.
@@ -174,7 +175,8 @@ pub struct Target {
     pub source_changes: SourceChanges,
     /// `none`, `atLaunch` or `copyImage`: what the Choice state looks at.
     pub mode: Mode,
-    /// The key to re-encrypt with; nothing when the mode is `none`.
+    /// The ARN of the key to re-encrypt with; nothing when the mode is `none`. Not an alias: an
+    /// alias may be another key tomorrow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kms_key_id: Option<String>,
     /// A copy that an earlier execution made, under the same key.
@@ -223,6 +225,15 @@ pub struct PrincipalChange {
     /// Keys that it lacks an inline policy for; empty where the managed policy is to be attached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub key_arns: Vec<KeyArn>,
+}
+
+/// A target that keeps access to keys when an execution is taken back, as another image needs it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Kept {
+    pub account_id: AccountId,
+    /// One of the images that the target can launch with that access.
+    pub image_id: ImageId,
 }
 
 /// A volume of the proof, and the key that it is really encrypted with.

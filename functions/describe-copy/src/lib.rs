@@ -1,9 +1,12 @@
 //! DescribeCopy: looks whether the target's copy is there, or why it failed.
 
+use std::time::SystemTime;
+
 use ami_share_core::{
     Error, Hub, aws,
     hub::Actions,
     ids::{ExecutionName, ImageId},
+    polling::COPY,
     share::{EXECUTION_TAG, Image, Source, Target},
 };
 use ami_share_explain::{Attempt, COPY_ACTIONS, explain_copy};
@@ -24,9 +27,6 @@ pub const ACTIONS: Actions = Actions {
 const DESCRIBE_IMAGES: &str = "ec2:DescribeImages";
 const DESCRIBE_SNAPSHOTS: &str = "ec2:DescribeSnapshots";
 
-/// A copy under another key is a full copy; of terabytes it takes hours.
-const MAX_PENDING_SECONDS: i64 = 12 * 60 * 60;
-
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Input {
@@ -41,6 +41,8 @@ pub struct Input {
 #[serde(rename_all = "camelCase")]
 pub struct Output {
     pub state: State,
+    /// Until the next look.
+    pub wait_seconds: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -75,15 +77,16 @@ pub async fn describe_copy(hub: &Hub, input: Input) -> Result<Output, Error> {
     };
     let failed = |reason| Error::CopyFailed { image: image.image_id.clone(), account: account.clone(), reason };
     match copy.state() {
-        Some(ImageState::Available) => Ok(Output { state: State::Available }),
+        Some(ImageState::Available) => Ok(Output { state: State::Available, wait_seconds: 0 }),
         Some(ImageState::Pending | ImageState::Transient) => {
-            if is_overdue(copy.creation_date(), DateTime::from(std::time::SystemTime::now())) {
+            let age = age(copy.creation_date(), DateTime::from(SystemTime::now()));
+            if age > COPY.patience {
                 return Err(failed(format!(
                     "copy {copy_id} has been pending since {}, over 12 hours; look at its snapshots in account {account}",
                     copy.creation_date().unwrap_or_default()
                 )));
             }
-            Ok(Output { state: State::Pending })
+            Ok(Output { state: State::Pending, wait_seconds: COPY.wait(age) })
         }
         state => {
             let state = state.map_or("in no state", ImageState::as_str);
@@ -118,10 +121,11 @@ async fn snapshot_errors(ec2: &Client, input: &Input) -> Result<Vec<String>, Err
 }
 
 /// `created` as EC2 writes it: `2026-11-24T03:00:00.000Z`.
-fn is_overdue(created: Option<&str>, now: DateTime) -> bool {
+/// In seconds; of a copy whose date cannot be read, nothing.
+fn age(created: Option<&str>, now: DateTime) -> u64 {
     created
         .and_then(|created| DateTime::from_str(created, DateTimeFormat::DateTime).ok())
-        .is_some_and(|created| now.secs() - created.secs() > MAX_PENDING_SECONDS)
+        .map_or(0, |created| u64::try_from(now.secs() - created.secs()).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -129,16 +133,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_may_be_pending_for_twelve_hours() {
-        let created = "2026-11-24T03:00:00.000Z";
-        let later = |seconds| {
-            let created = DateTime::from_str(created, DateTimeFormat::DateTime).unwrap();
-            DateTime::from_secs(created.secs() + seconds)
-        };
-        assert!(!is_overdue(Some(created), later(MAX_PENDING_SECONDS)));
-        assert!(is_overdue(Some(created), later(MAX_PENDING_SECONDS + 1)));
-        assert!(!is_overdue(None, later(0)));
-        assert!(!is_overdue(Some("today"), later(MAX_PENDING_SECONDS + 1)));
+    fn a_copy_is_as_old_as_its_creation_date_says() {
+        let now = DateTime::from_str("2026-11-24T04:00:00.000Z", DateTimeFormat::DateTime).unwrap();
+        assert_eq!(age(Some("2026-11-24T03:00:00.000Z"), now), 3600);
+        assert_eq!(age(Some("2026-11-24T05:00:00.000Z"), now), 0);
+        assert_eq!(age(Some("today"), now), 0);
+        assert_eq!(age(None, now), 0);
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! DescribeInstance: looks whether the proof runs, and explains it when it is dead.
 
+use std::time::SystemTime;
+
 use ami_share_core::{
     Error, Hub, aws,
     hub::Actions,
     ids::{ExecutionName, ImageId, InstanceId},
+    polling::INSTANCE,
     share::{Image, Source, Target},
 };
 use ami_share_explain::{Attempt, LAUNCH_ACTIONS, explain_launch};
@@ -23,10 +26,6 @@ pub const ACTIONS: Actions = Actions {
 
 const DESCRIBE: &str = "ec2:DescribeInstances";
 
-/// An instance runs, or dies, within a minute or two; a volume of an image that is copied for the
-/// first time may take longer.
-const MAX_PENDING_SECONDS: i64 = 15 * 60;
-
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Input {
@@ -43,6 +42,8 @@ pub struct Input {
 #[serde(rename_all = "camelCase")]
 pub struct Output {
     pub state: State,
+    /// Until the next look.
+    pub wait_seconds: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -54,7 +55,7 @@ pub enum State {
 
 /// # Errors
 /// [`Error::InstanceDied`] with the state reason and the likely cause; [`Error::LaunchFailed`] when
-/// it has been pending for 15 minutes; [`Error::NotYetVisible`].
+/// it has been pending for 10 minutes; [`Error::NotYetVisible`].
 #[tracing::instrument(skip_all, fields(
     execution = %input.execution, account = %input.target.account_id, instance = %input.instance_id
 ))]
@@ -77,17 +78,18 @@ pub async fn describe_instance(hub: &Hub, input: Input) -> Result<Output, Error>
         });
     };
     match instance.state().and_then(|state| state.name()) {
-        Some(InstanceStateName::Running) => Ok(Output { state: State::Running }),
+        Some(InstanceStateName::Running) => Ok(Output { state: State::Running, wait_seconds: 0 }),
         Some(InstanceStateName::Pending) => {
-            if is_overdue(&instance, DateTime::from(std::time::SystemTime::now())) {
+            let age = age(&instance, DateTime::from(SystemTime::now()));
+            if age > INSTANCE.patience {
                 return Err(Error::LaunchFailed {
                     image: image_id.clone(),
                     account: account.clone(),
-                    reason: format!("instance {instance_id} has been pending for over 15 minutes; look at its volumes"),
+                    reason: format!("instance {instance_id} has been pending for over 10 minutes; look at its volumes"),
                     source: None,
                 });
             }
-            Ok(Output { state: State::Pending })
+            Ok(Output { state: State::Pending, wait_seconds: INSTANCE.wait(age) })
         }
         _ => {
             let state_reason = state_reason(&instance);
@@ -120,8 +122,9 @@ fn state_reason(instance: &Instance) -> String {
     }
 }
 
-fn is_overdue(instance: &Instance, now: DateTime) -> bool {
-    instance.launch_time().is_some_and(|launched| now.secs() - launched.secs() > MAX_PENDING_SECONDS)
+/// In seconds; of an instance without a launch time, nothing.
+fn age(instance: &Instance, now: DateTime) -> u64 {
+    instance.launch_time().map_or(0, |launched| u64::try_from(now.secs() - launched.secs()).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -146,11 +149,11 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_may_be_pending_for_fifteen_minutes() {
+    fn an_instance_is_as_old_as_its_launch_time_says() {
         let instance = Instance::builder().launch_time(DateTime::from_secs(1_000)).build();
-        assert!(!is_overdue(&instance, DateTime::from_secs(1_000 + MAX_PENDING_SECONDS)));
-        assert!(is_overdue(&instance, DateTime::from_secs(1_001 + MAX_PENDING_SECONDS)));
-        assert!(!is_overdue(&Instance::builder().build(), DateTime::from_secs(0)));
+        assert_eq!(age(&instance, DateTime::from_secs(1_060)), 60);
+        assert_eq!(age(&instance, DateTime::from_secs(900)), 0);
+        assert_eq!(age(&Instance::builder().build(), DateTime::from_secs(900)), 0);
     }
 
     #[test]

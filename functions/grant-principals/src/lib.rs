@@ -8,7 +8,7 @@ use ami_share_core::{
     hub::{Actions, partition},
     ids::{ExecutionName, PrincipalArn, PrincipalKind},
     principal_policy::{inline_policy, inline_policy_name},
-    share::{PrincipalAccess, Source, Target},
+    share::{PrincipalAccess, Source, SourceChanges, Target},
 };
 use aws_sdk_iam::{
     Client,
@@ -26,8 +26,10 @@ const ATTACH_TO_USER: &str = "iam:AttachUserPolicy";
 const PUT_TO_ROLE: &str = "iam:PutRolePolicy";
 const PUT_TO_USER: &str = "iam:PutUserPolicy";
 
-/// How long a change in IAM takes to be seen everywhere: "IAM is eventually consistent" in the IAM
-/// user guide's troubleshooting names no time; a few seconds are usual.
+/// How long a change takes to be seen everywhere. IAM's own are eventually consistent ("Changes that I
+/// make are not always immediately visible", IAM user guide), and so are those of key policies ("AWS
+/// KMS eventual consistency", KMS developer guide) and of launch permissions ("Eventual consistency in
+/// the Amazon EC2 API"). None names a time; a few seconds are usual.
 const SETTLE_SECONDS: u32 = 15;
 
 #[derive(Debug, Deserialize)]
@@ -43,7 +45,8 @@ pub struct Input {
 #[serde(rename_all = "camelCase")]
 pub struct Output {
     pub granted: Vec<PrincipalArn>,
-    /// How long to wait before the access is relied on; 0 where nothing was changed.
+    /// How long to wait before the access is relied on; 0 where nothing was changed for the target,
+    /// in its account or in the source account.
     pub settle_seconds: u32,
 }
 
@@ -56,7 +59,7 @@ pub struct Output {
 #[tracing::instrument(skip_all, fields(execution = %input.execution, account = %input.target.account_id))]
 pub async fn grant_principals(hub: &Hub, input: Input) -> Result<Output, Error> {
     if !input.has_changes() {
-        return Ok(Output { granted: Vec::new(), settle_seconds: 0 });
+        return Ok(Output { granted: Vec::new(), settle_seconds: input.settle_seconds() });
     }
     let config =
         hub.as_target(&input.target.account_id, &input.source.region, &input.execution, ACTIONS.target).await?;
@@ -74,7 +77,7 @@ pub async fn grant_principals(hub: &Hub, input: Input) -> Result<Output, Error> 
         }
         granted.push(change.principal.clone());
     }
-    Ok(Output { granted, settle_seconds: SETTLE_SECONDS })
+    Ok(Output { granted, settle_seconds: input.settle_seconds() })
 }
 
 impl Input {
@@ -84,6 +87,11 @@ impl Input {
             PrincipalAccess::Attach => !changes.is_empty(),
             PrincipalAccess::Inline => changes.iter().any(|change| !change.key_arns.is_empty()),
         }
+    }
+
+    fn settle_seconds(&self) -> u32 {
+        let changed = self.has_changes() || self.target.source_changes != SourceChanges::default();
+        if changed { SETTLE_SECONDS } else { 0 }
     }
 
     /// The ARN of the target's own managed policy.
@@ -164,5 +172,46 @@ where
         Some("NoSuchEntity") => Error::PrincipalNotFound { principal: principal.clone(), account, call },
         Some("ConcurrentModification") => Error::Throttled { account, call, source: Some(error.into()) },
         _ => aws::failure(&account, call, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ami_share_core::{
+        ids::{AccountId, KeyArn, Region},
+        share::{Launch, Mode, PrincipalChange},
+    };
+
+    use super::*;
+
+    fn input(principal_changes: Vec<PrincipalChange>, source_changes: SourceChanges) -> Input {
+        let account = |digit: &str| AccountId::parse(digit.repeat(12)).unwrap();
+        Input {
+            execution: ExecutionName::parse("e").unwrap(),
+            source: Source { account_id: account("1"), region: Region::parse("eu-west-1").unwrap() },
+            target: Target {
+                account_id: account("2"),
+                principal_changes,
+                source_changes,
+                mode: Mode::None,
+                kms_key_id: None,
+                copy_id: None,
+                launch: Launch::default(),
+            },
+            principal_access: PrincipalAccess::Attach,
+        }
+    }
+
+    #[test]
+    fn a_change_in_either_account_is_waited_for() {
+        let principal = PrincipalArn::parse("arn:aws:iam::222222222222:role/app").unwrap();
+        let attached = vec![PrincipalChange { principal, key_arns: vec![] }];
+        let key = KeyArn::parse("arn:aws:kms:eu-west-1:111111111111:key/1").unwrap();
+        let permission = SourceChanges { launch_permission: true, ..SourceChanges::default() };
+        let key_policy = SourceChanges { key_arns: vec![key], ..SourceChanges::default() };
+        assert_eq!(input(attached, SourceChanges::default()).settle_seconds(), SETTLE_SECONDS);
+        assert_eq!(input(vec![], permission).settle_seconds(), SETTLE_SECONDS);
+        assert_eq!(input(vec![], key_policy).settle_seconds(), SETTLE_SECONDS);
+        assert_eq!(input(vec![], SourceChanges::default()).settle_seconds(), 0);
     }
 }

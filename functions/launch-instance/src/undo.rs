@@ -53,7 +53,7 @@ pub async fn undo_launch_instance(hub: &Hub, input: UndoInput) -> Result<UndoOut
         .send()
         .await
         .map_err(|error| aws::failure(account, DESCRIBE, error))?;
-    let mut terminated = Vec::new();
+    let (mut terminated, mut errors) = (Vec::new(), Vec::new());
     let instances = answer.reservations().iter().flat_map(|reservation| reservation.instances());
     for instance in instances.filter(|instance| is_alive(instance)) {
         let id = instance.instance_id().unwrap_or_default();
@@ -63,9 +63,10 @@ pub async fn undo_launch_instance(hub: &Hub, input: UndoInput) -> Result<UndoOut
                 terminated.push(id.to_owned());
             }
             Err(error) if error.code() == Some("InvalidInstanceID.NotFound") => {}
-            Err(error) => return Err(aws::failure(account, TERMINATE, error)),
+            Err(error) => errors.push(aws::failure(account, TERMINATE, error)),
         }
     }
+    Error::all_of(errors)?;
     Ok(UndoOutput { terminated })
 }
 

@@ -5,7 +5,7 @@ use ami_share_core::{
     Error, Hub,
     hub::Actions,
     ids::{AccountId, ExecutionName, ImageId, InstanceId, PrincipalArn},
-    share::{EncryptedVolume, KeyChange, OnFailure, Resolution, SnapshotChange},
+    share::{EncryptedVolume, Kept, KeyChange, OnFailure, Resolution, SnapshotChange},
 };
 use aws_smithy_types::date_time::{DateTime, Format};
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,8 @@ pub struct Input {
     pub failure: Option<Failure>,
     /// What an undo could not take back.
     pub left: Vec<Left>,
+    /// What an undo left because other images need it.
+    pub kept: Vec<Kept>,
 }
 
 /// What became of one target.
@@ -83,6 +85,8 @@ pub struct Output {
     cause: Option<String>,
     /// What an undo could not take back.
     left: Vec<String>,
+    /// Targets that keep access to keys, as other images need it.
+    kept: Vec<Kept>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -159,6 +163,7 @@ fn summary(input: Input) -> Output {
         error,
         cause,
         left,
+        kept: input.kept,
     }
 }
 
@@ -208,17 +213,28 @@ fn cause(failure: &Failure, input: &Input, left: &[String]) -> String {
     text.push_str(&match &input.resolution {
         None => "Nothing was changed.".to_owned(),
         Some(resolution) if resolution.on_failure == OnFailure::Keep && failed > 0 => {
-            "What was added stays, as onFailure: keep asks.".to_owned()
+            "What was added stays, as onFailure: keep asks, and is not proved: ask for launch.prove: always next time."
+                .to_owned()
         }
-        Some(_) if left.is_empty() => "Everything that this execution had added was taken back.".to_owned(),
-        Some(_) => format!("Not everything could be taken back: {}", left.join("; ")),
+        Some(_) if !left.is_empty() => format!("Not everything could be taken back: {}", left.join("; ")),
+        Some(_) if !input.kept.is_empty() => {
+            "What this execution had added was taken back, but for what other images need.".to_owned()
+        }
+        Some(_) => "Everything that this execution had added was taken back.".to_owned(),
     });
+    for Kept { account_id, image_id } in &input.kept {
+        text.push_str(&format!(" Account {account_id} keeps access to keys, as it can launch {image_id} too."));
+    }
     text.chars().take(MAX_CAUSE).collect()
 }
 
 fn describe_left(left: &Left) -> String {
     let place = left.account_id.as_ref().map(|account| format!(" in account {account}")).unwrap_or_default();
-    format!("{}{place} failed with {}: {}", left.state, left.error, message(left.cause.as_deref()))
+    let text = format!("{}{place} failed with {}: {}", left.state, left.error, message(left.cause.as_deref()));
+    match left.state.as_str() {
+        "ResolveUndo" => format!("{text} (so all access to keys stays: other images may need it)"),
+        _ => text,
+    }
 }
 
 /// A function's error reaches Step Functions as JSON with `errorMessage`; Step Functions' own
@@ -237,6 +253,7 @@ mod tests {
 
     fn resolution(targets: &Value) -> Value {
         json!({
+            "execution": "e",
             "source": { "accountId": "111111111111", "region": "eu-west-1" },
             "image": { "imageId": "ami-0123abcd", "name": "web", "architecture": "x86_64", "volumes": [] },
             "keyChanges": [{ "keyArn": "arn:aws:kms:eu-west-1:111111111111:key/1", "accountIds": ["222222222222"] }],
@@ -254,20 +271,24 @@ mod tests {
         serde_json::to_value(summary(serde_json::from_value(input.clone()).unwrap())).unwrap()
     }
 
-    fn failed(left: &Value) -> Value {
-        summarise(&json!({
+    fn failed_input(left: &Value) -> Value {
+        json!({
             "execution": "e", "resolution": resolution(&target()),
             "results": [{ "accountId": "222222222222", "startedAt": "2026-01-01T00:00:00Z", "endedAt": "2026-01-01T00:01:00.500Z",
                 "failure": { "state": "LaunchInstance", "error": "LaunchFailed", "cause": "{\"errorMessage\":\"no room\"}" } }],
             "failure": { "state": "LaunchInstance", "error": "LaunchFailed", "cause": "{\"errorMessage\":\"no room\"}" },
-            "left": left
-        }))
+            "left": left, "kept": []
+        })
+    }
+
+    fn failed(left: &Value) -> Value {
+        summarise(&failed_input(left))
     }
 
     #[test]
     fn a_share_says_what_changed_and_what_each_target_got() {
         let report = summarise(&json!({
-            "execution": "e", "resolution": resolution(&target()), "failure": null, "left": [],
+            "execution": "e", "resolution": resolution(&target()), "failure": null, "left": [], "kept": [],
             "results": [{ "accountId": "222222222222", "imageId": "ami-0123abcd", "instanceId": "i-0123abcd", "kept": true,
                 "volumes": [{ "deviceName": "/dev/xvda", "volumeId": "vol-1" }],
                 "startedAt": "2026-01-01T00:00:00Z", "endedAt": "2026-01-01T00:01:00.500Z" }]
@@ -283,7 +304,7 @@ mod tests {
     #[test]
     fn nothing_to_do_is_already_shared() {
         let report = summarise(&json!({
-            "execution": "e", "resolution": resolution(&json!([])), "results": [], "failure": null, "left": []
+            "execution": "e", "resolution": resolution(&json!([])), "results": [], "failure": null, "left": [], "kept": []
         }));
         assert_eq!(report["status"], "alreadyShared");
     }
@@ -310,9 +331,36 @@ mod tests {
     }
 
     #[test]
+    fn what_another_image_needs_is_named_and_is_no_failure_of_the_undo() {
+        let mut input = failed_input(&json!([]));
+        input["kept"] = json!([{ "accountId": "222222222222", "imageId": "ami-0000000b" }]);
+        let report = summarise(&input);
+        assert_eq!(report["left"], json!([]));
+        assert_eq!(report["kept"], input["kept"]);
+        assert_eq!(
+            report["cause"],
+            "LaunchInstance: no room. What this execution had added was taken back, but for what other images need. \
+             Account 222222222222 keeps access to keys, as it can launch ami-0000000b too."
+        );
+    }
+
+    #[test]
+    fn where_nobody_could_say_what_other_images_need_the_cause_says_what_stays() {
+        let report = failed(&json!([{ "state": "ResolveUndo", "error": "AccessDenied", "cause": "no role" }]));
+        let cause = report["cause"].as_str().unwrap();
+        assert!(
+            cause.ends_with(
+                "Not everything could be taken back: ResolveUndo failed with AccessDenied: no role \
+             (so all access to keys stays: other images may need it)"
+            ),
+            "{cause}"
+        );
+    }
+
+    #[test]
     fn a_refused_request_changed_nothing() {
         let report = summarise(&json!({
-            "execution": "e", "resolution": null, "results": [], "left": [],
+            "execution": "e", "resolution": null, "results": [], "left": [], "kept": [],
             "failure": { "state": "ResolveImage", "error": "InvalidRequest", "cause": "{\"errorMessage\":\"bad\"}" }
         }));
         assert_eq!(report["status"], "failed");

@@ -42,7 +42,10 @@ pub const ACTIONS: Actions = Actions {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Input {
-    pub execution: ExecutionName,
+    /// Of the execution, from Step Functions' context: its name, ARN and start time.
+    pub name: String,
+    pub id: String,
+    pub start_time: String,
     /// The input of the execution, as it was given.
     pub request: Value,
 }
@@ -52,11 +55,13 @@ pub struct Input {
 /// # Errors
 /// [`Error::InvalidRequest`] and [`Error::TargetNotAllowed`] before any account but the hub is
 /// asked; then everything that stands in the way, as one [`Error::Several`].
-#[tracing::instrument(skip_all, fields(execution = %input.execution))]
+#[tracing::instrument(skip_all, fields(execution = %input.name))]
 pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error> {
+    let execution = ExecutionName::unique(&input.name, &input.id, &input.start_time)
+        .map_err(|rule| Error::invalid("name", &input.name, format!("must be {rule}")))?;
     let request = read_request(hub, &input.request)?;
     let source = &request.source;
-    let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS.source).await?;
+    let config = hub.as_source(&source.account_id, &source.region, &execution, ACTIONS.source).await?;
     let ec2 = aws_sdk_ec2::Client::new(&config);
     let kms = aws_sdk_kms::Client::new(&config);
     let accounts: Vec<AccountId> = request.targets.iter().map(|target| target.account_id.clone()).collect();
@@ -64,7 +69,8 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
     let mut problems = Vec::new();
     let found = image::find(&ec2, source, &request.image_id, &mut problems).await?;
     let key_changes = keys::find(&kms, source, &found, &accounts, &mut problems).await?;
-    let states = targets::find(hub, &input.execution, &request, &found.image, &mut problems).await;
+    problems.extend(too_large(request.targets.len(), found.image.volumes.len()));
+    let states = targets::find(hub, &execution, &request, &found.image, &mut problems).await;
     refuse(problems)?;
 
     let launch_permissions = image::without_launch_permission(&ec2, source, &request.image_id, &accounts).await?;
@@ -76,7 +82,7 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
         .map(|(target, _)| target.account_id.clone())
         .collect();
     let snapshot_changes = image::without_snapshot_permission(&ec2, source, &found.image, &copying).await?;
-    Ok(resolution(request, found.image, states, key_changes, snapshot_changes, launch_permissions))
+    Ok(resolution(execution, request, found.image, states, key_changes, snapshot_changes, launch_permissions))
 }
 
 fn read_request(hub: &Hub, request: &Value) -> Result<Request, Error> {
@@ -98,6 +104,16 @@ fn read_request(hub: &Hub, request: &Value) -> Result<Request, Error> {
     }
 }
 
+/// The report names every volume of every target, and what states pass to each other ends at
+/// 262,144 bytes; a volume takes about 150.
+fn too_large(targets: usize, volumes: usize) -> Option<Error> {
+    const MOST: usize = 800;
+    (targets * volumes > MOST).then(|| {
+        let found = format!("{targets} targets for an image of {volumes} volumes");
+        Error::invalid("targets", found, format!("must be at most {} for this image", MOST / volumes))
+    })
+}
+
 /// A passing fault hides what else may be wrong: it is reported alone, and tried again.
 fn refuse(mut problems: Vec<Error>) -> Result<(), Error> {
     match problems.iter().position(|error| matches!(error, Error::Throttled { .. } | Error::Unavailable { .. })) {
@@ -107,6 +123,7 @@ fn refuse(mut problems: Vec<Error>) -> Result<(), Error> {
 }
 
 fn resolution(
+    execution: ExecutionName,
     request: Request,
     image: ami_share_core::share::Image,
     states: Vec<TargetState>,
@@ -151,13 +168,14 @@ fn resolution(
                 source_changes,
                 principal_changes: state.principal_changes,
                 mode,
-                kms_key_id: requested.reencrypt.map(|reencrypt| reencrypt.kms_key_id),
+                kms_key_id: state.kms_key_id,
                 copy_id: state.copy_id,
                 launch: requested.launch,
             });
         }
     }
     Resolution {
+        execution,
         source: request.source,
         image,
         key_changes,

@@ -10,7 +10,7 @@ use ami_share_core::{
 };
 use aws_sdk_ec2::types::{Filter, ImageState};
 use aws_sdk_iam::error::ProvideErrorMetadata;
-use aws_sdk_kms::types::KeyState;
+use aws_sdk_kms::types::{KeySpec, KeyState};
 use futures_util::{StreamExt, stream};
 
 use crate::ACTIONS;
@@ -22,6 +22,8 @@ const CONCURRENCY: usize = 16;
 #[derive(Debug, Default)]
 pub(crate) struct TargetState {
     pub(crate) principal_changes: Vec<PrincipalChange>,
+    /// The ARN of the request's key.
+    pub(crate) kms_key_id: Option<String>,
     pub(crate) copy_id: Option<ImageId>,
 }
 
@@ -87,13 +89,18 @@ async fn find_one(
     }
     if let Some(reencrypt) = &target.reencrypt {
         let kms = aws_sdk_kms::Client::new(&config);
-        errors.extend(check_key(&kms, account, &reencrypt.kms_key_id).await.err());
-        if reencrypt.mode == ReencryptMode::CopyImage {
-            let ec2 = aws_sdk_ec2::Client::new(&config);
-            match find_copy(&ec2, account, &image.image_id, &reencrypt.kms_key_id).await {
-                Ok(copy_id) => state.copy_id = copy_id,
-                Err(error) => errors.push(error),
+        match find_key(&kms, account, &reencrypt.kms_key_id).await {
+            Ok(key_arn) => {
+                if reencrypt.mode == ReencryptMode::CopyImage {
+                    let ec2 = aws_sdk_ec2::Client::new(&config);
+                    match find_copy(&ec2, account, &image.image_id, &key_arn).await {
+                        Ok(copy_id) => state.copy_id = copy_id,
+                        Err(error) => errors.push(error),
+                    }
+                }
+                state.kms_key_id = Some(key_arn);
             }
+            Err(error) => errors.push(error),
         }
     }
     if errors.is_empty() { Ok(state) } else { Err(errors) }
@@ -165,21 +172,29 @@ where
     }
 }
 
-async fn check_key(kms: &aws_sdk_kms::Client, account: &AccountId, key_id: &str) -> Result<(), Error> {
+/// The ARN of a key that EBS can use: enabled, and symmetric ("Amazon EBS encryption", EBS user
+/// guide).
+async fn find_key(kms: &aws_sdk_kms::Client, account: &AccountId, key_id: &str) -> Result<String, Error> {
     let not_usable = |reason: String| Error::KeyNotUsable { key: key_id.to_owned(), reason };
-    match kms.describe_key().key_id(key_id).send().await {
-        Ok(described) => match described.key_metadata().and_then(|key| key.key_state()) {
-            Some(KeyState::Enabled) => Ok(()),
-            state => {
-                let state = state.map_or("in an unknown state", KeyState::as_str);
-                Err(not_usable(format!("it is {state} in account {account}, not Enabled")))
-            }
-        },
+    let metadata = match kms.describe_key().key_id(key_id).send().await {
+        Ok(described) => described.key_metadata,
         Err(error) if error.code() == Some("NotFoundException") => {
-            Err(not_usable(format!("it does not exist in account {account} (kms:DescribeKey)")))
+            return Err(not_usable(format!("it does not exist in account {account} (kms:DescribeKey)")));
         }
-        Err(error) => Err(aws::failure(account, "kms:DescribeKey", error)),
+        Err(error) => return Err(aws::failure(account, "kms:DescribeKey", error)),
+    };
+    let state = metadata.as_ref().and_then(|key| key.key_state());
+    if state != Some(&KeyState::Enabled) {
+        let state = state.map_or("in an unknown state", KeyState::as_str);
+        return Err(not_usable(format!("it is {state} in account {account}, not Enabled")));
     }
+    let spec = metadata.as_ref().and_then(|key| key.key_spec());
+    if let Some(spec) = spec.filter(|spec| **spec != KeySpec::SymmetricDefault) {
+        return Err(not_usable(format!("it is {spec} in account {account}; EBS takes symmetric encryption keys only")));
+    }
+    metadata
+        .and_then(|key| key.arn)
+        .ok_or_else(|| not_usable(format!("kms:DescribeKey gives no ARN for it in account {account}")))
 }
 
 /// A copy of the image that an earlier execution made under the same key.
@@ -187,14 +202,14 @@ async fn find_copy(
     ec2: &aws_sdk_ec2::Client,
     account: &AccountId,
     image: &ImageId,
-    key_id: &str,
+    key_arn: &str,
 ) -> Result<Option<ImageId>, Error> {
     let filter = |name: String, value: &str| Filter::builder().name(name).values(value).build();
     let answer = ec2
         .describe_images()
         .owners("self")
         .filters(filter(format!("tag:{SOURCE_IMAGE_TAG}"), image.as_str()))
-        .filters(filter(format!("tag:{KEY_TAG}"), key_id))
+        .filters(filter(format!("tag:{KEY_TAG}"), key_arn))
         .filters(filter("state".to_owned(), ImageState::Available.as_str()))
         .send()
         .await

@@ -3,7 +3,7 @@
 use ami_share_core::{Error, Hub, hub::Actions, share::KeyChange};
 use aws_sdk_kms::Client;
 
-use crate::{Input, Output, not_yet_visible, read, write};
+use crate::{Input, Output, Superseded, not_yet_visible, read, write};
 
 pub const UNDO_ACTIONS: Actions =
     Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], target: &[], launcher: &[] };
@@ -12,7 +12,8 @@ pub const UNDO_ACTIONS: Actions =
 /// failed right after a write, nobody was told which policy that replaced.
 const LOOKS: u32 = 2;
 
-/// Writes each policy that still names one of the accounts, without them.
+/// Writes each policy that still names one of the accounts, without them. One that fails does not
+/// keep the others from being tried.
 ///
 /// # Errors
 /// As [`crate::share_key`]: a policy that cannot be written keeps its accounts, and is reported.
@@ -26,29 +27,41 @@ pub async fn undo_share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
     let source = &input.source;
     let config = hub.as_source(&source.account_id, &source.region, &input.execution, UNDO_ACTIONS.source).await?;
     let kms = Client::new(&config);
-    for KeyChange { key_arn, account_ids } in input.keys.iter().filter(|change| !change.account_ids.is_empty()) {
-        let policy = read(&kms, key_arn).await?;
-        superseded.check(key_arn, &policy, input.retry)?;
-        let Some(reduced) = policy.without(account_ids) else {
-            if input.retry < LOOKS {
-                return Err(Error::NotYetVisible {
-                    what: format!("what was just written to the policy of key {key_arn}, if anything was"),
-                    account: key_arn.account_id(),
-                    call: "kms:GetKeyPolicy",
-                });
-            }
-            if let Some(before) = policy.with(account_ids) {
-                superseded.replace(key_arn, &before, &policy);
-            }
-            continue;
-        };
-        write(&kms, key_arn, &reduced).await?;
-        superseded.replace(key_arn, &policy, &reduced);
-        tracing::info!(key = %key_arn, accounts = account_ids.len(), "key policy written");
-        if read(&kms, key_arn).await?.without(account_ids).is_some() {
-            return Err(not_yet_visible(key_arn));
+    let mut errors = Vec::new();
+    for change in input.keys.iter().filter(|change| !change.account_ids.is_empty()) {
+        match take_back(&kms, change, input.retry, &mut superseded).await {
+            Ok(true) => written.push(change.key_arn.clone()),
+            Ok(false) => {}
+            Err(error) => errors.push(error),
         }
-        written.push(key_arn.clone());
     }
+    Error::all_of(errors)?;
     Ok(Output { written, superseded })
+}
+
+/// Whether the key's policy was written.
+async fn take_back(kms: &Client, change: &KeyChange, retry: u32, superseded: &mut Superseded) -> Result<bool, Error> {
+    let KeyChange { key_arn, account_ids } = change;
+    let policy = read(kms, key_arn).await?;
+    superseded.check(key_arn, &policy, retry)?;
+    let Some(reduced) = policy.without(account_ids) else {
+        if retry < LOOKS {
+            return Err(Error::NotYetVisible {
+                what: format!("what was just written to the policy of key {key_arn}, if anything was"),
+                account: key_arn.account_id(),
+                call: "kms:GetKeyPolicy",
+            });
+        }
+        if let Some(before) = policy.with(account_ids) {
+            superseded.replace(key_arn, &before, &policy);
+        }
+        return Ok(false);
+    };
+    write(kms, key_arn, &reduced).await?;
+    superseded.replace(key_arn, &policy, &reduced);
+    tracing::info!(key = %key_arn, accounts = account_ids.len(), "key policy written");
+    if read(kms, key_arn).await?.without(account_ids).is_some() {
+        return Err(not_yet_visible(key_arn));
+    }
+    Ok(true)
 }

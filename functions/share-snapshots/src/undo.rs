@@ -8,7 +8,8 @@ use crate::{BATCH, Input, MODIFY, Output, modify};
 pub const UNDO_ACTIONS: Actions = Actions { source: &[MODIFY], target: &[], launcher: &[] };
 
 /// Removes each account from each snapshot's createVolumePermission. A permission or a snapshot
-/// that is not there is as good as taken back.
+/// that is not there is as good as taken back; one that fails does not keep the others from being
+/// tried.
 ///
 /// # Errors
 /// Only what AWS answers.
@@ -21,12 +22,19 @@ pub async fn undo_share_snapshots(hub: &Hub, input: Input) -> Result<Output, Err
     let source = &input.source;
     let config = hub.as_source(&source.account_id, &source.region, &input.execution, UNDO_ACTIONS.source).await?;
     let ec2 = Client::new(&config);
+    let mut errors = Vec::new();
     for SnapshotChange { snapshot_id, account_ids } in &input.snapshots {
+        let mut found = false;
         for batch in account_ids.chunks(BATCH) {
-            if modify(&ec2, source, snapshot_id, OperationType::Remove, batch).await? {
-                modified.push(snapshot_id.clone());
+            match modify(&ec2, source, snapshot_id, OperationType::Remove, batch).await {
+                Ok(is_there) => found |= is_there,
+                Err(error) => errors.push(error),
             }
         }
+        if found {
+            modified.push(snapshot_id.clone());
+        }
     }
+    Error::all_of(errors)?;
     Ok(Output { modified })
 }

@@ -90,7 +90,8 @@ pub async fn start_share(hub: &Hub, settings: &Settings, event: EventBridgeEvent
     let Some(profile) = profile_of(&image)? else {
         return Ok(Output { image_id, execution: None });
     };
-    let request = profile.request(&load(hub, settings, &profile).await?, &image_id, &source)?;
+    let text = load(hub, settings, &profile).await?;
+    let request = profile.request(&settings.profile_prefix, &text, &image_id, &source)?;
     let execution = profile.execution_name(&image_id)?;
     start(hub, settings, &execution, request.to_string()).await?;
     Ok(Output { image_id, execution: Some(execution) })

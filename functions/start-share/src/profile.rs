@@ -57,39 +57,52 @@ impl Profile {
         ExecutionName::parse(name).map_err(|rule| Error::invalid(PROFILE_TAG, &self.0, format!("must make {rule}")))
     }
 
-    /// The request that `text` is, for `image` in `source`.
+    /// The request that `text`, the value of the SSM parameter, is for `image` in `source`.
     ///
     /// What else it says is the business of share-ami's first state, which names every problem.
     ///
     /// # Errors
     /// [`Error::InvalidRequest`] when it is no JSON object, or says another image, source account
-    /// or Region than those that the event came from.
-    pub(crate) fn request(&self, text: &str, image: &ImageId, source: &Source) -> Result<Value, Error> {
-        let refuse = |problem: &str| Error::invalid(format!("profile {}", self.0), text, problem);
-        let mut request: Map<String, Value> =
-            serde_json::from_str(text).map_err(|error| refuse(&format!("must be a JSON object: {error}")))?;
+    /// or Region than those that the event came from. It names the parameter and the place in it, and
+    /// repeats no more of the text: who may read a log may not read every parameter.
+    pub(crate) fn request(&self, prefix: &str, text: &str, image: &ImageId, source: &Source) -> Result<Value, Error> {
+        let parameter = format!("SSM parameter {}", self.parameter(prefix));
+        let refuse = |field: &str, rule: String| Error::InvalidRequest(vec![problem(&parameter, field, None, rule)]);
+        let read: Value = serde_json::from_str(text).map_err(|error| refuse("", format!("must be JSON: {error}")))?;
+        let Value::Object(mut request) = read else {
+            return Err(refuse("", "must be a JSON object".to_owned()));
+        };
         let mut from = match request.remove("source") {
             None => Map::new(),
             Some(Value::Object(from)) => from,
-            Some(_) => return Err(refuse("must have an object as its source, or none")),
+            Some(_) => return Err(refuse("source", "must be an object, or be left out".to_owned())),
         };
-        let mut problems = Vec::new();
-        problems.extend(set(&mut request, "imageId", image.as_str()));
-        problems.extend(set(&mut from, "accountId", source.account_id.as_str()));
-        problems.extend(set(&mut from, "region", source.region.as_str()));
+        let from_event = [
+            ("imageId", request.insert("imageId".to_owned(), json!(image)), image.as_str()),
+            (
+                "source.accountId",
+                from.insert("accountId".to_owned(), json!(source.account_id)),
+                source.account_id.as_str(),
+            ),
+            ("source.region", from.insert("region".to_owned(), json!(source.region)), source.region.as_str()),
+        ];
         request.insert("source".to_owned(), json!(from));
+        let problems: Vec<Problem> = from_event
+            .into_iter()
+            .filter_map(|(field, before, value)| {
+                let before = before.filter(|before| before != value)?;
+                let rule = format!("must be left out, or be {value}, where the event came from");
+                Some(problem(&parameter, field, before.is_string().then(|| before.to_string()), rule))
+            })
+            .collect();
         if problems.is_empty() { Ok(Value::Object(request)) } else { Err(Error::InvalidRequest(problems)) }
     }
 }
 
-/// Sets `field`, which is absent or has that value already.
-fn set(object: &mut Map<String, Value>, field: &str, value: &str) -> Option<Problem> {
-    let before = object.insert(field.to_owned(), json!(value)).filter(|before| *before != json!(value))?;
-    Some(Problem {
-        field: field.to_owned(),
-        value: Some(before.to_string()),
-        rule: format!("must be left out of a profile, or be {value}, where the event came from"),
-    })
+/// What is wrong at `field` of the request that `parameter` holds, or with the whole.
+fn problem(parameter: &str, field: &str, value: Option<String>, rule: String) -> Problem {
+    let field = if field.is_empty() { parameter.to_owned() } else { format!("{field} of {parameter}") };
+    Problem { field, value, rule }
 }
 
 #[cfg(test)]
@@ -97,6 +110,8 @@ mod tests {
     use ami_share_core::ids::{AccountId, Region};
 
     use super::*;
+
+    const PREFIX: &str = "/ami-share/profiles";
 
     fn image() -> ImageId {
         ImageId::parse("ami-0123456789abcdef0").unwrap()
@@ -136,8 +151,9 @@ mod tests {
 
     #[test]
     fn image_and_source_are_put_in() {
-        let request =
-            profile("web").request(r#"{ "targets": [{ "accountId": "222222222222" }] }"#, &image(), &source()).unwrap();
+        let request = profile("web")
+            .request(PREFIX, r#"{ "targets": [{ "accountId": "222222222222" }] }"#, &image(), &source())
+            .unwrap();
         assert_eq!(
             request,
             json!({
@@ -151,23 +167,35 @@ mod tests {
     #[test]
     fn what_says_the_same_as_the_event_is_taken() {
         let text = r#"{ "imageId": "ami-0123456789abcdef0", "source": { "region": "eu-west-1" } }"#;
-        assert!(profile("web").request(text, &image(), &source()).is_ok());
+        assert!(profile("web").request(PREFIX, text, &image(), &source()).is_ok());
     }
 
     #[test]
     fn a_profile_for_something_else_is_refused_with_every_problem() {
         let text = r#"{ "imageId": "ami-0fffffffffffffff0", "source": { "accountId": "9", "region": "eu-west-2" } }"#;
-        let error = profile("web").request(text, &image(), &source()).unwrap_err().to_string();
-        for part in ["ami-0fffffffffffffff0", "\"9\"", "eu-west-2"] {
+        let error = profile("web").request(PREFIX, text, &image(), &source()).unwrap_err().to_string();
+        for part in ["imageId of ", "ami-0fffffffffffffff0", "source.accountId of ", "source.region of ", "eu-west-2"] {
             assert!(error.contains(part), "{error}");
         }
     }
 
     #[test]
-    fn a_profile_that_is_no_request_is_refused() {
-        for wrong in ["", "[]", "null", "{", r#"{ "source": "eu-west-1" }"#] {
-            let error = profile("web").request(wrong, &image(), &source()).unwrap_err();
+    fn a_profile_that_is_no_request_is_refused_without_repeating_it() {
+        let parameter = "SSM parameter /ami-share/profiles/web: ";
+        for (wrong, place) in [
+            ("", "line 1 column 0"),
+            ("hunter2", "line 1 column 1"),
+            ("{\n \"targets\": [] \"hunter2\"}", "line 2 column 16"),
+            (r#"["hunter2"]"#, "a JSON object"),
+            (r#""hunter2""#, "a JSON object"),
+            (r#"{ "source": "hunter2" }"#, "source of "),
+            (r#"{ "imageId": { "secret": "hunter2" } }"#, "imageId of "),
+        ] {
+            let error = profile("web").request(PREFIX, wrong, &image(), &source()).unwrap_err();
             assert_eq!(error.name(), "InvalidRequest", "{wrong:?}");
+            let text = error.to_string();
+            assert!(text.contains(parameter) && text.contains(place), "{text}");
+            assert!(!text.contains("hunter2"), "{text}");
         }
     }
 }

@@ -26,14 +26,19 @@ const OF_AWS: [&str; 16] = [
 
 #[test]
 fn every_error_name_of_a_state_machine_exists() {
+    let mut named = Set::new();
     for (state, definition) in definition::all_states() {
         for list in ["Retry", "Catch"] {
             for rule in definition[list].as_array().into_iter().flatten() {
                 for name in definition::strings(&rule["ErrorEquals"]) {
                     assert!(Error::NAMES.contains(&name) || OF_AWS.contains(&name), "{state}: {name}");
+                    named.insert(name.to_owned());
                 }
             }
         }
+    }
+    for name in OF_AWS {
+        assert!(named.contains(name), "{name} is listed here, and no state machine names it");
     }
 }
 

@@ -39,6 +39,7 @@ fn target() -> Value {
 /// As ResolveImage answers; [`the_sample_is_a_resolution`] holds it to that.
 fn resolution() -> Value {
     json!({
+        "execution": "nightly-1-0123abcd",
         "source": { "accountId": "111111111111", "region": "eu-west-1" },
         "image": {
             "imageId": "ami-0123456789abcdef0",
@@ -67,6 +68,10 @@ fn failure() -> Value {
     json!({ "state": "LaunchInstance", "error": "LaunchFailed", "cause": "it did" })
 }
 
+fn kept() -> Value {
+    json!({ "accountId": "222222222222", "imageId": "ami-0123456789abcdef2" })
+}
+
 /// Every variable of the definitions, and what Step Functions brings along.
 fn variables() -> Value {
     json!({
@@ -75,6 +80,8 @@ fn variables() -> Value {
         "results": [],
         "failure": null,
         "left": [],
+        "kept": [kept()],
+        "undo": { "keyChanges": resolution()["keyChanges"].clone(), "targets": [target()] },
         "superseded": { "arn:aws:kms:eu-west-1:111111111111:key/1234": [{ "digest": "00ff", "replacedAt": 1_700_000_000 }] },
         "target": target(),
         "undoTarget": target(),
@@ -90,7 +97,11 @@ fn variables() -> Value {
         "states": {
             "input": target(),
             "context": {
-                "Execution": { "Name": "nightly-1" },
+                "Execution": {
+                    "Name": "nightly-1",
+                    "Id": "arn:aws:states:eu-west-1:333333333333:execution:share-ami:nightly-1",
+                    "StartTime": "2026-11-24T03:00:00.000Z"
+                },
                 "State": { "Name": "LaunchInstance", "EnteredTime": "2026-11-24T03:01:00.000Z", "RetryCount": 1 }
             },
             "errorOutput": { "Error": "LaunchFailed", "Cause": "it did" }
@@ -98,15 +109,18 @@ fn variables() -> Value {
     })
 }
 
-/// Replaces every expression in `value`: all that is passed on are paths, `{% $a.b %}`, and
-/// comparisons with true.
+/// Replaces every expression in `value`: all that is passed on are paths, `{% $a.b %}`, comparisons
+/// with true, and paths that may lead nowhere, `{% $exists($a.b) ? $a.b : '' %}`.
 fn evaluate(value: &Value, variables: &Value) -> Value {
     match value {
         Value::String(text) if text.starts_with("{%") => {
             let expression = text.trim_start_matches("{%").trim_end_matches("%}").trim();
-            match expression.strip_suffix(" = true") {
-                Some(path) => json!(look_up(path, variables) == true),
-                None => look_up(expression, variables),
+            if let Some(path) = expression.strip_suffix(" = true") {
+                json!(look_up(path, variables) == true)
+            } else if let Some((_, path)) = expression.split_once(") ? ") {
+                look_up(path.trim_end_matches(" : ''"), variables)
+            } else {
+                look_up(expression, variables)
             }
         }
         Value::Array(items) => items.iter().map(|item| evaluate(item, variables)).collect(),
@@ -201,7 +215,7 @@ fn report_takes_what_a_catch_remembers() {
 fn report_takes_what_undo_share_says_of_the_execution() {
     let mut variables = variables();
     let assign = definition::undo_share().state("CheckRecord")["Choices"][0]["Assign"].clone();
-    for name in ["results", "left"] {
+    for name in ["results", "left", "kept"] {
         variables[name] = assign[name].clone();
     }
     let fields = assign["failure"].as_object().unwrap().keys();
@@ -227,7 +241,9 @@ fn report_takes_what_an_undo_could_not_take_back() {
     let mut seen = 0;
     for (name, task) in definition::machines().iter().flat_map(Machine::states) {
         for text in definition::strings(&task["Catch"][0]["Assign"]) {
-            let Some((_, object)) = text.split_once("{'") else { continue };
+            let Some((_, object)) = text.split_once("{'").filter(|_| text.contains("$states.errorOutput")) else {
+                continue;
+            };
             let mut left = json!({});
             for field in format!("{{'{object}").split('\'').skip(1).step_by(2) {
                 left[field] = if field == "accountId" { json!("222222222222") } else { json!(name) };
@@ -255,13 +271,18 @@ fn every_answer_has_what_its_state_reads() {
     let instance_id = InstanceId::parse("i-0123456789abcdef0").unwrap();
     let key_policies = || share_key::Output { written: vec![], superseded: share_key::Superseded::default() };
     let answers = [
+        ("ResolveImage", resolution()),
         ("ShareKey", json(key_policies())),
         ("UndoShareKey", json(key_policies())),
+        ("ResolveUndo", json(resolve_undo::Output { targets: vec![], key_changes: vec![], kept: vec![] })),
         ("GrantPrincipals", json(grant_principals::Output { granted: vec![], settle_seconds: 10 })),
         ("CopyImage", json(copy_image::Output { copy_id: image_id })),
-        ("DescribeCopy", json(describe_copy::Output { state: describe_copy::State::Available })),
+        ("DescribeCopy", json(describe_copy::Output { state: describe_copy::State::Available, wait_seconds: 30 })),
         ("LaunchInstance", json(launch_instance::Output { instance_id })),
-        ("DescribeInstance", json(describe_instance::Output { state: describe_instance::State::Running })),
+        (
+            "DescribeInstance",
+            json(describe_instance::Output { state: describe_instance::State::Running, wait_seconds: 10 }),
+        ),
         ("VerifyVolumes", json(verify_volumes::Output { volumes: vec![] })),
     ];
     for (name, task) in definition::machines().iter().flat_map(Machine::tasks) {

@@ -211,7 +211,7 @@ fn the_policies_that_functions_share_allow_the_one_role() {
         assert_eq!(statements[0]["Action"], "sts:AssumeRole");
         let expected = json!({ "Fn::Sub": format!("arn:${{AWS::Partition}}:iam::*:role/${{{role}RoleName}}") });
         assert_eq!(statements[0]["Resource"], expected);
-        let limited = !statements[0]["Condition"]["StringEqualsIfExists"]["aws:ResourceAccount"].is_null();
+        let limited = !statements[0]["Condition"]["StringEquals"]["aws:ResourceAccount"].is_null();
         assert_eq!(limited, role != "Source", "the allow-list limits where {role} is assumed");
     }
 }

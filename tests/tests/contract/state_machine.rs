@@ -91,7 +91,9 @@ fn every_machine_and_every_task_ends_in_time() {
 fn every_task_has_a_payload_of_its_own() {
     for (name, state) in definition::all_tasks() {
         let payload = state["Arguments"]["Payload"].as_object().unwrap_or_else(|| panic!("{name} has no Payload"));
-        assert!(payload.contains_key("execution"), "{name} does not say which execution it works for");
+        // ResolveImage makes the name that the others are given.
+        let field = if name.ends_with("ResolveImage") { "id" } else { "execution" };
+        assert!(payload.contains_key(field), "{name} does not say which execution it works for");
     }
 }
 
@@ -173,17 +175,25 @@ fn a_step_that_fails_is_undone_first() {
         let undo = format!("Undo{name}");
         if machine.states.contains_key(&undo) {
             let caught = state["Catch"][0]["Next"].as_str().unwrap();
-            assert_eq!(first_undo(&machine, caught), undo, "{name}");
+            assert_eq!(first_undo(&machine, caught, name), undo, "{name}");
         }
     }
 }
 
-/// The first undo at or after `state`: before the keys' stands their lock.
-fn first_undo(machine: &Scope, state: &str) -> String {
+/// The first undo at or after `state`, where `failed` is the state that failed: before the keys'
+/// stands their lock.
+fn first_undo(machine: &Scope, state: &str, failed: &str) -> String {
     let mut name = state.to_owned();
     while !is_undo(&name) {
         let state = &machine.states[&name];
-        let next = state["Next"].as_str().or(state["Choices"][0]["Next"].as_str());
+        let next = if name == "ChooseUndo" {
+            let after_this = format!("{{% $failure.state = '{failed}' %}}");
+            let mut choices = state["Choices"].as_array().into_iter().flatten();
+            choices.find(|choice| choice["Condition"] == after_this).map_or(&state["Default"], |choice| &choice["Next"])
+        } else {
+            [&state["Next"], &state["Choices"][0]["Next"]].into_iter().find(|next| next.is_string()).unwrap_or(state)
+        };
+        let next = next.as_str();
         name = next.unwrap_or_else(|| panic!("{name} does not lead to an undo")).to_owned();
     }
     name
@@ -203,13 +213,31 @@ fn an_undo_that_fails_is_remembered_and_the_next_one_runs() {
 fn both_machines_undo_the_same_way() {
     let chain = |machine: &Machine| {
         let states = machine.whole["States"].as_object().unwrap().clone();
-        let chain = states.into_iter().skip_while(|(name, _)| name != "UndoTargets");
+        let chain = states.into_iter().skip_while(|(name, _)| name != "ResolveUndo");
         chain.take_while(|(name, _)| name != "Report").collect::<Vec<_>>()
     };
     let (share_ami, undo_share) = (chain(&share_ami()), chain(&undo_share()));
     assert!(share_ami.len() >= 7, "{share_ami:?}");
     assert!(share_ami.iter().any(|(name, _)| name == "UnlockUndoneKeys"), "{share_ami:?}");
     assert_eq!(share_ami, undo_share);
+}
+
+/// What other images have come to need is known before anything is taken back, and stays.
+#[test]
+fn nothing_is_taken_back_but_what_resolve_undo_leaves() {
+    for machine in machines() {
+        let (own, _) = split(&machine);
+        let chain: Vec<&String> = own.states.keys().skip_while(|name| *name != "ResolveUndo").collect();
+        let chain: Set = chain.into_iter().take_while(|name| *name != "Report").cloned().collect();
+        assert!(own.states.keys().filter(|name| is_undo(name)).all(|name| chain.contains(name)), "{chain:?}");
+        for (name, state) in own.states.iter().filter(|(name, _)| !chain.contains(*name)) {
+            for next in definition::transitions(state).iter().filter(|next| chain.contains(*next)) {
+                assert_eq!(next, "ResolveUndo", "{}: {name} goes past it", machine.path);
+            }
+        }
+        assert_eq!(own.states["UndoTargets"]["Items"], "{% $undo.targets %}");
+        assert_eq!(own.states["UndoShareKey"]["Arguments"]["Payload"]["keys"], "{% $undo.keyChanges %}");
+    }
 }
 
 /// A key policy is written as a whole and has no version.
@@ -231,7 +259,8 @@ fn key_policies_are_written_only_under_the_lock() {
             assert_eq!(own.states[lock]["Next"], writer);
             assert_eq!(state["Next"], unlock);
             let caught = state["Catch"][0]["Next"].as_str().unwrap();
-            assert!(caught == unlock || first_undo(&own, caught) == "UndoShareKey", "{writer} keeps the lock");
+            let unlocked = caught == unlock || first_undo(&own, caught, writer) == "UndoShareKey";
+            assert!(unlocked, "{writer} keeps the lock");
         }
     }
 }
@@ -263,9 +292,9 @@ fn both_machines_mean_the_same_records() {
         (arguments["id"]["S"].as_str().unwrap().to_owned(), arguments["part"]["S"].as_str().unwrap().to_owned())
     };
     let (id, part) = key(&share_ami, "RecordShare", "Item");
-    let recalled = (id.replace("$execution", "$states.input.detail.name"), part.clone());
-    assert_eq!(key(&undo_share, "RecallShare", "Key"), recalled);
-    assert_eq!(key(&undo_share, "ForgetShare", "Key"), (id, part));
+    let of = |arn: &str| (id.replace("$states.context.Execution.Id", arn), part.clone());
+    assert_eq!(key(&undo_share, "RecallShare", "Key"), of("$states.input.detail.executionArn"));
+    assert_eq!(key(&undo_share, "ForgetShare", "Key"), of("$executionArn"));
     assert_eq!(key(&share_ami, "RecordTarget", "Item"), key(&share_ami, "ForgetTarget", "Key"));
     let lock = key(&share_ami, "LockKeys", "Key");
     for state in ["UnlockKeys", "LockKeysToUndo", "UnlockUndoneKeys"] {
@@ -319,7 +348,8 @@ fn check_variables(scope: &Scope, known: &Set) {
     }
 }
 
-/// The names after `$` in an expression, but for those of functions that it calls.
+/// The names after `$` in an expression, but for those of functions that it calls; a `$` alone is the
+/// item at hand.
 fn variables(text: &str) -> Vec<String> {
     if !text.starts_with("{%") {
         return vec![];
@@ -328,7 +358,7 @@ fn variables(text: &str) -> Vec<String> {
         .skip(1)
         .filter_map(|rest| {
             let name: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
-            (!rest[name.len()..].starts_with('(')).then_some(name)
+            (!name.is_empty() && !rest[name.len()..].starts_with('(')).then_some(name)
         })
         .collect()
 }

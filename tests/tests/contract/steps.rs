@@ -26,6 +26,7 @@ pub(crate) fn steps() -> Vec<Step> {
     vec![
         step("ResolveImage", resolve_image::ACTIONS, resolve_image::resolve_image),
         step("ShareKey", share_key::ACTIONS, share_key::share_key),
+        step("ResolveUndo", resolve_undo::ACTIONS, resolve_undo::resolve_undo),
         step("UndoShareKey", share_key::UNDO_ACTIONS, share_key::undo_share_key),
         step("ShareSnapshots", share_snapshots::ACTIONS, share_snapshots::share_snapshots),
         step("UndoShareSnapshots", share_snapshots::UNDO_ACTIONS, share_snapshots::undo_share_snapshots),

@@ -1,10 +1,15 @@
 //! Whole executions, as they are deployed: what each leaves behind in every account, and every
 //! call it makes on the way.
 
+mod actions;
 mod again;
 mod foreign;
+mod lost_replies;
 mod modes;
 mod refused;
+#[path = "../contract/steps.rs"]
+#[expect(dead_code, reason = "the contract tests look at more of a step than its actions")]
+mod steps;
 mod targets;
 mod undo;
 

@@ -1,0 +1,65 @@
+//! How long to wait between two looks at what takes its time.
+//!
+//! An execution's history ends at 25,000 events (Step Functions service quotas), and then the
+//! execution fails without a Catch. One look is nine events, so what takes long is looked at seldom.
+
+/// Events of one look: Wait 2, Task 5, Choice 2.
+pub const EVENTS_PER_LOOK: u64 = 9;
+
+/// How often to look, and for how long at most. All in seconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Polling {
+    pub shortest: u64,
+    pub longest: u64,
+    /// After this it is overdue: the step that looks gives up.
+    pub patience: u64,
+}
+
+/// An instance runs, or dies, within a minute or two.
+pub const INSTANCE: Polling = Polling { shortest: 10, longest: 60, patience: 10 * 60 };
+
+/// A copy under another key is a full copy; of terabytes it takes hours.
+pub const COPY: Polling = Polling { shortest: 30, longest: 15 * 60, patience: 12 * 60 * 60 };
+
+impl Polling {
+    /// The next wait, for what has taken `age` so far: a fifth of it.
+    pub fn wait(self, age: u64) -> u64 {
+        (age / 5).clamp(self.shortest, self.longest)
+    }
+
+    /// The most looks before it is overdue.
+    pub fn looks(self) -> u64 {
+        let (mut age, mut looks) = (0, 0);
+        while age <= self.patience {
+            age += self.wait(age);
+            looks += 1;
+        }
+        looks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{MAX_COPIES, MAX_TARGETS};
+
+    #[test]
+    fn waits_grow_with_the_time_it_takes() {
+        assert_eq!(COPY.wait(0), 30);
+        assert_eq!(COPY.wait(3600), 720);
+        assert_eq!(COPY.wait(40_000), 900);
+    }
+
+    #[test]
+    fn the_largest_request_fits_into_the_history_at_its_slowest() {
+        const HISTORY: u64 = 25_000;
+        // Entering and leaving a target's other states, at most two retries each, and the undo.
+        const OTHER_EVENTS: u64 = 150;
+        const OUTER_EVENTS: u64 = 300;
+        let (targets, copies) = (MAX_TARGETS as u64, MAX_COPIES as u64);
+        let launches = targets * (OTHER_EVENTS + INSTANCE.looks() * EVENTS_PER_LOOK);
+        assert!(OUTER_EVENTS + launches < HISTORY, "{launches}");
+        let copied = copies * (OTHER_EVENTS + (COPY.looks() + INSTANCE.looks()) * EVENTS_PER_LOOK);
+        assert!(OUTER_EVENTS + copied < HISTORY, "{copied}");
+    }
+}

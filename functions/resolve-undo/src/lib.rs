@@ -1,0 +1,228 @@
+//! ResolveUndo: looks which of the changes that are to be taken back other images have come to need.
+//! It changes nothing; the undos after it take back only what it leaves.
+//!
+//! Keys and principals are shared between images. Another execution may have found there what this
+//! one added, and have relied on it.
+
+mod images;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ami_share_core::{
+    Error, Hub,
+    hub::Actions,
+    ids::{AccountId, ExecutionName, ImageId, KeyArn},
+    share::{Image, Kept, KeyChange, Source, Target},
+};
+use serde::{Deserialize, Serialize};
+
+pub const ACTIONS: Actions =
+    Actions { source: &[images::DESCRIBE_IMAGES, images::DESCRIBE_SNAPSHOTS], target: &[], launcher: &[] };
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Input {
+    pub execution: ExecutionName,
+    pub source: Source,
+    /// The image whose share is taken back.
+    pub image: Image,
+    pub targets: Vec<Target>,
+    pub key_changes: Vec<KeyChange>,
+}
+
+/// What is to be taken back: the input's lists, without what other images need.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Output {
+    pub targets: Vec<Target>,
+    pub key_changes: Vec<KeyChange>,
+    pub kept: Vec<Kept>,
+}
+
+/// For each account, the keys of the source account under other images that it can launch, each with
+/// one of these images.
+type Needs = BTreeMap<AccountId, BTreeMap<KeyArn, ImageId>>;
+
+/// Asks the source account for the other images that each target can launch, and for the keys under
+/// them: one call for each target that something of its keys or principals would be taken from, and
+/// one for each 200 snapshots.
+///
+/// # Errors
+/// [`Error::NotYetVisible`] when an image goes while it is looked at; whatever AWS answers.
+#[tracing::instrument(skip_all, fields(execution = %input.execution, image = %input.image.image_id))]
+pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
+    let accounts = concerned(&input);
+    if accounts.is_empty() {
+        return Ok(narrowed(input, &Needs::new()));
+    }
+    let source = &input.source;
+    let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS.source).await?;
+    let needs = images::needs(&aws_sdk_ec2::Client::new(&config), source, &input.image.image_id, accounts).await?;
+    let output = narrowed(input, &needs);
+    for Kept { account_id, image_id } in &output.kept {
+        tracing::info!(account = %account_id, needed_by = %image_id, "access is kept");
+    }
+    Ok(output)
+}
+
+/// Accounts that a key's policy would lose, or whose principals would lose a policy.
+fn concerned(input: &Input) -> BTreeSet<AccountId> {
+    let losing = input.targets.iter().filter(|target| !target.principal_changes.is_empty());
+    let named = input.key_changes.iter().flat_map(|change| &change.account_ids);
+    losing.map(|target| &target.account_id).chain(named).cloned().collect()
+}
+
+fn narrowed(input: Input, needs: &Needs) -> Output {
+    let none = BTreeMap::new();
+    let needed = |account: &AccountId| needs.get(account).unwrap_or(&none);
+    let mut kept: BTreeMap<AccountId, ImageId> = BTreeMap::new();
+
+    let mut key_changes = input.key_changes;
+    for KeyChange { key_arn, account_ids } in &mut key_changes {
+        account_ids.retain(|account| {
+            let image = needed(account).get(key_arn);
+            kept.extend(image.map(|image| (account.clone(), image.clone())));
+            image.is_none()
+        });
+    }
+    key_changes.retain(|change| !change.account_ids.is_empty());
+
+    let mut targets = input.targets;
+    for Target { account_id, principal_changes, .. } in &mut targets {
+        let needed = needed(account_id);
+        principal_changes.retain_mut(|change| {
+            if change.key_arns.is_empty() {
+                // The managed policy is for every key of the source account.
+                kept.extend(needed.values().next().map(|image| (account_id.clone(), image.clone())));
+                return needed.is_empty();
+            }
+            change.key_arns.retain(|key| {
+                kept.extend(needed.get(key).map(|image| (account_id.clone(), image.clone())));
+                !needed.contains_key(key)
+            });
+            !change.key_arns.is_empty()
+        });
+    }
+    let kept = kept.into_iter().map(|(account_id, image_id)| Kept { account_id, image_id }).collect();
+    Output { targets, key_changes, kept }
+}
+
+#[cfg(test)]
+mod tests {
+    use ami_share_core::{
+        ids::{PrincipalArn, Region},
+        share::{Launch, Mode, PrincipalChange, SourceChanges},
+    };
+
+    use super::*;
+
+    fn account(digit: u8) -> AccountId {
+        AccountId::parse(digit.to_string().repeat(12)).unwrap()
+    }
+
+    fn key(id: u8) -> KeyArn {
+        KeyArn::parse(format!("arn:aws:kms:eu-west-1:111111111111:key/{id}")).unwrap()
+    }
+
+    fn other_image() -> ImageId {
+        ImageId::parse("ami-0000000b").unwrap()
+    }
+
+    /// Two targets, each with one principal, and two keys that both were added to.
+    fn input(inline: &[KeyArn]) -> Input {
+        let target = |digit: u8| Target {
+            account_id: account(digit),
+            principal_changes: vec![PrincipalChange {
+                principal: PrincipalArn::parse(format!("arn:aws:iam::{}:role/app", account(digit))).unwrap(),
+                key_arns: inline.to_vec(),
+            }],
+            source_changes: SourceChanges::default(),
+            mode: Mode::None,
+            kms_key_id: None,
+            copy_id: None,
+            launch: Launch::default(),
+        };
+        let change = |id: u8| KeyChange { key_arn: key(id), account_ids: vec![account(2), account(3)] };
+        Input {
+            execution: ExecutionName::parse("e").unwrap(),
+            source: Source { account_id: account(1), region: Region::parse("eu-west-1").unwrap() },
+            image: Image {
+                image_id: ImageId::parse("ami-0000000a").unwrap(),
+                name: "web".to_owned(),
+                architecture: "x86_64".to_owned(),
+                volumes: vec![],
+            },
+            targets: vec![target(2), target(3)],
+            key_changes: vec![change(1), change(2)],
+        }
+    }
+
+    fn needs(account_id: AccountId, keys: &[KeyArn]) -> Needs {
+        Needs::from([(account_id, keys.iter().map(|key| (key.clone(), other_image())).collect())])
+    }
+
+    /// The keys that each account would be taken out of.
+    fn losing(output: &Output, account: &AccountId) -> Vec<KeyArn> {
+        let changes = output.key_changes.iter().filter(|change| change.account_ids.contains(account));
+        changes.map(|change| change.key_arn.clone()).collect()
+    }
+
+    #[test]
+    fn without_another_image_everything_is_taken_back() {
+        let output = narrowed(input(&[]), &Needs::new());
+        assert_eq!(output.key_changes, input(&[]).key_changes);
+        assert_eq!(output.targets, input(&[]).targets);
+        assert_eq!(output.kept, []);
+    }
+
+    #[test]
+    fn an_account_stays_in_the_policies_of_the_keys_that_another_image_is_under() {
+        let output = narrowed(input(&[]), &needs(account(2), &[key(1)]));
+        assert_eq!(losing(&output, &account(2)), [key(2)]);
+        assert_eq!(losing(&output, &account(3)), [key(1), key(2)]);
+        assert_eq!(output.kept, [Kept { account_id: account(2), image_id: other_image() }]);
+    }
+
+    #[test]
+    fn a_key_that_keeps_every_account_is_left_out() {
+        let mut needs = needs(account(2), &[key(1)]);
+        needs.extend(self::needs(account(3), &[key(1)]));
+        let output = narrowed(input(&[]), &needs);
+        assert_eq!(output.key_changes.iter().map(|change| &change.key_arn).collect::<Vec<_>>(), [&key(2)]);
+        assert_eq!(output.kept.len(), 2);
+    }
+
+    #[test]
+    fn the_managed_policy_stays_for_whatever_key_another_image_is_under() {
+        let output = narrowed(input(&[]), &needs(account(2), &[key(9)]));
+        assert_eq!(output.targets[0].principal_changes, []);
+        assert_eq!(output.targets[1].principal_changes, input(&[]).targets[1].principal_changes);
+        assert_eq!(losing(&output, &account(2)), [key(1), key(2)]);
+        assert_eq!(output.kept, [Kept { account_id: account(2), image_id: other_image() }]);
+    }
+
+    #[test]
+    fn inline_policies_stay_for_the_keys_that_another_image_is_under() {
+        let output = narrowed(input(&[key(1), key(2)]), &needs(account(2), &[key(2), key(9)]));
+        assert_eq!(output.targets[0].principal_changes[0].key_arns, [key(1)]);
+        assert_eq!(output.targets[1].principal_changes[0].key_arns, [key(1), key(2)]);
+        let output = narrowed(input(&[key(1)]), &needs(account(2), &[key(1)]));
+        assert_eq!(output.targets[0].principal_changes, []);
+    }
+
+    #[test]
+    fn a_target_is_still_undone_when_it_keeps_its_access() {
+        let output = narrowed(input(&[]), &needs(account(2), &[key(1), key(2)]));
+        let accounts: Vec<&AccountId> = output.targets.iter().map(|target| &target.account_id).collect();
+        assert_eq!(accounts, [&account(2), &account(3)]);
+    }
+
+    #[test]
+    fn only_accounts_that_would_lose_something_are_looked_at() {
+        let mut input = input(&[]);
+        assert_eq!(concerned(&input), BTreeSet::from([account(2), account(3)]));
+        input.targets[0].principal_changes.clear();
+        input.key_changes.iter_mut().for_each(|change| change.account_ids.retain(|id| *id != account(2)));
+        assert_eq!(concerned(&input), BTreeSet::from([account(3)]));
+    }
+}

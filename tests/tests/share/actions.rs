@@ -1,0 +1,175 @@
+//! Each function calls exactly the actions that it names: what its session policies allow, and what
+//! the roles in `accounts/` are held to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ami_share_sandbox::{
+    ec2::LaunchPermission,
+    faults::{Fault, FaultKind, Hook, Matcher, RootCall, When},
+    journal::{Entry, Outcome},
+};
+use ami_share_tests::{HUB, REGION, Result, SOURCE, TARGET, deploy, local::Settings, seed};
+use serde_json::{Value, json};
+
+use crate::{Stage, image_mut, modes, steps::functions};
+
+/// A call: the function that made it, the account role that it made it as, and the action.
+type Call = (String, String, String);
+
+/// What the functions say that they call.
+fn named() -> BTreeSet<Call> {
+    let mut named = BTreeSet::new();
+    for (function, actions) in functions() {
+        for (role, actions) in [("Source", actions.source), ("Target", actions.target), ("Launcher", actions.launcher)]
+        {
+            named.extend(actions.iter().map(|action| (function.to_owned(), role.to_owned(), (*action).to_owned())));
+        }
+    }
+    named
+}
+
+/// The calls of the journal, but for those of functions to assume a role and of whoever is not
+/// ami-share, with whether each was allowed once.
+fn called(journal: &[Entry]) -> BTreeMap<Call, bool> {
+    let mut called: BTreeMap<Call, bool> = BTreeMap::new();
+    for entry in journal {
+        let function = entry.assumed_by.as_deref().and_then(function_of);
+        let Some(function) = function else { continue };
+        let role = entry.principal.rsplit_once("/AmiShare").map_or(entry.principal.as_str(), |(_, role)| role);
+        for action in entry.implied.iter().chain([&entry.action]) {
+            let allowed = called.entry((function.to_owned(), role.to_owned(), action.clone())).or_default();
+            *allowed |= entry.outcome != Outcome::Denied;
+        }
+    }
+    called
+}
+
+/// `ShareKey` for the ARN of the role AmiShareShareKeyFunctionRole.
+fn function_of(role: &str) -> Option<&str> {
+    role.strip_prefix(&format!("arn:aws:iam::{HUB}:role/AmiShare"))?.strip_suffix("FunctionRole")
+}
+
+/// Makes the proof die: its launcher loses the keys just before the launch.
+fn detach_before_launch() -> Hook {
+    Hook {
+        when: When::Before,
+        matcher: Matcher::action("ec2:RunInstances").in_account(TARGET),
+        skip: 0,
+        calls: vec![RootCall {
+            account: TARGET.to_owned(),
+            region: REGION.to_owned(),
+            service: "iam".to_owned(),
+            action: "DetachRolePolicy".to_owned(),
+            params: json!({
+                "RoleName": "AmiShareLauncher", "PolicyArn": format!("arn:aws:iam::{TARGET}:policy/AmiShareKeyAccess"),
+            }),
+        }],
+    }
+}
+
+/// Tells StartShare of the image, which asks for nothing.
+fn start_share(stage: &Stage) -> Result<()> {
+    let event = json!({
+        "version": "0", "id": "00000000-0000-0000-0000-000000000000", "source": "aws.ec2",
+        "detail-type": "EC2 AMI State Change", "account": SOURCE, "time": "2026-11-24T03:00:00Z", "region": REGION,
+        "resources": [], "detail": { "ImageId": stage.image.image_id, "State": "available" },
+    });
+    let output = deploy::aws(HUB, &stage.local.engine.endpoint())?
+        .args(["lambda", "invoke", "--function-name", &stage.local.hub.function("StartShareFunction")?])
+        .args(["--payload", &event.to_string(), "/dev/stdout"])
+        .output()?;
+    let answer = String::from_utf8_lossy(&output.stdout);
+    assert!(answer.contains("\"execution\":null") || answer.contains("\"execution\": null"), "{output:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
+    let mut stage = Stage::start(Settings { inline_policies: true, ..Settings::default() }).await?;
+    let sandbox = stage.local.sandbox.endpoint();
+    let (role, user) = (stage.target().principal.clone(), modes::user(&stage, "app-user").await?);
+    // These match none of the patterns that the target's owner gave.
+    let other_role = seed::role(&sandbox, TARGET, "other-role").await?;
+    let other_user = modes::user(&stage, "other-user").await?;
+    // It is made of the same keys.
+    let (root_key, data_key) = (&stage.image.volumes[0].key_arn, &stage.image.volumes[1].key_arn);
+    let other_image = seed::image_under(&sandbox, SOURCE, "other-image", root_key, data_key).await?;
+    stage.keep();
+    let copy = json!({ "mode": "copyImage", "kmsKeyId": "alias/app-volumes" });
+    let at_launch = json!({ "mode": "atLaunch", "kmsKeyId": "alias/app-volumes" });
+    let fault = |action: &str, kind: FaultKind| {
+        stage.local.sandbox.world().faults.add(Fault::once(Matcher::action(action).in_account(TARGET), kind));
+    };
+    let refused = || FaultKind::Error { code: "InternalRefusal".to_owned(), message: "No.".to_owned(), status: 400 };
+    let fails = || FaultKind::Fail { reason: "Client.InternalError".to_owned() };
+    type Trouble<'t> = Box<dyn Fn() + 't>;
+    let runs: [(&str, &str, Value, Value, &str, Trouble<'_>); 7] = [
+        ("copy", "attach", json!([role, user]), copy.clone(), "", Box::new(|| {})),
+        (
+            "failed-copy",
+            "inline",
+            json!([role, user]),
+            copy,
+            "CopyFailed",
+            Box::new(|| fault("ec2:CopyImage", fails())),
+        ),
+        (
+            "dead-instance",
+            "attach",
+            json!([role, user]),
+            at_launch,
+            "InstanceDied",
+            Box::new(|| stage.local.sandbox.world().faults.add_hook(detach_before_launch())),
+        ),
+        (
+            "running-instance",
+            "attach",
+            json!([]),
+            Value::Null,
+            "Aws",
+            Box::new(|| fault("ec2:DescribeVolumes", refused())),
+        ),
+        (
+            "needed-by-another-image",
+            "attach",
+            json!([]),
+            Value::Null,
+            "InstanceDied",
+            Box::new(|| {
+                fault("ec2:RunInstances", fails());
+                let target = LaunchPermission::Account(TARGET.to_owned());
+                image_mut(&mut stage.local.sandbox.world(), &other_image).permissions.insert(target);
+            }),
+        ),
+        ("not-attached", "attach", json!([other_role, other_user]), Value::Null, "AccessDenied", Box::new(|| {})),
+        ("not-inline", "inline", json!([other_role, other_user]), Value::Null, "AccessDenied", Box::new(|| {})),
+    ];
+    let mut journal = Vec::new();
+    for (name, access, principals, reencrypt, error, trouble) in runs {
+        stage.reset();
+        trouble();
+        let mut request = stage.request(json!({ "principals": principals, "reencrypt": reencrypt }));
+        request["principalAccess"] = json!(access);
+        let run = stage.run(name, &request).await?;
+        assert_eq!(run.error(), error, "{name}: {}", run.summary());
+        journal.extend(run.journal);
+    }
+    let seen = stage.local.sandbox.world().journal.last_seq();
+    start_share(&stage)?;
+    journal.extend(stage.local.sandbox.world().journal.since(seen).to_vec());
+
+    let by_session: Vec<&Entry> = journal
+        .iter()
+        .filter(|entry| entry.reason.as_deref().is_some_and(|reason| reason.contains("session policy")))
+        .collect();
+    assert!(by_session.is_empty(), "denied by a session policy: {by_session:#?}");
+    let (named, called) = (named(), called(&journal));
+    let not_named: Vec<&Call> = called.keys().filter(|call| !named.contains(*call)).collect();
+    let not_called: Vec<&Call> = named.iter().filter(|call| !called.contains_key(*call)).collect();
+    let never_allowed: Vec<&Call> = called.iter().filter(|(_, allowed)| !**allowed).map(|(call, _)| call).collect();
+    assert!(
+        not_named.is_empty() && not_called.is_empty() && never_allowed.is_empty(),
+        "called but not named: {not_named:#?}\nnamed but not called: {not_called:#?}\nnever allowed: {never_allowed:#?}"
+    );
+    Ok(())
+}
