@@ -64,7 +64,7 @@ fn cases() -> Result<Vec<Case>> {
     let machine: Value = serde_json::from_str(&text)?;
     let outer = machine["States"].as_object().ok_or("the machine has no states")?;
     let undo_chain: Vec<&String> =
-        outer.keys().skip_while(|name| *name != "UndoTargets").take_while(|name| *name != "Report").collect();
+        outer.keys().skip_while(|name| *name != "ResolveUndo").take_while(|name| *name != "Report").collect();
     let mut cases = Vec::new();
     for (name, state) in outer {
         let inner = state["ItemProcessor"]["States"].as_object().into_iter().flatten();

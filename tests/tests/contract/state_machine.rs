@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     Set,
@@ -108,7 +108,7 @@ fn every_task_is_retried_with_jitter_and_a_longest_delay() {
         for retrier in retriers {
             assert_eq!(retrier["JitterStrategy"], "FULL", "{name}");
             assert!(retrier["MaxDelaySeconds"].as_u64().is_some_and(|seconds| seconds <= 60), "{name}");
-            let waits = retrier["ErrorEquals"] == serde_json::json!([LOCKED]);
+            let waits = retrier["ErrorEquals"] == json!([LOCKED]);
             assert!(waits || retrier["MaxAttempts"].as_u64().is_some_and(|attempts| attempts <= 10), "{name}");
         }
     }
@@ -265,6 +265,22 @@ fn key_policies_are_written_only_under_the_lock() {
     }
 }
 
+/// An undo takes the lock over from the execution that it undoes, and from nobody else: not even from
+/// another undo of the same one.
+#[test]
+fn each_execution_holds_the_lock_in_its_own_name() {
+    let taken = share_ami().state("ResolveImage")["Assign"].clone();
+    assert_eq!(taken["holder"], taken["execution"]);
+    let undone = undo_share().state("CheckRecord")["Choices"][0]["Assign"].clone();
+    assert_eq!(undone["holder"], "{% $states.context.Execution.Id %}");
+    for (name, state) in machines().iter().flat_map(|machine| machine.calls("dynamodb:updateItem")) {
+        let values = &state["Arguments"]["ExpressionAttributeValues"];
+        assert_eq!(values[":me"]["S"], "{% $holder %}", "{name}");
+        let taken_over = if name == "LockKeysToUndo" { json!("{% $execution %}") } else { Value::Null };
+        assert_eq!(values[":execution"]["S"], taken_over, "{name}");
+    }
+}
+
 /// Who waits must outlive a holder that died: the delays between the attempts are on average half
 /// of the longest (full jitter).
 #[test]
@@ -276,7 +292,7 @@ fn whoever_waits_for_the_lock_waits_longer_than_a_lease() {
         let until = state["Arguments"]["ExpressionAttributeValues"][":until"]["N"].as_str().unwrap();
         let lease: u64 = until.split_once("$millis() + ").unwrap().1.split_once(')').unwrap().0.parse().unwrap();
         let wait = &state["Retry"][0];
-        assert_eq!(wait["ErrorEquals"], serde_json::json!([LOCKED]));
+        assert_eq!(wait["ErrorEquals"], json!([LOCKED]));
         let number = |field: &str| wait[field].as_u64().unwrap();
         let waited = number("MaxAttempts") * number("MaxDelaySeconds") * 1000 / 2;
         assert!(waited > lease, "{}: {name} waits {waited} ms for a lease of {lease} ms", machine.path);
