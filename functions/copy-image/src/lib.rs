@@ -4,7 +4,7 @@ mod undo;
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::{Actions, client_token},
+    hub::{Actions, client_token, making_encrypted},
     ids::{ExecutionName, ImageId},
     share::{EXECUTION_TAG, Image, KEY_TAG, SOURCE_IMAGE_TAG, Source, Target},
 };
@@ -16,23 +16,9 @@ use aws_sdk_ec2::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use undo::{UNDO_ACTIONS, UndoInput, UndoOutput, undo_copy_image};
+pub use undo::{UNDO_ACTIONS, UndoOutput, undo_copy_image};
 
-/// The KMS actions are EC2's, in the launcher's name: on the source account's keys and the target's.
-pub const ACTIONS: Actions = Actions {
-    source: &[],
-    target: &[],
-    launcher: &[
-        COPY,
-        "ec2:CreateTags",
-        "kms:DescribeKey",
-        "kms:CreateGrant",
-        "kms:Decrypt",
-        "kms:ReEncryptFrom",
-        "kms:ReEncryptTo",
-        "kms:GenerateDataKeyWithoutPlaintext",
-    ],
-};
+pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &making_encrypted(COPY) };
 
 const COPY: &str = "ec2:CopyImage";
 

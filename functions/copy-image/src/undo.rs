@@ -4,14 +4,14 @@ use ami_share_core::{
     Error, Hub, aws,
     hub::Actions,
     ids::ExecutionName,
-    share::{EXECUTION_TAG, Source, Target},
+    share::{EXECUTION_TAG, UndoInput},
 };
 use aws_sdk_ec2::{
     Client,
     error::ProvideErrorMetadata,
     types::{Filter, Tag},
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 pub const UNDO_ACTIONS: Actions =
     Actions { source: &[], target: &[], launcher: &[DESCRIBE_IMAGES, DEREGISTER, DESCRIBE_SNAPSHOTS, DELETE] };
@@ -20,14 +20,6 @@ const DESCRIBE_IMAGES: &str = "ec2:DescribeImages";
 const DEREGISTER: &str = "ec2:DeregisterImage";
 const DESCRIBE_SNAPSHOTS: &str = "ec2:DescribeSnapshots";
 const DELETE: &str = "ec2:DeleteSnapshot";
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct UndoInput {
-    pub execution: ExecutionName,
-    pub source: Source,
-    pub target: Target,
-}
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -255,7 +255,7 @@ fn strings(value: &Value) -> Vec<&str> {
 
 #[cfg(test)]
 mod tests {
-    use ami_share_core::key_policy::KeyPolicy;
+    use ami_share_core::{hub::SOURCE_KEY_ACTIONS, key_policy::KeyPolicy};
 
     use super::*;
 
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_shared_key_allows_all_that_a_launch_needs() {
-        for action in crate::SOURCE_KEY_ACTIONS {
+        for action in SOURCE_KEY_ACTIONS {
             assert_eq!(verdict(&statements(&shared()), action), Verdict::Allowed(Through::Account), "{action}");
         }
     }
@@ -316,7 +316,7 @@ mod tests {
         {
             let mut policy = shared();
             policy["Statement"][1]["Action"].as_array_mut().unwrap().remove(index);
-            for action in crate::SOURCE_KEY_ACTIONS {
+            for action in SOURCE_KEY_ACTIONS {
                 let refused = matches!(verdict(&statements(&policy), action), Verdict::Refused(_));
                 assert_eq!(refused, action == gone, "{action} without {gone}");
             }

@@ -17,21 +17,6 @@ use ami_share_core::{
 };
 use aws_config::SdkConfig;
 
-/// What EC2 must be allowed on a key that a snapshot is encrypted with.
-pub const SOURCE_KEY_ACTIONS: [&str; 5] =
-    ["kms:DescribeKey", "kms:CreateGrant", "kms:Decrypt", "kms:ReEncryptFrom", "kms:GenerateDataKeyWithoutPlaintext"];
-
-/// What EC2 must be allowed on the target's own key, which volumes are put under and copies are
-/// read from.
-pub const OWN_KEY_ACTIONS: [&str; 6] = [
-    "kms:DescribeKey",
-    "kms:CreateGrant",
-    "kms:Decrypt",
-    "kms:ReEncryptFrom",
-    "kms:ReEncryptTo",
-    "kms:GenerateDataKeyWithoutPlaintext",
-];
-
 /// What [`explain_launch`] calls; its launcher actions must be among those of the session it is given.
 pub const LAUNCH_ACTIONS: Actions = Actions {
     source: &["ec2:DescribeImageAttribute", "kms:DescribeKey", "kms:GetKeyPolicy"],

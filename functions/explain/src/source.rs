@@ -1,13 +1,13 @@
 //! What the source account says: permissions on the image and its snapshots, state and policy of
 //! each key.
 
-use ami_share_core::{Error, aws, ids::KeyArn};
+use ami_share_core::{Error, aws, hub::SOURCE_KEY_ACTIONS, ids::KeyArn};
 use aws_config::SdkConfig;
 use aws_sdk_ec2::types::{ImageAttributeName, PermissionGroup, SnapshotAttributeName};
 use aws_sdk_kms::types::KeyState;
 
 use crate::{
-    Attempt, Findings, SNAPSHOT_ATTRIBUTE, SOURCE_KEY_ACTIONS, grouped,
+    Attempt, Findings, SNAPSHOT_ATTRIBUTE, grouped,
     key_access::{Call, Through, Verdict, judge},
 };
 

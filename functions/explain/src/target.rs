@@ -2,13 +2,14 @@
 
 use ami_share_core::{
     Error, aws,
+    hub::{OWN_KEY_ACTIONS, SOURCE_KEY_ACTIONS},
     ids::{KeyArn, PrincipalArn},
 };
 use aws_sdk_iam::types::{ContextEntry, ContextKeyTypeEnum, EvaluationResult, PolicyEvaluationDecisionType};
 use aws_sdk_kms::{error::ProvideErrorMetadata, types::KeySpec};
 
 use crate::{
-    Attempt, Findings, LAUNCH_ACTIONS, OWN_KEY_ACTIONS, SOURCE_KEY_ACTIONS, by_clause, grouped,
+    Attempt, Findings, LAUNCH_ACTIONS, by_clause, grouped,
     key_access::Call,
     source::{policy_findings, state_problem},
 };

@@ -4,7 +4,7 @@ mod undo;
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::{Actions, client_token},
+    hub::{Actions, client_token, making_encrypted},
     ids::{AccountId, ExecutionName, ImageId, InstanceId},
     share::{EXECUTION_TAG, Image, Mode, SOURCE_IMAGE_TAG, Source, Target},
 };
@@ -16,24 +16,9 @@ use aws_sdk_ec2::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use undo::{UNDO_ACTIONS, UndoInput, UndoOutput, undo_launch_instance};
+pub use undo::{UNDO_ACTIONS, UndoOutput, undo_launch_instance};
 
-/// The KMS actions are EC2's, in the launcher's name: on the keys of the image's snapshots and on
-/// the key that the volumes are put under.
-pub const ACTIONS: Actions = Actions {
-    source: &[],
-    target: &[],
-    launcher: &[
-        RUN,
-        "ec2:CreateTags",
-        "kms:DescribeKey",
-        "kms:CreateGrant",
-        "kms:Decrypt",
-        "kms:ReEncryptFrom",
-        "kms:ReEncryptTo",
-        "kms:GenerateDataKeyWithoutPlaintext",
-    ],
-};
+pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &making_encrypted(RUN) };
 
 const RUN: &str = "ec2:RunInstances";
 

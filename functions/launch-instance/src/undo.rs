@@ -1,17 +1,12 @@
 //! UndoLaunchInstance: terminates the instance that this execution launched.
 
-use ami_share_core::{
-    Error, Hub, aws,
-    hub::Actions,
-    ids::ExecutionName,
-    share::{Source, Target},
-};
+use ami_share_core::{Error, Hub, aws, hub::Actions, share::UndoInput};
 use aws_sdk_ec2::{
     Client,
     error::ProvideErrorMetadata,
     types::{Filter, Instance, InstanceStateName},
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::token;
 
@@ -19,14 +14,6 @@ pub const UNDO_ACTIONS: Actions = Actions { source: &[], target: &[], launcher: 
 
 const DESCRIBE: &str = "ec2:DescribeInstances";
 const TERMINATE: &str = "ec2:TerminateInstances";
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct UndoInput {
-    pub execution: ExecutionName,
-    pub source: Source,
-    pub target: Target,
-}
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -37,6 +24,10 @@ pub struct UndoOutput {
 
 /// Finds the instance by its client token, which is known even when the answer of the launch was
 /// lost, and terminates it. None, or one that is gone already, is as good as terminated.
+///
+/// For some seconds after a launch whose answer was lost, EC2 may list no such instance. They have
+/// passed: share-ami tries the launch again, with the same token, before it gives up, and undo-share
+/// begins with a wait.
 ///
 /// # Errors
 /// [`Error::AccessDenied`], and whatever else EC2 refuses with.

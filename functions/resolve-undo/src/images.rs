@@ -50,9 +50,9 @@ pub(crate) async fn needs(
 }
 
 /// The images of the source account, other than `this_image`, that `account` has a launch permission
-/// of its own for. The API does not name images that are public, or shared with an organization, when
-/// it is asked for somebody else's account ("ExecutableBy", EC2 API reference, DescribeImages); of the
-/// source account itself all images are its own, and none depends on what is taken back.
+/// of its own for. Asked for an account that is not the caller's, EC2 names no image that is shared
+/// with the account's organization or unit only ("ExecutableBy", EC2 API reference, DescribeImages),
+/// nor one that is public, which no encrypted image can be.
 async fn launchable(
     ec2: &Client,
     source: &Source,

@@ -136,6 +136,7 @@ async fn ten_targets_take_no_more_calls_in_the_source_account_than_one() -> Resu
     let accounts: Vec<String> = (0..10).map(|index| format!("22222222222{index}")).collect();
     let stage = Stage::start(Settings { targets: accounts.clone(), ..Settings::default() }).await?;
     let mut calls = Vec::new();
+    // The accounts are not reset between the two: ShareKey would take the old policies for stale reads.
     for count in [1, 10] {
         let targets: Vec<Value> = accounts[..count]
             .iter()
