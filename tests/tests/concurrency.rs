@@ -224,6 +224,32 @@ async fn launch(local: &Local, account: &str, image_id: &str) -> Result<String> 
     }
 }
 
+/// ShareKey writes the first key's policy and fails at the second one's: nobody was told what it
+/// replaced, and UndoShareKey reads just that.
+#[tokio::test]
+async fn an_undo_right_after_a_write_is_not_misled_by_a_stale_read() -> Result<()> {
+    let local = Local::start(Settings::default()).await?;
+    let image = seed::image(&local.sandbox.endpoint(), SOURCE, "golden-image").await?;
+    let before = local.sandbox.world().snapshot(SOURCE);
+    let refusal = FaultKind::Error {
+        code: "AccessDeniedException".to_owned(),
+        message: "The key's owner says no.".to_owned(),
+        status: 400,
+    };
+    // ResolveImage reads both policies; ShareKey the first one, once more after the write, the second.
+    let stale = Fault::once(Matcher::action("kms:GetKeyPolicy"), FaultKind::Stale { writes: 1 }).after(5);
+    local.sandbox.world().faults.add(stale);
+    local.sandbox.world().faults.add(Fault::once(Matcher::action("kms:PutKeyPolicy"), refusal).after(1));
+    let request = json!({ "imageId": image.image_id, "targets": [{ "accountId": TARGET }] });
+    let engine = local.engine.endpoint();
+    let arn = execution::start(&engine, &local.hub.state_machine, "half", &request).await?;
+    let ended = execution::follow(&engine, &arn, |_| {}).await?;
+    assert_eq!(ended.error.as_deref(), Some("AccessDenied"), "{:?}", ended.cause);
+    assert!(local.sandbox.world().faults.faults().is_empty(), "a fault did not strike");
+    assert_eq!(local.sandbox.world().snapshot(SOURCE), before);
+    Ok(())
+}
+
 /// Stopped between LockKeys and UnlockKeys, and nobody cleans up after it.
 #[tokio::test]
 async fn a_holder_that_never_gives_the_lock_back_is_waited_for_until_its_lease_ends() -> Result<()> {
