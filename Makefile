@@ -43,7 +43,8 @@ lint: setup ## Check the format, the code and the templates
 	cfn-lint $(TEMPLATES)
 	for template in $(TEMPLATES); do sam validate --lint --region eu-west-1 --template $$template || exit 1; done
 
-build: setup ## Build the functions for Lambda, as `sam deploy` takes them
+build: setup ## Build the functions for Lambda, as `sam deploy` takes them (slow the first time)
+	rustup target add aarch64-unknown-linux-gnu
 	sam build
 
 clean: ## Remove what was made in this checkout (not the caches)
