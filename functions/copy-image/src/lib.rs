@@ -61,7 +61,7 @@ pub async fn copy_image(hub: &Hub, input: Input) -> Result<Output, Error> {
             "is required: a copy is made to be under the target's key",
         ));
     };
-    let config = hub.as_launcher(&target.account_id, &source.region, execution, ACTIONS.launcher).await?;
+    let config = hub.as_launcher(&target.account_id, &source.region, execution, ACTIONS).await?;
     let token = client_token(execution, &target.account_id, "copy");
     let tags = [(EXECUTION_TAG, execution.as_str()), (SOURCE_IMAGE_TAG, image.image_id.as_str()), (KEY_TAG, key)];
     let copied = Client::new(&config)

@@ -44,7 +44,7 @@ pub async fn undo_copy_image(hub: &Hub, input: UndoInput) -> Result<UndoOutput, 
         return Ok(UndoOutput { removed: Vec::new() });
     }
     let account = &target.account_id;
-    let config = hub.as_launcher(account, &source.region, execution, UNDO_ACTIONS.launcher).await?;
+    let config = hub.as_launcher(account, &source.region, execution, UNDO_ACTIONS).await?;
     let ec2 = Client::new(&config);
     let (mut removed, mut errors) = (Vec::new(), Vec::new());
 

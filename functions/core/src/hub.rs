@@ -141,7 +141,7 @@ impl Hub {
             .map_err(|rule| Error::invalid("LauncherRoleName", &self.settings.launcher_role, format!("must be {rule}")))
     }
 
-    /// The source account's role, allowed `actions` and nothing else.
+    /// The source account's role, allowed its part of `actions` and nothing else.
     ///
     /// # Errors
     /// As [`Hub::assume`].
@@ -150,12 +150,12 @@ impl Hub {
         account: &AccountId,
         region: &Region,
         execution: &ExecutionName,
-        actions: &[&str],
+        actions: Actions,
     ) -> Result<SdkConfig, Error> {
-        self.assume(account, region, &self.settings.source_role, execution, actions).await
+        self.assume(account, region, &self.settings.source_role, execution, actions.source).await
     }
 
-    /// The target account's role that manages principals, allowed `actions` and nothing else.
+    /// The target account's role that manages principals, allowed its part of `actions` and nothing else.
     ///
     /// # Errors
     /// As [`Hub::assume`].
@@ -164,13 +164,13 @@ impl Hub {
         account: &AccountId,
         region: &Region,
         execution: &ExecutionName,
-        actions: &[&str],
+        actions: Actions,
     ) -> Result<SdkConfig, Error> {
-        self.assume(account, region, &self.settings.target_role, execution, actions).await
+        self.assume(account, region, &self.settings.target_role, execution, actions.target).await
     }
 
-    /// The target account's role that copies, launches, describes and terminates, allowed `actions`
-    /// and nothing else.
+    /// The target account's role that copies, launches, describes and terminates, allowed its part of
+    /// `actions` and nothing else.
     ///
     /// # Errors
     /// As [`Hub::assume`].
@@ -179,9 +179,9 @@ impl Hub {
         account: &AccountId,
         region: &Region,
         execution: &ExecutionName,
-        actions: &[&str],
+        actions: Actions,
     ) -> Result<SdkConfig, Error> {
-        self.assume(account, region, &self.settings.launcher_role, execution, actions).await
+        self.assume(account, region, &self.settings.launcher_role, execution, actions.launcher).await
     }
 
     /// Configuration for clients that act as `role` in `account` and `region`.

@@ -61,7 +61,7 @@ pub enum State {
 pub async fn describe_copy(hub: &Hub, input: Input) -> Result<Output, Error> {
     let Input { execution, source, image, target, copy_id } = &input;
     let account = &target.account_id;
-    let config = hub.as_launcher(account, &source.region, execution, ACTIONS.launcher).await?;
+    let config = hub.as_launcher(account, &source.region, execution, ACTIONS).await?;
     let ec2 = Client::new(&config);
     let found = match ec2.describe_images().image_ids(copy_id.as_str()).send().await {
         Ok(answer) => answer.images.unwrap_or_default().into_iter().next(),

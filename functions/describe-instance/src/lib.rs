@@ -62,7 +62,7 @@ pub enum State {
 pub async fn describe_instance(hub: &Hub, input: Input) -> Result<Output, Error> {
     let Input { execution, source, image, target, instance_id, image_id } = &input;
     let account = &target.account_id;
-    let config = hub.as_launcher(account, &source.region, execution, ACTIONS.launcher).await?;
+    let config = hub.as_launcher(account, &source.region, execution, ACTIONS).await?;
     let found = match Client::new(&config).describe_instances().instance_ids(instance_id.as_str()).send().await {
         Ok(answer) => {
             answer.reservations.unwrap_or_default().into_iter().flat_map(|r| r.instances.unwrap_or_default()).next()

@@ -54,7 +54,7 @@ pub async fn explain_launch(attempt: Attempt<'_>, launched: &ImageId, state_reas
     }
     let mut findings = Findings::default();
     if *launched == attempt.image.image_id {
-        source::examine(attempt, LAUNCH_ACTIONS.source, &mut findings).await;
+        source::examine(attempt, LAUNCH_ACTIONS, &mut findings).await;
     }
     target::examine(attempt, *launched == attempt.image.image_id, &mut findings).await;
     findings.sentence(attempt)
@@ -63,7 +63,7 @@ pub async fn explain_launch(attempt: Attempt<'_>, launched: &ImageId, state_reas
 /// Why a copy of the image failed.
 pub async fn explain_copy(attempt: Attempt<'_>) -> String {
     let mut findings = Findings::default();
-    source::examine(attempt, COPY_ACTIONS.source, &mut findings).await;
+    source::examine(attempt, COPY_ACTIONS, &mut findings).await;
     target::examine(attempt, true, &mut findings).await;
     findings.sentence(attempt)
 }

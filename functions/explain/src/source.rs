@@ -1,7 +1,11 @@
 //! What the source account says: permissions on the image and its snapshots, state and policy of
 //! each key.
 
-use ami_share_core::{Error, aws, hub::SOURCE_KEY_ACTIONS, ids::KeyArn};
+use ami_share_core::{
+    Error, aws,
+    hub::{Actions, SOURCE_KEY_ACTIONS},
+    ids::KeyArn,
+};
 use aws_config::SdkConfig;
 use aws_sdk_ec2::types::{ImageAttributeName, PermissionGroup, SnapshotAttributeName};
 use aws_sdk_kms::types::KeyState;
@@ -12,7 +16,7 @@ use crate::{
 };
 
 /// `actions` are those of a copy or those of a launch, which needs no snapshot permission.
-pub(crate) async fn examine(attempt: Attempt<'_>, actions: &[&str], findings: &mut Findings) {
+pub(crate) async fn examine(attempt: Attempt<'_>, actions: Actions, findings: &mut Findings) {
     let Attempt { hub, source, execution, .. } = attempt;
     let config = match hub.as_source(&source.account_id, &source.region, execution, actions).await {
         Ok(config) => config,
@@ -22,7 +26,7 @@ pub(crate) async fn examine(attempt: Attempt<'_>, actions: &[&str], findings: &m
     if let Err(error) = launch_permission(attempt, &ec2, findings).await {
         findings.doubts.push(format!("launch permission ({error})"));
     }
-    if actions.contains(&SNAPSHOT_ATTRIBUTE)
+    if actions.source.contains(&SNAPSHOT_ATTRIBUTE)
         && let Err(error) = snapshot_permissions(attempt, &ec2, findings).await
     {
         findings.doubts.push(format!("snapshot permission ({error})"));

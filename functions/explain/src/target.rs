@@ -32,7 +32,7 @@ pub(crate) async fn examine(attempt: Attempt<'_>, with_source_keys: bool, findin
     if needed.iter().all(|(_, actions)| actions.is_empty()) {
         return;
     }
-    let asked = attempt.hub.as_target(target, &attempt.source.region, attempt.execution, LAUNCH_ACTIONS.target).await;
+    let asked = attempt.hub.as_target(target, &attempt.source.region, attempt.execution, LAUNCH_ACTIONS).await;
     let iam = match asked {
         Ok(config) => aws_sdk_iam::Client::new(&config),
         Err(error) => return findings.doubts.push(format!("the launcher's IAM policies ({error})")),

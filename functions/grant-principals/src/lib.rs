@@ -61,8 +61,7 @@ pub async fn grant_principals(hub: &Hub, input: Input) -> Result<Output, Error> 
     if !input.has_changes() {
         return Ok(Output { granted: Vec::new(), settle_seconds: input.settle_seconds() });
     }
-    let config =
-        hub.as_target(&input.target.account_id, &input.source.region, &input.execution, ACTIONS.target).await?;
+    let config = hub.as_target(&input.target.account_id, &input.source.region, &input.execution, ACTIONS).await?;
     let iam = Client::new(&config);
     let mut granted = Vec::new();
     for change in &input.target.principal_changes {

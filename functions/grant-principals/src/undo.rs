@@ -54,8 +54,7 @@ pub async fn undo_grant_principals(hub: &Hub, input: Input) -> Result<UndoOutput
     if !input.has_changes() {
         return Ok(UndoOutput { revoked: Vec::new() });
     }
-    let config =
-        hub.as_target(&input.target.account_id, &input.source.region, &input.execution, UNDO_ACTIONS.target).await?;
+    let config = hub.as_target(&input.target.account_id, &input.source.region, &input.execution, UNDO_ACTIONS).await?;
     let iam = Client::new(&config);
     let (mut revoked, mut errors) = (Vec::new(), Vec::new());
     for change in &input.target.principal_changes {

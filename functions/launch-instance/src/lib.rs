@@ -52,7 +52,7 @@ pub struct Output {
 pub async fn launch_instance(hub: &Hub, input: Input) -> Result<Output, Error> {
     let Input { execution, source, target, image_id, .. } = &input;
     let mappings = block_devices(&input.image, target)?;
-    let config = hub.as_launcher(&target.account_id, &source.region, execution, ACTIONS.launcher).await?;
+    let config = hub.as_launcher(&target.account_id, &source.region, execution, ACTIONS).await?;
     let launched = Client::new(&config)
         .run_instances()
         .image_id(image_id.as_str())

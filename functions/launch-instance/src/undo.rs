@@ -35,7 +35,7 @@ pub struct UndoOutput {
 pub async fn undo_launch_instance(hub: &Hub, input: UndoInput) -> Result<UndoOutput, Error> {
     let UndoInput { execution, source, target } = &input;
     let account = &target.account_id;
-    let config = hub.as_launcher(account, &source.region, execution, UNDO_ACTIONS.launcher).await?;
+    let config = hub.as_launcher(account, &source.region, execution, UNDO_ACTIONS).await?;
     let ec2 = Client::new(&config);
     let token = token(execution, account);
     let answer = ec2

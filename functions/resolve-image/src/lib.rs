@@ -61,7 +61,7 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
         .map_err(|rule| Error::invalid("name", &input.name, format!("must be {rule}")))?;
     let request = read_request(hub, &input.request)?;
     let source = &request.source;
-    let config = hub.as_source(&source.account_id, &source.region, &execution, ACTIONS.source).await?;
+    let config = hub.as_source(&source.account_id, &source.region, &execution, ACTIONS).await?;
     let ec2 = aws_sdk_ec2::Client::new(&config);
     let kms = aws_sdk_kms::Client::new(&config);
     let accounts: Vec<AccountId> = request.targets.iter().map(|target| target.account_id.clone()).collect();

@@ -61,7 +61,7 @@ async fn find_one(
 ) -> Result<TargetState, Vec<Error>> {
     let account = &target.account_id;
     let region = &request.source.region;
-    let config = hub.as_target(account, region, execution, ACTIONS.target).await.map_err(|error| vec![error])?;
+    let config = hub.as_target(account, region, execution, ACTIONS).await.map_err(|error| vec![error])?;
     let iam = aws_sdk_iam::Client::new(&config);
     let mut errors = Vec::new();
     let mut state = TargetState::default();

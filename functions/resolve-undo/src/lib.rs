@@ -56,7 +56,7 @@ pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
         return Ok(narrowed(input, &Needs::new()));
     }
     let source = &input.source;
-    let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS.source).await?;
+    let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
     let needs = images::needs(&aws_sdk_ec2::Client::new(&config), source, &input.image.image_id, accounts).await?;
     let output = narrowed(input, &needs);
     for Kept { account_id, image_id } in &output.kept {

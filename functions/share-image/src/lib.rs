@@ -55,7 +55,7 @@ pub async fn share_image(hub: &Hub, input: Input) -> Result<Output, Error> {
         return Ok(Output { modified: Vec::new() });
     }
     let source = &input.source;
-    let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS.source).await?;
+    let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
     let ec2 = Client::new(&config);
     let change = LaunchPermissionModifications::builder().set_add(Some(permissions(&input.account_ids))).build();
     modify(&ec2, &input.image_id, change).await.map_err(|error| failure(&input, error))?;

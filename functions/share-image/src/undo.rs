@@ -19,7 +19,7 @@ pub async fn undo_share_image(hub: &Hub, input: Input) -> Result<Output, Error> 
         return Ok(Output { modified: Vec::new() });
     }
     let source = &input.source;
-    let config = hub.as_source(&source.account_id, &source.region, &input.execution, UNDO_ACTIONS.source).await?;
+    let config = hub.as_source(&source.account_id, &source.region, &input.execution, UNDO_ACTIONS).await?;
     let ec2 = Client::new(&config);
     let change = LaunchPermissionModifications::builder().set_remove(Some(permissions(&input.account_ids))).build();
     if let Err(error) = modify(&ec2, &input.image_id, change).await {

@@ -62,7 +62,7 @@ pub async fn share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
         return Ok(Output { written, superseded });
     }
     let source = &input.source;
-    let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS.source).await?;
+    let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
     let kms = Client::new(&config);
     for KeyChange { key_arn, account_ids } in &input.keys {
         let policy = read(&kms, key_arn).await?;

@@ -25,7 +25,7 @@ pub async fn undo_share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
         return Ok(Output { written, superseded });
     }
     let source = &input.source;
-    let config = hub.as_source(&source.account_id, &source.region, &input.execution, UNDO_ACTIONS.source).await?;
+    let config = hub.as_source(&source.account_id, &source.region, &input.execution, UNDO_ACTIONS).await?;
     let kms = Client::new(&config);
     let mut errors = Vec::new();
     for change in input.keys.iter().filter(|change| !change.account_ids.is_empty()) {

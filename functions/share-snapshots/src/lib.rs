@@ -51,7 +51,7 @@ pub async fn share_snapshots(hub: &Hub, input: Input) -> Result<Output, Error> {
         return Ok(Output { modified });
     }
     let source = &input.source;
-    let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS.source).await?;
+    let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
     let ec2 = Client::new(&config);
     for SnapshotChange { snapshot_id, account_ids } in &input.snapshots {
         for batch in account_ids.chunks(BATCH) {

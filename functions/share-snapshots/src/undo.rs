@@ -20,7 +20,7 @@ pub async fn undo_share_snapshots(hub: &Hub, input: Input) -> Result<Output, Err
         return Ok(Output { modified });
     }
     let source = &input.source;
-    let config = hub.as_source(&source.account_id, &source.region, &input.execution, UNDO_ACTIONS.source).await?;
+    let config = hub.as_source(&source.account_id, &source.region, &input.execution, UNDO_ACTIONS).await?;
     let ec2 = Client::new(&config);
     let mut errors = Vec::new();
     for SnapshotChange { snapshot_id, account_ids } in &input.snapshots {

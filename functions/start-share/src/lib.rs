@@ -119,7 +119,7 @@ fn source_of(event: &EventBridgeEvent<Detail>) -> Result<Source, Error> {
 async fn describe_image(hub: &Hub, source: &Source, image_id: &ImageId) -> Result<Image, Error> {
     let session = ExecutionName::parse(image_id.as_str())
         .map_err(|rule| Error::invalid("detail.ImageId", image_id.as_str(), format!("must be {rule}")))?;
-    let config = hub.as_source(&source.account_id, &source.region, &session, ACTIONS.source).await?;
+    let config = hub.as_source(&source.account_id, &source.region, &session, ACTIONS).await?;
     let answer = aws_sdk_ec2::Client::new(&config).describe_images().image_ids(image_id.as_str()).send().await;
     let image = match answer {
         Ok(answer) => answer.images.unwrap_or_default().pop(),

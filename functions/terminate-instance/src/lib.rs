@@ -35,7 +35,7 @@ pub struct Output {}
 ))]
 pub async fn terminate_instance(hub: &Hub, input: Input) -> Result<Output, Error> {
     let Input { execution, source, target, instance_id } = &input;
-    let config = hub.as_launcher(&target.account_id, &source.region, execution, ACTIONS.launcher).await?;
+    let config = hub.as_launcher(&target.account_id, &source.region, execution, ACTIONS).await?;
     match Client::new(&config).terminate_instances().instance_ids(instance_id.as_str()).send().await {
         Ok(_) => tracing::info!("instance terminated"),
         Err(error) if error.code() == Some("InvalidInstanceID.NotFound") => {}

@@ -46,7 +46,7 @@ pub struct Output {
 pub async fn verify_volumes(hub: &Hub, input: Input) -> Result<Output, Error> {
     let Input { execution, source, image, target, instance_id } = &input;
     let account = &target.account_id;
-    let config = hub.as_launcher(account, &source.region, execution, ACTIONS.launcher).await?;
+    let config = hub.as_launcher(account, &source.region, execution, ACTIONS).await?;
     let asked = match &target.kms_key_id {
         Some(key) => Some(resolve(&config, account, key).await?),
         None => None,
