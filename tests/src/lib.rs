@@ -8,6 +8,7 @@
 //! - [`template`], [`deploy`]: reading and deploying the templates
 //! - [`roles`]: the deployed roles, as the sandbox's accounts have them
 //! - [`seed`]: an encrypted image in the source account, a principal and a key in the target
+//! - [`sabotage`]: what somebody else does to a share while it is under way
 //! - [`execution`]: starting an execution and following it
 //! - [`stop`]: stopping an execution in a given state, and what undo-share then does
 //! - [`report`]: what an execution did, as a table and as JSON
@@ -19,6 +20,7 @@ pub mod execution;
 pub mod local;
 pub mod report;
 pub mod roles;
+pub mod sabotage;
 pub mod seed;
 pub mod stop;
 pub mod template;

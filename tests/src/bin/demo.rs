@@ -9,15 +9,14 @@ use std::{
     time::Instant,
 };
 
-use ami_share_sandbox::faults::{Hook, Matcher, RootCall, When};
 use ami_share_tests::{
-    REGION, Result, SOURCE, TARGET,
+    Result, SOURCE, TARGET,
     clients::root_of,
     engine::checkout,
     execution,
     local::{Local, Settings},
     report::{Run, bold},
-    seed,
+    sabotage, seed,
 };
 use aws_sdk_sfn::types::ExecutionStatus;
 use serde_json::{Value, json};
@@ -179,7 +178,7 @@ async fn run(local: &Local, world: &World, scenario: &Scenario) -> Result<Run> {
     let (before, seen) = {
         let mut sandbox = local.sandbox.world();
         if scenario.sabotage {
-            sandbox.faults.add_hook(detach_before_launch());
+            sandbox.faults.add_hook(sabotage::detach_before_launch());
         }
         ([sandbox.snapshot(SOURCE), sandbox.snapshot(TARGET)], sandbox.journal.last_seq())
     };
@@ -216,25 +215,6 @@ async fn run(local: &Local, world: &World, scenario: &Scenario) -> Result<Run> {
     run.problems = problems;
     print!("{}", run.tables(&world.names()));
     Ok(run)
-}
-
-/// Takes the key access from the launcher between GrantPrincipals and LaunchInstance.
-fn detach_before_launch() -> Hook {
-    Hook {
-        when: When::Before,
-        matcher: Matcher::action("ec2:RunInstances").in_account(TARGET),
-        skip: 0,
-        calls: vec![RootCall {
-            account: TARGET.to_owned(),
-            region: REGION.to_owned(),
-            service: "iam".to_owned(),
-            action: "DetachRolePolicy".to_owned(),
-            params: json!({
-                "RoleName": "AmiShareLauncher",
-                "PolicyArn": format!("arn:aws:iam::{TARGET}:policy/AmiShareKeyAccess"),
-            }),
-        }],
-    }
 }
 
 async fn check_success(local: &Local, world: &World, scenario: &Scenario, run: &Run) -> Result<Vec<String>> {

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ami_share_sandbox::{
     ec2::LaunchPermission,
-    faults::{Fault, FaultKind, Hook, Matcher, RootCall, When},
+    faults::{Fault, FaultKind, Matcher},
     journal::{Entry, Outcome},
 };
-use ami_share_tests::{HUB, REGION, Result, SOURCE, TARGET, deploy, local::Settings, seed};
+use ami_share_tests::{HUB, REGION, Result, SOURCE, TARGET, deploy, local::Settings, sabotage, seed};
 use serde_json::{Value, json};
 
 use crate::{Stage, image_mut, modes, steps::functions};
@@ -47,24 +47,6 @@ fn called(journal: &[Entry]) -> BTreeMap<Call, bool> {
 /// `ShareKey` for the ARN of the role AmiShareShareKeyFunctionRole.
 fn function_of(role: &str) -> Option<&str> {
     role.strip_prefix(&format!("arn:aws:iam::{HUB}:role/AmiShare"))?.strip_suffix("FunctionRole")
-}
-
-/// Makes the proof die: its launcher loses the keys just before the launch.
-fn detach_before_launch() -> Hook {
-    Hook {
-        when: When::Before,
-        matcher: Matcher::action("ec2:RunInstances").in_account(TARGET),
-        skip: 0,
-        calls: vec![RootCall {
-            account: TARGET.to_owned(),
-            region: REGION.to_owned(),
-            service: "iam".to_owned(),
-            action: "DetachRolePolicy".to_owned(),
-            params: json!({
-                "RoleName": "AmiShareLauncher", "PolicyArn": format!("arn:aws:iam::{TARGET}:policy/AmiShareKeyAccess"),
-            }),
-        }],
-    }
 }
 
 /// Tells StartShare of the image, which asks for nothing.
@@ -119,7 +101,7 @@ async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
             json!([role, user]),
             at_launch,
             "InstanceDied",
-            Box::new(|| stage.local.sandbox.world().faults.add_hook(detach_before_launch())),
+            Box::new(|| stage.local.sandbox.world().faults.add_hook(sabotage::detach_before_launch())),
         ),
         (
             "running-instance",
