@@ -175,7 +175,11 @@ async fn run(local: &Local, stopper: &Stopper, world: &World, case: &Case, faili
         None => hold_after(&mut definition, &case.state)?,
     }
     let before = world.snapshots(local);
-    let arn = stopper.start(&definition, &format!("stopped-in-{}", case.state), &world.request).await?;
+    let mut request = world.request.clone();
+    if ["PlanShare", "CheckPlan"].contains(&case.state.as_str()) {
+        request["action"] = json!("plan");
+    }
+    let arn = stopper.start(&definition, &format!("stopped-in-{}", case.state), &request).await?;
     match case.change {
         Some(_) => stopper.stop_in(&arn, &case.state).await?,
         None => stopper.stop_held(&arn).await?,

@@ -77,6 +77,9 @@ pub enum Error {
     #[error("the policy of key {key} cannot be changed as it is: {reason}")]
     KeyPolicyConflict { key: KeyArn, reason: String },
 
+    #[error("this is not what was planned: {reason}; make a plan again, read it, and apply that one")]
+    PlanChanged { reason: String },
+
     #[error(
         "principal {principal} does not exist in account {account} ({call}); \
          create it, or take it out of the request"
@@ -167,6 +170,7 @@ impl Error {
             Self::KeyNotUsable { .. } => "KeyNotUsable",
             Self::KeyPolicyTooLarge { .. } => "KeyPolicyTooLarge",
             Self::KeyPolicyConflict { .. } => "KeyPolicyConflict",
+            Self::PlanChanged { .. } => "PlanChanged",
             Self::PrincipalNotFound { .. } => "PrincipalNotFound",
             Self::AccessDenied { .. } => "AccessDenied",
             Self::Throttled { .. } => "Throttled",
@@ -183,7 +187,7 @@ impl Error {
     }
 
     /// Every name there is, for the contract test between this enum, the state machine and README.md.
-    pub const NAMES: [&str; 20] = [
+    pub const NAMES: [&str; 21] = [
         "InvalidRequest",
         "TargetNotAllowed",
         "ImageNotFound",
@@ -193,6 +197,7 @@ impl Error {
         "KeyNotUsable",
         "KeyPolicyTooLarge",
         "KeyPolicyConflict",
+        "PlanChanged",
         "PrincipalNotFound",
         "AccessDenied",
         "Throttled",

@@ -247,6 +247,11 @@ fn role_arn(account: &AccountId, region: &Region, name: &str) -> String {
     format!("arn:{}:iam::{account}:role/{name}", partition(region))
 }
 
+/// The ARN of a managed policy of `account`; `region` says the partition.
+pub fn policy_arn(account: &AccountId, region: &Region, name: &str) -> String {
+    format!("arn:{}:iam::{account}:policy/{name}", partition(region))
+}
+
 /// The partition that a Region is in ("Amazon Resource Names", AWS General Reference).
 pub fn partition(region: &Region) -> &'static str {
     if region.as_str().starts_with("cn-") {

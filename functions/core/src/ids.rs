@@ -135,6 +135,15 @@ identifier!(
     |value| rule((1..=128).contains(&value.chars().count()), "the name of an execution, of 1 to 128 characters")
 );
 
+identifier!(
+    /// The hash of a plan: 64 hexadecimal digits.
+    PlanHash,
+    |value| {
+        let digits = value.len() == 64 && value.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        rule(digits, "the hash of a plan (64 hexadecimal digits)")
+    }
+);
+
 impl KeyArn {
     pub fn account_id(&self) -> AccountId {
         AccountId(self.part(4).to_owned())
@@ -161,6 +170,12 @@ impl ExecutionName {
     pub fn unique(name: &str, arn: &str, start_time: &str) -> Result<Self, Rule> {
         let digest = Sha256::digest(format!("{arn}\n{start_time}"));
         Self::parse(format!("{name}-{}", &hexadecimal(&digest)[..8]))
+    }
+}
+
+impl PlanHash {
+    pub(crate) fn of(text: &str) -> Self {
+        Self(hexadecimal(&Sha256::digest(text)))
     }
 }
 

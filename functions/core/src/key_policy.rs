@@ -291,7 +291,9 @@ fn strings(value: &Value) -> Vec<String> {
     }
 }
 
-fn canonical(value: &Value) -> Value {
+/// The same for what means the same where the order of lists means nothing, and a list of one is as
+/// good as what it holds.
+pub(crate) fn canonical(value: &Value) -> Value {
     match value {
         Value::Array(items) => {
             let mut items: Vec<Value> = items.iter().map(canonical).collect();

@@ -10,6 +10,7 @@
 //! - [`hub`]: settings of the deployment, and the roles a step assumes.
 //! - [`allow_list`]: who may ever be a target.
 //! - [`key_policy`]: reading, merging and taking back statements of a key policy.
+//! - [`plan`]: what a plan and the steps that carry it out agree on.
 //! - [`polling`]: how long to wait between two looks at what takes its time.
 //! - [`principal_policy`]: the inline policy of a principal that may use one key.
 //! - [`step`]: the Lambda adapter.
@@ -22,6 +23,7 @@ pub mod error;
 pub mod hub;
 pub mod ids;
 pub mod key_policy;
+pub mod plan;
 pub mod polling;
 pub mod principal_policy;
 pub mod request;

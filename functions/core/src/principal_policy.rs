@@ -1,14 +1,51 @@
-//! The inline policy that lets a principal of a target use one key (`principalAccess: "inline"`).
+//! The policies that let a principal of a target use keys: the target's own managed policy, or inline
+//! ones (`principalAccess: "inline"`).
 //!
-//! It says of one key what the managed policy of `accounts/target.yaml` says of all the source
+//! An inline policy says of one key what the managed policy of `accounts/target.yaml` says of all the source
 //! account's keys. Whether a principal has it is known by its name.
 
 use serde_json::{Value, json};
 
 use crate::{
-    ids::KeyArn,
+    ids::{KeyArn, PrincipalKind},
     key_policy::{GRANT_ACTION, GRANT_SID, USE_ACTIONS, USE_SID},
+    share::{PrincipalAccess, PrincipalChange},
 };
+
+/// What one call gives a principal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PrincipalPolicy {
+    /// The target's managed policy, to be attached.
+    Managed { arn: String },
+    /// A policy for one key, to be put.
+    Inline { name: String, key_arn: KeyArn },
+}
+
+impl PrincipalPolicy {
+    /// The call, as an IAM action.
+    pub fn action(&self, kind: PrincipalKind) -> &'static str {
+        match (self, kind) {
+            (Self::Managed { .. }, PrincipalKind::Role) => "iam:AttachRolePolicy",
+            (Self::Managed { .. }, PrincipalKind::User) => "iam:AttachUserPolicy",
+            (Self::Inline { .. }, PrincipalKind::Role) => "iam:PutRolePolicy",
+            (Self::Inline { .. }, PrincipalKind::User) => "iam:PutUserPolicy",
+        }
+    }
+}
+
+impl PrincipalChange {
+    /// What the principal is given, one call for each; `managed` is the ARN of the target's policy.
+    pub fn policies(&self, access: PrincipalAccess, managed: &str) -> Vec<PrincipalPolicy> {
+        match access {
+            PrincipalAccess::Attach => vec![PrincipalPolicy::Managed { arn: managed.to_owned() }],
+            PrincipalAccess::Inline => self
+                .key_arns
+                .iter()
+                .map(|key| PrincipalPolicy::Inline { name: inline_policy_name(key), key_arn: key.clone() })
+                .collect(),
+        }
+    }
+}
 
 /// `AmiShare-<key id>`; the Region follows for a multi-Region key, whose id is the same in all of
 /// its Regions.

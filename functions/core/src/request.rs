@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 
 use crate::{
     error::Problem,
-    ids::{AccountId, ImageId, KeyArn, PrincipalArn, Region},
-    share::{Launch, OnFailure, PrincipalAccess, Prove, Reencrypt, ReencryptMode, Source},
+    ids::{AccountId, ImageId, KeyArn, PlanHash, PrincipalArn, Region},
+    share::{Action, Launch, OnFailure, PrincipalAccess, Prove, Reencrypt, ReencryptMode, Source},
 };
 
 /// The most targets of one request, for the execution's history: see [`crate::polling`].
@@ -29,6 +29,8 @@ pub struct Request {
     pub targets: Vec<RequestedTarget>,
     pub principal_access: PrincipalAccess,
     pub on_failure: OnFailure,
+    pub action: Action,
+    pub plan_hash: Option<PlanHash>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +71,13 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
         Some(Source { account_id: account_id?, region: region? })
     });
     let targets = read_targets(&fields, source.as_ref(), problems);
-    fields.or("action", "apply", |v| one_of(&v, &[("apply", "apply")], &[("plan", LATER), ("audit", LATER)]));
+    let action = fields.or("action", Action::Apply, |v| {
+        one_of(&v, &[("apply", Action::Apply), ("plan", Action::Plan)], &[("audit", ELSEWHERE)])
+    });
+    let plan_hash = fields.optional("planHash", PlanHash::parse);
+    if action == Some(Action::Plan) && fields.get("planHash").is_some() {
+        fields.problem("planHash", None, "goes with action apply only: a plan is made of what is there now".to_owned());
+    }
     fields.or("keyAccess", "policy", |v| one_of(&v, &[("policy", "policy")], &[("grant", LATER)]));
     let principal_access = fields.or("principalAccess", PrincipalAccess::Attach, |v| {
         one_of(&v, &[("attach", PrincipalAccess::Attach), ("inline", PrincipalAccess::Inline)], &[])
@@ -83,6 +91,7 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
         "source",
         "targets",
         "action",
+        "planHash",
         "keyAccess",
         "principalAccess",
         "onFailure",
@@ -95,10 +104,13 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
         targets: targets?,
         principal_access: principal_access?,
         on_failure: on_failure?,
+        action: action?,
+        plan_hash: plan_hash?,
     })
 }
 
 const LATER: &str = "is not supported by this version";
+const ELSEWHERE: &str = "is a state machine of its own, audit-shares";
 
 fn read_targets(fields: &Fields, source: Option<&Source>, problems: &Problems) -> Option<Vec<RequestedTarget>> {
     let list = fields.list("targets")?;
@@ -517,13 +529,45 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_is_asked_for_or_one_is_applied() {
+        let request = |action: Value, plan_hash: Value| {
+            let mut request = with_target(json!({ "accountId": "222222222222" }));
+            for (field, value) in [("action", action), ("planHash", plan_hash)] {
+                if !value.is_null() {
+                    request[field] = value;
+                }
+            }
+            request
+        };
+        let hash = json!("0123456789abcdef".repeat(4));
+        assert_eq!(parse(request(Value::Null, Value::Null)).unwrap().action, Action::Apply);
+        assert_eq!(parse(request(json!("plan"), Value::Null)).unwrap().action, Action::Plan);
+        for action in [json!("apply"), Value::Null] {
+            let applied = parse(request(action, hash.clone())).unwrap();
+            assert_eq!(json!(applied.plan_hash), hash);
+        }
+        assert_eq!(fields(request(json!("plan"), hash.clone())), ["planHash"]);
+        for wrong in [json!("0123"), json!(hash.as_str().unwrap().to_uppercase()), json!(1), json!("")] {
+            assert_eq!(fields(request(json!("apply"), wrong.clone())), ["planHash"], "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_audit_is_asked_for_elsewhere() {
+        let mut request = with_target(json!({ "accountId": "222222222222" }));
+        request["action"] = json!("audit");
+        let problem = parse(request).unwrap_err().remove(0);
+        assert!(problem.rule.contains("audit is a state machine of its own, audit-shares"), "{problem}");
+    }
+
+    #[test]
     fn what_comes_later_is_refused_by_name() {
         let after =
             json!({ "accountId": "222222222222", "reencrypt": { "mode": "afterLaunch", "kmsKeyId": "alias/x" } });
         let problem = parse(with_target(after)).unwrap_err().remove(0);
         assert!(problem.rule.contains("afterLaunch is not supported by this version"), "{problem}");
         for (field, value) in [
-            ("action", json!("plan")),
+            ("action", json!("audit")),
             ("keyAccess", json!("grant")),
             ("organizationArns", json!(["arn:aws:organizations::1:organization/o-1"])),
         ] {

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AccountId, ExecutionName, ImageId, KeyArn, PrincipalArn, Region, SnapshotId};
+use crate::ids::{AccountId, ExecutionName, ImageId, KeyArn, PlanHash, PrincipalArn, Region, SnapshotId};
 
 /// The tag that names the execution that made a resource.
 pub const EXECUTION_TAG: &str = "ami-share:execution";
@@ -112,6 +112,17 @@ pub enum PrincipalAccess {
     Inline,
 }
 
+/// What an execution is to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Action {
+    /// Share, and prove it.
+    #[default]
+    Apply,
+    /// Say what would be changed, and change nothing.
+    Plan,
+}
+
 /// What becomes of the share when a target's part of it fails.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -145,6 +156,11 @@ pub struct Resolution {
     pub already_shared: Vec<AccountId>,
     pub principal_access: PrincipalAccess,
     pub on_failure: OnFailure,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub action: Action,
+    /// The plan that this is to be, and nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan_hash: Option<PlanHash>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,6 +177,16 @@ pub struct KeyChange {
 pub struct SnapshotChange {
     pub snapshot_id: SnapshotId,
     pub account_ids: Vec<AccountId>,
+}
+
+impl SnapshotChange {
+    /// The most accounts of one call (EC2 API reference, ModifySnapshotAttribute).
+    const BATCH: usize = 500;
+
+    /// The accounts of each call.
+    pub fn batches(&self) -> impl Iterator<Item = &[AccountId]> {
+        self.account_ids.chunks(Self::BATCH)
+    }
 }
 
 /// One target that something is to be done for.
@@ -183,6 +209,14 @@ pub struct Target {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_id: Option<ImageId>,
     pub launch: Launch,
+}
+
+impl Target {
+    /// Of the proof: the smallest type of the image's architecture, where the request names none.
+    pub fn instance_type(&self, image: &Image) -> &str {
+        let default = if image.architecture == "arm64" { "t4g.micro" } else { "t3.micro" };
+        self.launch.instance_type.as_deref().unwrap_or(default)
+    }
 }
 
 /// The input of an undo of what was made in a target, which is found by the execution that made it.

@@ -5,9 +5,9 @@ mod undo;
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::{Actions, partition},
+    hub::{Actions, policy_arn},
     ids::{ExecutionName, PrincipalArn, PrincipalKind},
-    principal_policy::{inline_policy, inline_policy_name},
+    principal_policy::{PrincipalPolicy, inline_policy},
     share::{PrincipalAccess, Source, SourceChanges, Target},
 };
 use aws_sdk_iam::{
@@ -65,12 +65,11 @@ pub async fn grant_principals(hub: &Hub, input: Input) -> Result<Output, Error> 
     let iam = Client::new(&config);
     let mut granted = Vec::new();
     for change in &input.target.principal_changes {
-        match input.principal_access {
-            PrincipalAccess::Attach => attach(&iam, hub, &input, &change.principal).await?,
-            PrincipalAccess::Inline => {
-                for key in &change.key_arns {
-                    let (name, document) = (inline_policy_name(key), inline_policy(key).to_string());
-                    put(&iam, &input, &change.principal, &name, &document).await?;
+        for policy in change.policies(input.principal_access, &input.key_access_policy(hub)) {
+            match policy {
+                PrincipalPolicy::Managed { arn } => attach(&iam, &input, &change.principal, &arn).await?,
+                PrincipalPolicy::Inline { name, key_arn } => {
+                    put(&iam, &input, &change.principal, &name, &inline_policy(&key_arn).to_string()).await?;
                 }
             }
         }
@@ -95,18 +94,16 @@ impl Input {
 
     /// The ARN of the target's own managed policy.
     fn key_access_policy(&self, hub: &Hub) -> String {
-        let partition = partition(&self.source.region);
-        format!("arn:{partition}:iam::{}:policy/{}", self.target.account_id, hub.settings.key_access_policy)
+        policy_arn(&self.target.account_id, &self.source.region, &hub.settings.key_access_policy)
     }
 }
 
-async fn attach(iam: &Client, hub: &Hub, input: &Input, principal: &PrincipalArn) -> Result<(), Error> {
-    let policy = input.key_access_policy(hub);
+async fn attach(iam: &Client, input: &Input, principal: &PrincipalArn, policy: &str) -> Result<(), Error> {
     match principal.kind() {
         PrincipalKind::Role => iam
             .attach_role_policy()
             .role_name(principal.name())
-            .policy_arn(&policy)
+            .policy_arn(policy)
             .send()
             .await
             .map(drop)
@@ -114,7 +111,7 @@ async fn attach(iam: &Client, hub: &Hub, input: &Input, principal: &PrincipalArn
         PrincipalKind::User => iam
             .attach_user_policy()
             .user_name(principal.name())
-            .policy_arn(&policy)
+            .policy_arn(policy)
             .send()
             .await
             .map(drop)

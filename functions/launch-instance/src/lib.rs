@@ -56,7 +56,7 @@ pub async fn launch_instance(hub: &Hub, input: Input) -> Result<Output, Error> {
     let launched = Client::new(&config)
         .run_instances()
         .image_id(image_id.as_str())
-        .instance_type(instance_type(&input.image, target))
+        .instance_type(InstanceType::from(target.instance_type(&input.image)))
         .set_subnet_id(target.launch.subnet_id.clone())
         .min_count(1)
         .max_count(1)
@@ -79,12 +79,6 @@ pub async fn launch_instance(hub: &Hub, input: Input) -> Result<Output, Error> {
 
 fn token(execution: &ExecutionName, account: &AccountId) -> String {
     client_token(execution, account, "launch")
-}
-
-/// The smallest type of the image's architecture, where the request names none.
-fn instance_type(image: &Image, target: &Target) -> InstanceType {
-    let default = if image.architecture == "arm64" { "t4g.micro" } else { "t3.micro" };
-    InstanceType::from(target.launch.instance_type.as_deref().unwrap_or(default))
 }
 
 /// What is to be otherwise than the image says, for each of its EBS volumes.
@@ -205,11 +199,11 @@ mod tests {
 
     #[test]
     fn the_instance_type_follows_the_architecture_unless_it_is_asked_for() {
-        assert_eq!(instance_type(&image("x86_64"), &target(Mode::None, None)).as_str(), "t3.micro");
-        assert_eq!(instance_type(&image("arm64"), &target(Mode::None, None)).as_str(), "t4g.micro");
+        assert_eq!(target(Mode::None, None).instance_type(&image("x86_64")), "t3.micro");
+        assert_eq!(target(Mode::None, None).instance_type(&image("arm64")), "t4g.micro");
         let mut asked = target(Mode::None, None);
         asked.launch.instance_type = Some("m7i.large".to_owned());
-        assert_eq!(instance_type(&image("x86_64"), &asked).as_str(), "m7i.large");
+        assert_eq!(asked.instance_type(&image("x86_64")), "m7i.large");
     }
 
     #[test]

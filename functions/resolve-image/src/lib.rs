@@ -185,6 +185,8 @@ fn resolution(
         already_shared,
         principal_access: request.principal_access,
         on_failure: request.on_failure,
+        action: request.action,
+        plan_hash: request.plan_hash,
     }
 }
 

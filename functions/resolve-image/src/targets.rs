@@ -2,7 +2,7 @@
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::partition,
+    hub::policy_arn,
     ids::{AccountId, ExecutionName, ImageId, KeyArn, PrincipalArn, PrincipalKind},
     principal_policy::inline_policy_name,
     request::{Request, RequestedTarget},
@@ -73,8 +73,7 @@ async fn find_one(
     for principal in principals {
         let lacking = match request.principal_access {
             PrincipalAccess::Attach => {
-                let policy =
-                    format!("arn:{}:iam::{account}:policy/{}", partition(region), hub.settings.key_access_policy);
+                let policy = policy_arn(account, region, &hub.settings.key_access_policy);
                 lacks_policy(&iam, &principal, &policy).await.map(|lacks| lacks.then(Vec::new))
             }
             PrincipalAccess::Inline => lacks_inline(&iam, &principal, &keys).await,

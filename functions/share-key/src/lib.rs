@@ -8,6 +8,7 @@ use ami_share_core::{
     hub::Actions,
     ids::{ExecutionName, KeyArn},
     key_policy::KeyPolicy,
+    plan::PlannedPolicies,
     share::{KeyChange, Source},
 };
 use aws_sdk_kms::{
@@ -17,7 +18,7 @@ use aws_sdk_kms::{
 use serde::{Deserialize, Serialize};
 
 pub use superseded::Superseded;
-pub use undo::{UNDO_ACTIONS, undo_share_key};
+pub use undo::{UNDO_ACTIONS, UndoInput, undo_share_key};
 
 pub const ACTIONS: Actions = Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], target: &[], launcher: &[] };
 
@@ -32,6 +33,8 @@ pub struct Input {
     pub superseded: Superseded,
     /// How often the state was tried before.
     pub retry: u32,
+    /// What the policies must be; nothing where no plan is applied.
+    pub planned: PlannedPolicies,
 }
 
 #[derive(Debug, Serialize)]
@@ -51,7 +54,8 @@ pub struct Output {
 /// told from what it wrote.
 ///
 /// # Errors
-/// [`Error::TargetNotAllowed`]; [`Error::KeyPolicyTooLarge`] and [`Error::KeyPolicyConflict`] before
+/// [`Error::TargetNotAllowed`]; [`Error::PlanChanged`], and then nothing of this execution is left in
+/// any of the policies; [`Error::KeyPolicyTooLarge`] and [`Error::KeyPolicyConflict`] before
 /// a write; [`Error::NotYetVisible`] for a stale read, before or after the write.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
@@ -64,9 +68,14 @@ pub async fn share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
     let source = &input.source;
     let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
     let kms = Client::new(&config);
+    keep_to_plan(&kms, &input.keys, &input.planned, input.retry, false, &mut superseded).await?;
     for KeyChange { key_arn, account_ids } in &input.keys {
         let policy = read(&kms, key_arn).await?;
         superseded.check(key_arn, &policy, input.retry)?;
+        if input.planned.check(key_arn, &policy).is_err() {
+            keep_to_plan(&kms, &input.keys, &input.planned, input.retry, !written.is_empty(), &mut superseded).await?;
+            return Err(not_yet_visible(key_arn));
+        }
         let Some(merged) = policy.with(account_ids) else {
             if let Some(before) = policy.without(account_ids).filter(|_| input.retry > 0) {
                 superseded.replace(key_arn, &before, &policy);
@@ -82,6 +91,36 @@ pub async fn share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
         written.push(key_arn.clone());
     }
     Ok(Output { written, superseded })
+}
+
+/// Looks at all policies before any is written, and, where one is not as planned, takes back what
+/// may be `begun`: what this try, or one before it, has written already.
+async fn keep_to_plan(
+    kms: &Client,
+    keys: &[KeyChange],
+    planned: &PlannedPolicies,
+    retry: u32,
+    begun: bool,
+    superseded: &mut Superseded,
+) -> Result<(), Error> {
+    if planned.is_empty() {
+        return Ok(());
+    }
+    let (mut refused, mut written) = (None, Vec::new());
+    for change in keys {
+        let policy = read(kms, &change.key_arn).await?;
+        superseded.check(&change.key_arn, &policy, retry)?;
+        if let Err(error) = planned.check(&change.key_arn, &policy) {
+            refused.get_or_insert(error);
+        } else if (begun || retry > 0) && planned.is_written(&change.key_arn, &policy) {
+            written.push(change);
+        }
+    }
+    let Some(refused) = refused else { return Ok(()) };
+    for change in written.into_iter().filter(|change| !change.account_ids.is_empty()) {
+        undo::take_back(kms, change, retry, superseded).await?;
+    }
+    Err(refused)
 }
 
 async fn read(kms: &Client, key: &KeyArn) -> Result<KeyPolicy, Error> {

@@ -1,9 +1,15 @@
 //! UndoShareKey: takes the accounts that ShareKey was to add out of the key policies again.
 
-use ami_share_core::{Error, Hub, hub::Actions, share::KeyChange};
+use ami_share_core::{
+    Error, Hub,
+    hub::Actions,
+    ids::ExecutionName,
+    share::{KeyChange, Source},
+};
 use aws_sdk_kms::Client;
+use serde::Deserialize;
 
-use crate::{Input, Output, Superseded, not_yet_visible, read, write};
+use crate::{Output, Superseded, not_yet_visible, read, write};
 
 pub const UNDO_ACTIONS: Actions =
     Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], target: &[], launcher: &[] };
@@ -12,13 +18,26 @@ pub const UNDO_ACTIONS: Actions =
 /// failed right after a write, nobody was told which policy that replaced.
 const LOOKS: u32 = 2;
 
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UndoInput {
+    pub execution: ExecutionName,
+    pub source: Source,
+    /// The accounts to take out of each key's policy.
+    pub keys: Vec<KeyChange>,
+    /// As the last execution that held the lock left it.
+    pub superseded: Superseded,
+    /// How often the state was tried before.
+    pub retry: u32,
+}
+
 /// Writes each policy that still names one of the accounts, without them. One that fails does not
 /// keep the others from being tried.
 ///
 /// # Errors
 /// As [`crate::share_key`]: a policy that cannot be written keeps its accounts, and is reported.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
-pub async fn undo_share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
+pub async fn undo_share_key(hub: &Hub, input: UndoInput) -> Result<Output, Error> {
     let mut written = Vec::new();
     let mut superseded = input.superseded;
     if input.keys.iter().all(|change| change.account_ids.is_empty()) {
@@ -40,7 +59,12 @@ pub async fn undo_share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
 }
 
 /// Whether the key's policy was written.
-async fn take_back(kms: &Client, change: &KeyChange, retry: u32, superseded: &mut Superseded) -> Result<bool, Error> {
+pub(crate) async fn take_back(
+    kms: &Client,
+    change: &KeyChange,
+    retry: u32,
+    superseded: &mut Superseded,
+) -> Result<bool, Error> {
     let KeyChange { key_arn, account_ids } = change;
     let policy = read(kms, key_arn).await?;
     superseded.check(key_arn, &policy, retry)?;

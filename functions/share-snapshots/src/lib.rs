@@ -21,9 +21,6 @@ pub const ACTIONS: Actions = Actions { source: &[MODIFY], target: &[], launcher:
 
 const MODIFY: &str = "ec2:ModifySnapshotAttribute";
 
-/// The most accounts of one call (EC2 API reference, ModifySnapshotAttribute).
-const BATCH: usize = 500;
-
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Input {
@@ -53,11 +50,11 @@ pub async fn share_snapshots(hub: &Hub, input: Input) -> Result<Output, Error> {
     let source = &input.source;
     let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
     let ec2 = Client::new(&config);
-    for SnapshotChange { snapshot_id, account_ids } in &input.snapshots {
-        for batch in account_ids.chunks(BATCH) {
-            modify(&ec2, source, snapshot_id, OperationType::Add, batch).await?;
+    for change in &input.snapshots {
+        for batch in change.batches() {
+            modify(&ec2, source, &change.snapshot_id, OperationType::Add, batch).await?;
         }
-        modified.push(snapshot_id.clone());
+        modified.push(change.snapshot_id.clone());
     }
     Ok(Output { modified })
 }

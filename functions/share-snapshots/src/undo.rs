@@ -1,9 +1,9 @@
 //! UndoShareSnapshots: takes the permissions back that ShareSnapshots was to give.
 
-use ami_share_core::{Error, Hub, hub::Actions, share::SnapshotChange};
+use ami_share_core::{Error, Hub, hub::Actions};
 use aws_sdk_ec2::{Client, types::OperationType};
 
-use crate::{BATCH, Input, MODIFY, Output, modify};
+use crate::{Input, MODIFY, Output, modify};
 
 pub const UNDO_ACTIONS: Actions = Actions { source: &[MODIFY], target: &[], launcher: &[] };
 
@@ -23,16 +23,16 @@ pub async fn undo_share_snapshots(hub: &Hub, input: Input) -> Result<Output, Err
     let config = hub.as_source(&source.account_id, &source.region, &input.execution, UNDO_ACTIONS).await?;
     let ec2 = Client::new(&config);
     let mut errors = Vec::new();
-    for SnapshotChange { snapshot_id, account_ids } in &input.snapshots {
+    for change in &input.snapshots {
         let mut found = false;
-        for batch in account_ids.chunks(BATCH) {
-            match modify(&ec2, source, snapshot_id, OperationType::Remove, batch).await {
+        for batch in change.batches() {
+            match modify(&ec2, source, &change.snapshot_id, OperationType::Remove, batch).await {
                 Ok(is_there) => found |= is_there,
                 Err(error) => errors.push(error),
             }
         }
         if found {
-            modified.push(snapshot_id.clone());
+            modified.push(change.snapshot_id.clone());
         }
     }
     Error::all_of(errors)?;

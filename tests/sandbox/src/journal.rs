@@ -1,6 +1,7 @@
 //! A journal of every call: who, what, on what, and what came of it.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// What came of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +38,8 @@ pub struct Entry {
     /// ARNs or ids of what the call was about.
     pub resources: Vec<String>,
     pub region: String,
+    /// As they came over the wire: by name, in the Query protocol with the numbers of list items.
+    pub parameters: Value,
     /// The kind of call: one that can change state.
     pub write: bool,
     pub outcome: Outcome,

@@ -344,6 +344,7 @@ pub fn use_as_aws_service(
         implied: Vec::new(),
         resources: vec![key_arn.to_owned()],
         region: region.to_owned(),
+        parameters: Value::Null,
         write: false,
         outcome: if result.is_ok() { Outcome::Allowed } else { Outcome::Denied },
         code: result.as_ref().err().map(|_| "AccessDeniedException".to_owned()),

@@ -159,6 +159,16 @@ enum Input {
     Json(Value),
 }
 
+impl Input {
+    /// For the journal.
+    fn parameters(&self) -> Value {
+        match self {
+            Self::Query(params) => params.to_json(),
+            Self::Json(body) => body.clone(),
+        }
+    }
+}
+
 impl ApiCall {
     fn read(request: &Request) -> Result<Self, ApiError> {
         let query = Params::parse(request.query.as_bytes());
@@ -377,6 +387,7 @@ fn write_journal(world: &mut World, caller: &Caller, call: &ApiCall, reply: &Rep
         implied: std::mem::take(&mut world.call.implied),
         resources: std::mem::take(&mut world.call.resources),
         region: call.region.clone(),
+        parameters: call.input.parameters(),
         outcome,
         code,
         reason,
@@ -401,6 +412,7 @@ fn journal_unknown(world: &mut World, call: &ApiCall, error: &ApiError, request_
         implied: Vec::new(),
         resources: Vec::new(),
         region: call.region.clone(),
+        parameters: call.input.parameters(),
         outcome: Outcome::Error,
         code: Some(error.code.clone()),
         reason: Some(error.message.clone()),

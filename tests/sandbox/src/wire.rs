@@ -2,6 +2,7 @@
 //! and JSON answers, and errors as each service writes them.
 
 use crate::auth::Denied;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
@@ -150,6 +151,12 @@ impl Params {
     pub fn from_pairs<N: Into<String>, V: Into<String>>(pairs: impl IntoIterator<Item = (N, V)>) -> Self {
         let values = pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         Self { values }
+    }
+
+    /// All but the names of the call and of the API's version.
+    pub fn to_json(&self) -> Value {
+        let named = self.values.iter().filter(|(name, _)| !matches!(name.as_str(), "Action" | "Version"));
+        named.map(|(name, value)| (name.clone(), Value::from(value.as_str()))).collect()
     }
 
     pub fn get(&self, name: &str) -> Option<&str> {

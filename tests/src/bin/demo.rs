@@ -86,6 +86,9 @@ const SCENARIOS: [Scenario; 4] = [
     },
 ];
 
+/// Lines of a plan's diff.
+const SHOWN: usize = 24;
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     match demonstrate().await {
@@ -107,6 +110,7 @@ async fn demonstrate() -> Result<bool> {
     println!("Ready after {:.1} s. The image is {}.", started.elapsed().as_secs_f64(), world.image.image_id);
     // Every execution begins with the same accounts.
     let accounts = local.sandbox.world().accounts.clone();
+    let plan = plan(&local, &world).await?;
     let mut runs = Vec::new();
     for scenario in &SCENARIOS {
         local.sandbox.world().accounts = accounts.clone();
@@ -114,6 +118,7 @@ async fn demonstrate() -> Result<bool> {
     }
     let directory = checkout().join("target/demo");
     fs::create_dir_all(&directory)?;
+    fs::write(directory.join("plan.json"), serde_json::to_string_pretty(&plan)?)?;
     for run in &runs {
         fs::write(directory.join(format!("{}.json", run.name)), serde_json::to_string_pretty(&run.json())?)?;
     }
@@ -165,7 +170,31 @@ impl World {
     }
 }
 
-async fn run(local: &Local, world: &World, scenario: &Scenario) -> Result<Run> {
+/// Shows what the first scenario would change, and that saying so changes nothing.
+async fn plan(local: &Local, world: &World) -> Result<Value> {
+    let mut request = request(world, &SCENARIOS[0]);
+    request["action"] = json!("plan");
+    println!("\n{}\n", bold("What the next share would change: its plan, with what it does to the first key's policy"));
+    let seen = local.sandbox.world().journal.last_seq();
+    let engine = local.engine.endpoint();
+    let arn = execution::start(&engine, &local.hub.state_machine, "plan", &request).await?;
+    let plan = execution::follow(&engine, &arn, |_| {}).await?.output.ok_or("there is no plan")?;
+    for call in plan["calls"].as_array().into_iter().flatten() {
+        let field = |name: &str| call[name].as_str().unwrap_or_default();
+        println!("  {}  {:<26} {}", field("accountId"), field("call"), call["parameters"]);
+    }
+    let diff: Vec<&Value> = plan["calls"][0]["policy"]["diff"].as_array().into_iter().flatten().collect();
+    for line in diff.iter().take(SHOWN) {
+        println!("    {}", line.as_str().unwrap_or_default());
+    }
+    println!("    ... and {} more lines (target/demo/plan.json)", diff.len().saturating_sub(SHOWN));
+    println!("  {}", plan["message"].as_str().unwrap_or_default());
+    let written = local.sandbox.world().journal.since(seen).iter().filter(|entry| entry.write).count();
+    println!("  Calls that the plan itself made to change something: {written}.");
+    if written == 0 { Ok(plan) } else { Err("the plan changed something".into()) }
+}
+
+fn request(world: &World, scenario: &Scenario) -> Value {
     let mut target = json!({
         "accountId": TARGET,
         "principals": [world.target.principal],
@@ -174,7 +203,11 @@ async fn run(local: &Local, world: &World, scenario: &Scenario) -> Result<Run> {
     if let Some(mode) = scenario.reencrypt {
         target["reencrypt"] = json!({ "mode": mode, "kmsKeyId": "alias/app-volumes" });
     }
-    let request = json!({ "imageId": world.image.image_id, "targets": [target] });
+    json!({ "imageId": world.image.image_id, "targets": [target] })
+}
+
+async fn run(local: &Local, world: &World, scenario: &Scenario) -> Result<Run> {
+    let request = request(world, scenario);
     let (before, seen) = {
         let mut sandbox = local.sandbox.world();
         if scenario.sabotage {

@@ -3,6 +3,7 @@
 
 use ami_share_core::{
     ids::{ImageId, InstanceId},
+    plan::PlannedPolicies,
     share::{Resolution, Target},
     step,
 };
@@ -82,6 +83,8 @@ fn variables() -> Value {
         "left": [],
         "kept": [kept()],
         "undo": { "keyChanges": resolution()["keyChanges"].clone(), "targets": [target()] },
+        "plan": { "status": "planned" },
+        "planned": { "arn:aws:kms:eu-west-1:111111111111:key/1234": { "before": "00ff", "after": "ff00" } },
         "superseded": { "arn:aws:kms:eu-west-1:111111111111:key/1234": [{ "digest": "00ff", "replacedAt": 1_700_000_000 }] },
         "target": target(),
         "undoTarget": target(),
@@ -272,6 +275,7 @@ fn every_answer_has_what_its_state_reads() {
     let key_policies = || share_key::Output { written: vec![], superseded: share_key::Superseded::default() };
     let answers = [
         ("ResolveImage", resolution()),
+        ("PlanShare", json(plan_share::Output { plan: None, policies: PlannedPolicies::default() })),
         ("ShareKey", json(key_policies())),
         ("UndoShareKey", json(key_policies())),
         ("ResolveUndo", json(resolve_undo::Output { targets: vec![], key_changes: vec![], kept: vec![] })),
@@ -291,7 +295,7 @@ fn every_answer_has_what_its_state_reads() {
             let field = field.trim_end_matches("%}").trim();
             let answer = answers.iter().find(|(state, _)| *state == name);
             let (_, answer) = answer.unwrap_or_else(|| panic!("there is no sample of what {name} answers"));
-            assert!(!answer[field].is_null(), "{name} answers {answer}, without {field}");
+            assert!(answer.get(field).is_some(), "{name} answers {answer}, without {field}");
         }
     }
 }
@@ -303,6 +307,11 @@ fn choices_compare_with_what_steps_answer() {
         ("CheckInstance", "instanceState", json(describe_instance::State::Running)),
         ("ChooseReencryption", "target.mode", json(ami_share_core::share::Mode::CopyImage)),
     ];
+    let plan = json(ami_share_core::share::Action::Plan);
+    let plan = format!("$resolution.action = '{}'", plan.as_str().unwrap());
+    for name in ["ChoosePlan", "CheckPlan"] {
+        assert!(state(name)["Choices"][0]["Condition"].as_str().unwrap().contains(&plan), "{name}");
+    }
     for (name, variable, value) in answers {
         let expected = format!("{{% ${variable} = '{}' %}}", value.as_str().unwrap());
         assert_eq!(state(name)["Choices"][0]["Condition"], expected);

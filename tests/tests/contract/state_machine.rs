@@ -141,6 +141,25 @@ fn only_an_undo_is_retried_after_any_error() {
     }
 }
 
+/// What catches whatever no Catch before it names.
+fn last_catch(state: &Value) -> &Value {
+    let last = state["Catch"].as_array().and_then(|catches| catches.last()).unwrap();
+    assert_eq!(last["ErrorEquals"], json!(["States.ALL"]));
+    last
+}
+
+/// It has left nothing: an undo would take away what somebody else gave the same account meanwhile.
+#[test]
+fn a_plan_that_does_not_hold_is_not_undone_and_gives_the_lock_back() {
+    let machine = share_ami();
+    let catch = machine.state("ShareKey")["Catch"][0].clone();
+    assert_eq!((&catch["ErrorEquals"], &catch["Next"]), (&json!(["PlanChanged"]), &json!("UnlockKeys")));
+    let unlock = machine.state("UnlockKeys");
+    assert_eq!((&unlock["Next"], &last_catch(&unlock)["Next"]), (&json!("ChooseSnapshots"), &json!("ChooseSnapshots")));
+    let choice = machine.state("ChooseSnapshots")["Choices"][0].clone();
+    assert_eq!((&choice["Condition"], &choice["Next"]), (&json!("{% $failure != null %}"), &json!("Report")));
+}
+
 /// Where it happens, or by the Map that it happens in.
 #[test]
 fn every_failure_is_caught() {
@@ -174,7 +193,7 @@ fn a_step_that_fails_is_undone_first() {
     for (name, state) in &machine.states {
         let undo = format!("Undo{name}");
         if machine.states.contains_key(&undo) {
-            let caught = state["Catch"][0]["Next"].as_str().unwrap();
+            let caught = last_catch(state)["Next"].as_str().unwrap();
             assert_eq!(first_undo(&machine, caught, name), undo, "{name}");
         }
     }
@@ -258,7 +277,7 @@ fn key_policies_are_written_only_under_the_lock() {
             assert_eq!(before, [lock], "{}: {writer}", machine.path);
             assert_eq!(own.states[lock]["Next"], writer);
             assert_eq!(state["Next"], unlock);
-            let caught = state["Catch"][0]["Next"].as_str().unwrap();
+            let caught = last_catch(state)["Next"].as_str().unwrap();
             let unlocked = caught == unlock || first_undo(&own, caught, writer) == "UndoShareKey";
             assert!(unlocked, "{writer} keeps the lock");
         }

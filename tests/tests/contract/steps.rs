@@ -25,6 +25,7 @@ where
 pub(crate) fn steps() -> Vec<Step> {
     vec![
         step("ResolveImage", resolve_image::ACTIONS, resolve_image::resolve_image),
+        step("PlanShare", plan_share::ACTIONS, plan_share::plan_share),
         step("ShareKey", share_key::ACTIONS, share_key::share_key),
         step("ResolveUndo", resolve_undo::ACTIONS, resolve_undo::resolve_undo),
         step("UndoShareKey", share_key::UNDO_ACTIONS, share_key::undo_share_key),

@@ -136,6 +136,12 @@ async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
         assert_eq!(run.error(), error, "{name}: {}", run.summary());
         journal.extend(run.journal);
     }
+    stage.reset();
+    let mut plan = stage.request(json!({}));
+    plan["action"] = json!("plan");
+    let run = stage.run("plan", &plan).await?;
+    assert!(run.succeeded(), "plan: {}", run.summary());
+    journal.extend(run.journal);
     let seen = stage.local.sandbox.world().journal.last_seq();
     start_share(&stage)?;
     journal.extend(stage.local.sandbox.world().journal.since(seen).to_vec());

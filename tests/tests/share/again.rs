@@ -34,7 +34,7 @@ async fn a_request_that_was_granted_before_changes_nothing() -> Result<()> {
         assert_eq!(second.report()["alreadyShared"], json!([TARGET]), "{name}");
         assert_eq!(second.report()["targets"], json!([]), "{name}");
         let states: Vec<&str> = second.ended.states.iter().map(|entered| entered.state.as_str()).collect();
-        let expected = ["ResolveImage", "CheckWork", "Report", "Notify", "CheckOutcome", "FinishShare"];
+        let expected = ["ResolveImage", "ChoosePlan", "CheckWork", "Report", "Notify", "CheckOutcome", "FinishShare"];
         assert_eq!(states, expected, "{name}");
 
         // A proof that is asked for is made, of what is there already.

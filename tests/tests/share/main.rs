@@ -6,6 +6,7 @@ mod again;
 mod foreign;
 mod lost_replies;
 mod modes;
+mod plan;
 mod refused;
 #[path = "../contract/steps.rs"]
 #[expect(dead_code, reason = "the contract tests look at more of a step than its actions")]

@@ -373,6 +373,30 @@ async fn a_wrong_request_is_refused_without_a_call_to_any_account() -> Result<()
             vec!["targets[0].reencrypt.mode", "afterLaunch is not supported by this version"],
         ),
         (
+            "audit",
+            with(json!({ "action": "audit" })),
+            "InvalidRequest",
+            vec!["action = \"audit\"", "audit is a state machine of its own, audit-shares"],
+        ),
+        (
+            "plan-of-a-plan",
+            with(json!({ "action": "plan", "planHash": "0".repeat(64) })),
+            "InvalidRequest",
+            vec!["planHash: goes with action apply only"],
+        ),
+        (
+            "no-hash",
+            with(json!({ "planHash": "latest" })),
+            "InvalidRequest",
+            vec!["planHash = \"latest\"", "64 hexadecimal digits"],
+        ),
+        (
+            "plan-with-a-target-not-allowed",
+            json!({ "action": "plan", "imageId": image, "targets": [{ "accountId": STRANGER }] }),
+            "TargetNotAllowed",
+            vec![STRANGER, "AllowedTargetAccounts"],
+        ),
+        (
             "principal-of-another-account",
             with_target(json!({ "principals": [format!("arn:aws:iam::{STRANGER}:role/app-deployer")] })),
             "InvalidRequest",

@@ -1,0 +1,99 @@
+//! What a plan and the steps that carry it out agree on.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    Error,
+    ids::{KeyArn, PlanHash},
+    key_policy::{KeyPolicy, canonical},
+};
+
+/// The same for plans that mean the same: the order of fields and of lists does not count.
+pub fn hash(plan: &Value) -> PlanHash {
+    PlanHash::of(&canonical(plan).to_string())
+}
+
+/// The key policies that a plan was made from and those that it leads to, as digests. Empty where
+/// nobody asked for a certain plan to be applied.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PlannedPolicies(BTreeMap<KeyArn, PlannedPolicy>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PlannedPolicy {
+    before: String,
+    after: String,
+}
+
+impl PlannedPolicies {
+    pub fn add(&mut self, key: &KeyArn, before: &KeyPolicy, after: &KeyPolicy) {
+        self.0.insert(key.clone(), PlannedPolicy { before: before.digest(), after: after.digest() });
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// # Errors
+    /// [`Error::PlanChanged`] for a policy that is neither what the plan was made from nor what it
+    /// leads to. The latter is what a retry finds after a lost reply.
+    pub fn check(&self, key: &KeyArn, policy: &KeyPolicy) -> Result<(), Error> {
+        let digest = policy.digest();
+        match self.0.get(key) {
+            Some(planned) if digest != planned.before && digest != planned.after => Err(Error::PlanChanged {
+                reason: format!("the policy of key {key} was changed by somebody since (kms:GetKeyPolicy)"),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the policy is what the plan leads to, and not what it was made from.
+    pub fn is_written(&self, key: &KeyArn, policy: &KeyPolicy) -> bool {
+        self.0.get(key).is_some_and(|planned| planned.before != planned.after && planned.after == policy.digest())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::ids::AccountId;
+
+    fn key() -> KeyArn {
+        KeyArn::parse("arn:aws:kms:eu-west-1:111111111111:key/1234").unwrap()
+    }
+
+    fn policy(sid: &str) -> KeyPolicy {
+        let statement = json!({ "Sid": sid, "Effect": "Allow", "Principal": "*", "Action": "kms:*", "Resource": "*" });
+        KeyPolicy::parse(&key(), &json!({ "Statement": [statement] }).to_string()).unwrap()
+    }
+
+    #[test]
+    fn the_order_of_lists_and_fields_does_not_change_the_hash_and_a_value_does() {
+        let one = hash(&json!({ "a": ["1", "2"], "b": true }));
+        assert_eq!(one, hash(&json!({ "b": true, "a": ["2", "1"] })));
+        assert_ne!(one, hash(&json!({ "a": ["1", "2", "3"], "b": true })));
+        assert_ne!(one, hash(&json!({ "a": ["1", "2"], "b": false })));
+    }
+
+    #[test]
+    fn only_the_planned_policy_and_what_it_becomes_are_as_planned() {
+        let (before, other) = (policy("Admin"), policy("Changed"));
+        let after = before.with([&AccountId::parse("222222222222").unwrap()]).unwrap();
+        let mut planned = PlannedPolicies::default();
+        assert!(planned.check(&key(), &other).is_ok(), "nothing was planned");
+        planned.add(&key(), &before, &after);
+        assert!(planned.check(&key(), &before).is_ok() && planned.check(&key(), &after).is_ok());
+        let error = planned.check(&key(), &other).unwrap_err();
+        assert_eq!(error.name(), "PlanChanged");
+        assert!(error.to_string().contains(key().as_str()), "{error}");
+        assert!(planned.is_written(&key(), &after) && !planned.is_written(&key(), &before));
+        planned.add(&key(), &before, &before);
+        assert!(!planned.is_written(&key(), &before), "nothing was to be written");
+    }
+}

@@ -1,0 +1,152 @@
+//! The calls that change something, as the steps make them and in their order.
+
+use ami_share_core::{
+    Error,
+    hub::policy_arn,
+    ids::{AccountId, PrincipalArn, PrincipalKind, Region},
+    key_policy::MAX_BYTES,
+    principal_policy::PrincipalPolicy,
+    share::{Image, Mode, Resolution, Target},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{PolicyChange, diff::PolicyDiff};
+
+/// What stands for an id that only the call will give.
+const COPY: &str = "the copy";
+const INSTANCE: &str = "the instance";
+
+/// One call.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Call {
+    pub(crate) account_id: AccountId,
+    /// Nothing for IAM, which is global.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) region: Option<Region>,
+    /// As an IAM action.
+    pub(crate) call: &'static str,
+    /// Those that matter, under the names that AWS gives them.
+    pub(crate) parameters: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) policy: Option<PolicyDiff>,
+}
+
+/// `key_access_policy` is the name of the targets' managed policy.
+///
+/// # Errors
+/// As [`KeyPolicy::to_text`](ami_share_core::key_policy::KeyPolicy::to_text).
+pub(crate) fn calls(
+    key_access_policy: &str,
+    resolution: &Resolution,
+    policies: &[PolicyChange<'_>],
+) -> Result<Vec<Call>, Error> {
+    let mut calls = in_source(resolution, policies)?;
+    for target in &resolution.targets {
+        let managed = policy_arn(&target.account_id, &resolution.source.region, key_access_policy);
+        calls.extend(in_target(resolution, target, &managed));
+    }
+    Ok(calls)
+}
+
+fn in_source(resolution: &Resolution, policies: &[PolicyChange<'_>]) -> Result<Vec<Call>, Error> {
+    let source = &resolution.source;
+    let call = |call, parameters| Call {
+        account_id: source.account_id.clone(),
+        region: Some(source.region.clone()),
+        call,
+        parameters,
+        policy: None,
+    };
+    let mut calls = Vec::new();
+    for PolicyChange { change, text, after, .. } in policies {
+        if let Some(after) = after {
+            let parameters = json!({ "keyId": change.key_arn, "policyName": "default" });
+            let policy = PolicyDiff::new(Some(text), &after.to_text()?, Some(MAX_BYTES))?;
+            calls.push(Call { policy: Some(policy), ..call("kms:PutKeyPolicy", parameters) });
+        }
+    }
+    for change in &resolution.snapshot_changes {
+        for accounts in change.batches() {
+            calls.push(call(
+                "ec2:ModifySnapshotAttribute",
+                json!({
+                    "snapshotId": change.snapshot_id,
+                    "attribute": "createVolumePermission",
+                    "operationType": "add",
+                    "userIds": accounts,
+                }),
+            ));
+        }
+    }
+    if !resolution.launch_permissions.is_empty() {
+        let parameters = json!({
+            "imageId": resolution.image.image_id,
+            "launchPermission": { "add": resolution.launch_permissions },
+        });
+        calls.push(call("ec2:ModifyImageAttribute", parameters));
+    }
+    Ok(calls)
+}
+
+fn in_target(resolution: &Resolution, target: &Target, managed: &str) -> Vec<Call> {
+    let Resolution { source, image, .. } = resolution;
+    let call = |region: Option<&Region>, call, parameters| Call {
+        account_id: target.account_id.clone(),
+        region: region.cloned(),
+        call,
+        parameters,
+        policy: None,
+    };
+    let region = Some(&source.region);
+    let mut calls = Vec::new();
+    for change in &target.principal_changes {
+        for policy in change.policies(resolution.principal_access, managed) {
+            let action = policy.action(change.principal.kind());
+            calls.push(call(None, action, principal_parameters(&change.principal, policy)));
+        }
+    }
+    let copies = target.mode == Mode::CopyImage && target.copy_id.is_none();
+    if copies {
+        let parameters = json!({
+            "sourceImageId": image.image_id,
+            "sourceRegion": source.region,
+            "encrypted": true,
+            "kmsKeyId": target.kms_key_id,
+        });
+        calls.push(call(region, "ec2:CopyImage", parameters));
+    }
+    calls.push(call(region, "ec2:RunInstances", launch_parameters(image, target)));
+    if !target.launch.keep {
+        calls.push(call(region, "ec2:TerminateInstances", json!({ "instanceIds": [INSTANCE] })));
+    }
+    calls
+}
+
+fn principal_parameters(principal: &PrincipalArn, policy: PrincipalPolicy) -> Value {
+    let name = match principal.kind() {
+        PrincipalKind::Role => "roleName",
+        PrincipalKind::User => "userName",
+    };
+    match policy {
+        PrincipalPolicy::Managed { arn } => json!({ name: principal.name(), "policyArn": arn }),
+        PrincipalPolicy::Inline { name: policy, .. } => json!({ name: principal.name(), "policyName": policy }),
+    }
+}
+
+fn launch_parameters(image: &Image, target: &Target) -> Value {
+    let image_id = match (target.mode, &target.copy_id) {
+        (Mode::CopyImage, None) => COPY,
+        (Mode::CopyImage, Some(copy_id)) => copy_id.as_str(),
+        (Mode::None | Mode::AtLaunch, _) => image.image_id.as_str(),
+    };
+    let mut parameters = json!({ "imageId": image_id, "instanceType": target.instance_type(image) });
+    if let Some(subnet_id) = &target.launch.subnet_id {
+        parameters["subnetId"] = json!(subnet_id);
+    }
+    if target.mode == Mode::AtLaunch {
+        parameters["kmsKeyId"] = json!(target.kms_key_id);
+    }
+    parameters
+}

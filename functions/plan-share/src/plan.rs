@@ -1,0 +1,221 @@
+//! The plan: the output of an execution that is asked for one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
+
+use ami_share_core::{
+    Error,
+    ids::{AccountId, ImageId, KeyArn, PlanHash},
+    plan,
+    principal_policy::{inline_policy, inline_policy_name},
+    share::{PrincipalAccess, Resolution, Source, Target},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    PolicyChange,
+    calls::{Call, calls},
+    diff::PolicyDiff,
+    planned,
+};
+
+/// What a plan may take of the 262,144 bytes that states pass to each other: the call of a function has
+/// some of its own around it.
+pub(crate) const MOST_BYTES: usize = 240_000;
+
+/// For the sentences that say what was cut.
+const SENTENCES: usize = 1_000;
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    status: Status,
+    /// Of everything that the plan rests on, whole: see [`rests_on`].
+    pub(crate) plan_hash: PlanHash,
+    message: String,
+    image_id: ImageId,
+    source: Source,
+    summary: Summary,
+    /// Targets that have everything, and that nothing would be done for.
+    already_shared: Vec<AccountId>,
+    /// What the other targets have of what they need.
+    already_there: Vec<AlreadyThere>,
+    /// Calls that change something. The targets' are made at the same time, and listed one target
+    /// after the other.
+    pub(crate) calls: Vec<Call>,
+    /// The documents of the inline policies that calls name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    inline_policies: Vec<InlinePolicy>,
+    /// What was left out so that the plan fits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    cut: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "camelCase")]
+enum Status {
+    Planned,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Summary {
+    calls: usize,
+    calls_by_account: BTreeMap<AccountId, usize>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AlreadyThere {
+    account_id: AccountId,
+    launch_permission: bool,
+    /// Keys whose policies name the account.
+    key_arns: Vec<KeyArn>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copy_id: Option<ImageId>,
+}
+
+/// ResolveImage found no policy of that name, so there is nothing before it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct InlinePolicy {
+    policy_name: String,
+    key_arn: KeyArn,
+    policy: PolicyDiff,
+}
+
+impl Plan {
+    /// # Errors
+    /// As [`calls`].
+    pub(crate) fn new(
+        key_access_policy: &str,
+        resolution: &Resolution,
+        policies: &[PolicyChange<'_>],
+    ) -> Result<Self, Error> {
+        let calls = calls(key_access_policy, resolution, policies)?;
+        let mut by_account: BTreeMap<AccountId, usize> = BTreeMap::new();
+        for call in &calls {
+            *by_account.entry(call.account_id.clone()).or_default() += 1;
+        }
+        Ok(Self {
+            status: Status::Planned,
+            plan_hash: plan::hash(&rests_on(resolution, policies, &calls)),
+            message: message(calls.len(), by_account.len()),
+            image_id: resolution.image.image_id.clone(),
+            source: resolution.source.clone(),
+            summary: Summary { calls: calls.len(), calls_by_account: by_account },
+            already_shared: resolution.already_shared.clone(),
+            already_there: resolution.targets.iter().filter_map(|target| already_there(resolution, target)).collect(),
+            calls,
+            inline_policies: inline_policies(resolution)?,
+            cut: Vec::new(),
+        })
+    }
+
+    /// Cut so that it takes no more than `most` bytes: the diffs first, all to the same length, then
+    /// the last calls. The hash and the summary stay those of the whole.
+    pub(crate) fn fitted(mut self, most: usize) -> Self {
+        if self.bytes() <= most {
+            return self;
+        }
+        let mut rest = self.bytes() + SENTENCES;
+        let diffs = self.diffs().map(|diff| diff.bytes()).collect::<Vec<_>>();
+        rest -= diffs.iter().sum::<usize>();
+        let each = most.saturating_sub(rest) / diffs.len().max(1);
+        if diffs.iter().any(|bytes| *bytes > each) {
+            self.cut.push("diffs of policies: the whole plan would not fit into the output of an execution".to_owned());
+            self.diffs().for_each(|diff| diff.cut(each));
+        }
+        if self.bytes() > most {
+            self.cut_calls(most);
+        }
+        self
+    }
+
+    fn cut_calls(&mut self, most: usize) {
+        let mut calls = mem::take(&mut self.calls);
+        let all = calls.len();
+        let mut used = self.bytes() + SENTENCES;
+        let fits = |call: &&Call| {
+            used += written(call) + 1;
+            used <= most
+        };
+        calls.truncate(calls.iter().take_while(fits).count());
+        let left_out = all - calls.len();
+        self.cut.push(format!("the last {left_out} of {all} calls: the summary counts them by account"));
+        self.calls = calls;
+    }
+
+    fn diffs(&mut self) -> impl Iterator<Item = &mut PolicyDiff> {
+        let of_calls = self.calls.iter_mut().filter_map(|call| call.policy.as_mut());
+        of_calls.chain(self.inline_policies.iter_mut().map(|inline| &mut inline.policy))
+    }
+
+    fn bytes(&self) -> usize {
+        written(self)
+    }
+}
+
+fn written(value: &impl Serialize) -> usize {
+    serde_json::to_string(value).map_or(0, |text| text.len())
+}
+
+fn message(calls: usize, accounts: usize) -> String {
+    if calls == 0 {
+        return "Nothing would be changed: every target has everything that is asked for.".to_owned();
+    }
+    let plural = |count: usize| if count == 1 { "" } else { "s" };
+    format!(
+        "{calls} call{} would change something, in {accounts} account{}. To have these made and no others, start the \
+         same request with action apply and this planHash.",
+        plural(calls),
+        plural(accounts)
+    )
+}
+
+/// Everything of the request and of the world that decides what is changed: not who asks or when,
+/// and not how a policy is laid out.
+fn rests_on(resolution: &Resolution, policies: &[PolicyChange<'_>], calls: &[Call]) -> Value {
+    let mut found = json!(resolution);
+    if let Some(fields) = found.as_object_mut() {
+        for field in ["execution", "action", "planHash"] {
+            fields.remove(field);
+        }
+    }
+    let calls: Vec<Value> = calls
+        .iter()
+        .map(|call| json!({ "accountId": call.account_id, "call": call.call, "parameters": call.parameters }))
+        .collect();
+    json!({ "resolution": found, "policies": planned(policies), "calls": calls })
+}
+
+fn already_there(resolution: &Resolution, target: &Target) -> Option<AlreadyThere> {
+    let changes = &target.source_changes;
+    let there = AlreadyThere {
+        account_id: target.account_id.clone(),
+        launch_permission: !changes.launch_permission,
+        key_arns: resolution.image.keys().into_iter().filter(|key| !changes.key_arns.contains(key)).collect(),
+        copy_id: target.copy_id.clone(),
+    };
+    (there.launch_permission || !there.key_arns.is_empty() || there.copy_id.is_some()).then_some(there)
+}
+
+fn inline_policies(resolution: &Resolution) -> Result<Vec<InlinePolicy>, Error> {
+    if resolution.principal_access != PrincipalAccess::Inline {
+        return Ok(Vec::new());
+    }
+    let changes = resolution.targets.iter().flat_map(|target| &target.principal_changes);
+    let keys: BTreeSet<&KeyArn> = changes.flat_map(|change| &change.key_arns).collect();
+    keys.into_iter()
+        .map(|key| {
+            let policy = PolicyDiff::new(None, &inline_policy(key).to_string(), None)?;
+            Ok(InlinePolicy { policy_name: inline_policy_name(key), key_arn: key.clone(), policy })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;
