@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 /// What a handler answers: the inside of the result element (Query protocol),
-/// or the whole JSON document (KMS).
+/// or the whole JSON document (KMS, Organizations).
 pub type Reply = Result<String, ApiError>;
 
 /// The services of the sandbox, and what differs between their protocols.
@@ -16,6 +16,7 @@ pub enum Service {
     Iam,
     Sts,
     Kms,
+    Organizations,
 }
 
 impl Service {
@@ -26,6 +27,7 @@ impl Service {
             "iam" => Some(Self::Iam),
             "sts" => Some(Self::Sts),
             "kms" => Some(Self::Kms),
+            "organizations" => Some(Self::Organizations),
             _ => None,
         }
     }
@@ -37,7 +39,13 @@ impl Service {
             Self::Iam => "iam",
             Self::Sts => "sts",
             Self::Kms => "kms",
+            Self::Organizations => "organizations",
         }
+    }
+
+    /// Whether it speaks JSON 1.1; the others speak the Query protocol.
+    pub fn speaks_json(self) -> bool {
+        matches!(self, Self::Kms | Self::Organizations)
     }
 
     /// The code of the error a throttled call gets.
@@ -46,6 +54,7 @@ impl Service {
             Self::Ec2 => "RequestLimitExceeded",
             Self::Iam | Self::Sts => "Throttling",
             Self::Kms => "ThrottlingException",
+            Self::Organizations => "TooManyRequestsException",
         }
     }
 
@@ -54,7 +63,7 @@ impl Service {
         let (status, code) = match self {
             Self::Ec2 => (403, "UnauthorizedOperation"),
             Self::Iam | Self::Sts => (403, "AccessDenied"),
-            Self::Kms => (400, "AccessDeniedException"),
+            Self::Kms | Self::Organizations => (400, "AccessDeniedException"),
         };
         let mut error = ApiError::new(status, code, denied.message());
         error.denied = Some(Box::new(denied));
@@ -101,7 +110,9 @@ impl ApiError {
                     namespace(service)
                 )
             }
-            Service::Kms => serde_json::json!({ "__type": self.code, "message": self.message }).to_string(),
+            Service::Kms | Service::Organizations => {
+                serde_json::json!({ "__type": self.code, "message": self.message }).to_string()
+            }
         }
     }
 }
@@ -119,7 +130,7 @@ pub fn render(service: Service, action: &str, body: &str, request_id: &str) -> S
              <ResponseMetadata><RequestId>{request_id}</RequestId></ResponseMetadata></{action}Response>",
             namespace(service)
         ),
-        Service::Kms => body.to_owned(),
+        Service::Kms | Service::Organizations => body.to_owned(),
     }
 }
 
@@ -128,7 +139,7 @@ fn namespace(service: Service) -> &'static str {
         Service::Ec2 => "http://ec2.amazonaws.com/doc/2016-11-15/",
         Service::Iam => "https://iam.amazonaws.com/doc/2010-05-08/",
         Service::Sts => "https://sts.amazonaws.com/doc/2011-06-15/",
-        Service::Kms => "",
+        Service::Kms | Service::Organizations => "",
     }
 }
 
