@@ -62,7 +62,10 @@ impl Engine {
             .env("AWS_SECRET_ACCESS_KEY", SECRET)
             // The rest is for the functions, which inherit this environment.
             .env("AWS_ENDPOINT_URL", endpoint(port))
-            .envs(["EC2", "KMS", "IAM", "STS", "ORGANIZATIONS"].map(|service| (format!("AWS_ENDPOINT_URL_{service}"), sandbox)))
+            .envs(
+                ["EC2", "KMS", "IAM", "STS", "ORGANIZATIONS"]
+                    .map(|service| (format!("AWS_ENDPOINT_URL_{service}"), sandbox)),
+            )
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)
