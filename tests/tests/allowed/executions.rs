@@ -6,6 +6,7 @@ use ami_share_sandbox::{
 };
 use ami_share_tests::{
     HUB, Result, SOURCE, TARGET,
+    clients::root_of,
     local::{self, Local, Settings},
     seed,
     stop::{Stopper, hold_after},
@@ -112,6 +113,20 @@ async fn where_organizations_cannot_be_asked_nobody_is_allowed_but_listed_accoun
         let name = call.trim_start_matches("organizations:");
         assert_refused(&local, name, &unlisted, "AccessDenied", &says).await?;
     }
+    // Each action of the role is needed.
+    let iam = aws_sdk_iam::Client::new(&root_of(MANAGEMENT, &local.sandbox.endpoint()));
+    let allow = async |name: &str, actions: Value| {
+        let statement = json!({ "Effect": "Allow", "Action": actions, "Resource": "*" });
+        let document = json!({ "Version": "2012-10-17", "Statement": [statement] }).to_string();
+        let put = iam.put_role_policy().role_name("AmiShareOrganization").policy_name(name);
+        put.policy_document(document).send().await.map(drop)
+    };
+    for (allowed, missing) in [("DescribeAccount", "ListParents"), ("ListParents", "DescribeAccount")] {
+        allow("AskOrganizations", json!(format!("organizations:{allowed}"))).await?;
+        let says = [MANAGEMENT, missing, "no identity-based policy allows"];
+        assert_refused(&local, &format!("without-{missing}"), &unlisted, "AccessDenied", &says).await?;
+    }
+    allow("AskOrganizations", json!(["organizations:DescribeAccount", "organizations:ListParents"])).await?;
     // A fault that passes is waited for, and not taken for an answer.
     for (name, kind) in [("throttled", FaultKind::Throttle), ("server-error", FaultKind::ServerError)] {
         for _ in 0..4 {
