@@ -9,7 +9,7 @@ export PATH := $(VENV)/bin:$(PATH)
 export AMI_SHARE_VENV := $(VENV)
 export SAM_CLI_TELEMETRY := 0
 
-TEMPLATES := template.yaml accounts/source.yaml accounts/target.yaml
+TEMPLATES := template.yaml accounts/source.yaml accounts/target.yaml accounts/organization.yaml
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build-functions demo sandbox test lint build clean

@@ -41,7 +41,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts on `port` of 127.0.0.1; the functions' EC2, KMS, IAM and STS calls go to `sandbox`.
+    /// Starts on `port` of 127.0.0.1; the functions' EC2, KMS, IAM, STS and Organizations calls go to `sandbox`.
     /// `directory` is made, and removed at the end.
     pub fn start(port: u16, sandbox: &str, directory: &Path) -> Result<Self> {
         fs::create_dir_all(directory)?;
@@ -62,7 +62,10 @@ impl Engine {
             .env("AWS_SECRET_ACCESS_KEY", SECRET)
             // The rest is for the functions, which inherit this environment.
             .env("AWS_ENDPOINT_URL", endpoint(port))
-            .envs(["EC2", "KMS", "IAM", "STS"].map(|service| (format!("AWS_ENDPOINT_URL_{service}"), sandbox)))
+            .envs(
+                ["EC2", "KMS", "IAM", "STS", "ORGANIZATIONS"]
+                    .map(|service| (format!("AWS_ENDPOINT_URL_{service}"), sandbox)),
+            )
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)

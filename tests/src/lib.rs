@@ -1,6 +1,6 @@
 //! Runs ami-share as it would be deployed, on one machine: its template and role templates on a
 //! local engine (ministack: CloudFormation, Lambda, Step Functions, EventBridge), its functions'
-//! EC2, KMS, IAM and STS calls against the sandbox.
+//! EC2, KMS, IAM, STS and Organizations calls against the sandbox.
 //!
 //! # Layout
 //! - [`local`]: all of it, started and seeded, in one call

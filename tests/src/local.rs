@@ -24,6 +24,8 @@ pub struct Settings {
     pub targets: Vec<String>,
     /// Further source accounts, each with a target of its own, for what must not meet.
     pub pairs: Vec<(String, String)>,
+    /// Who is allowed besides.
+    pub organization: Organization,
     /// Whether the targets' owners allow inline policies.
     pub inline_policies: bool,
     pub sandbox: ami_share_sandbox::Settings,
@@ -35,10 +37,24 @@ impl Default for Settings {
             source: SOURCE.to_owned(),
             targets: vec![TARGET.to_owned()],
             pairs: Vec::new(),
+            organization: Organization::default(),
             inline_policies: false,
             sandbox: ami_share_sandbox::Settings::default(),
         }
     }
+}
+
+/// What the hub's allow-list has besides accounts.
+#[derive(Debug, Clone, Default)]
+pub struct Organization {
+    /// `AllowedOrganizations`
+    pub organizations: Vec<String>,
+    /// `AllowedOrganizationalUnits`
+    pub units: Vec<String>,
+    /// The account that has accounts/organization.yaml; without one, the hub asks itself.
+    pub asked_in: Option<String>,
+    /// Accounts that are ready to be targets, and are not on the list of accounts.
+    pub targets: Vec<String>,
 }
 
 /// The running whole. It ends when this is dropped.
@@ -62,8 +78,15 @@ impl Local {
         let pairs: Vec<(&String, &String)> =
             of_source.chain(settings.pairs.iter().map(|(source, target)| (source, target))).collect();
         let allowed = pairs.iter().map(|(_, target)| target.as_str()).collect::<Vec<_>>().join(",");
+        let organization = &settings.organization;
+        let (organizations, units) = (organization.organizations.join(","), organization.units.join(","));
+        let asked_as =
+            organization.asked_in.as_ref().map(|account| format!("arn:aws:iam::{account}:role/AmiShareOrganization"));
         let parameters = [
             ("AllowedTargetAccounts", allowed.as_str()),
+            ("AllowedOrganizations", &organizations),
+            ("AllowedOrganizationalUnits", &units),
+            ("OrganizationsRoleArn", asked_as.as_deref().unwrap_or_default()),
             ("SourceAccountId", &settings.source),
             ("ExternalId", EXTERNAL_ID),
             ("ImageEventSource", IMAGE_EVENT_SOURCE),
@@ -73,11 +96,17 @@ impl Local {
         for source in &sources {
             deploy_source(&engine, source).await?;
         }
+        let unlisted = organization.targets.iter().map(|target| (&settings.source, target));
+        let pairs: Vec<(&String, &String)> = pairs.into_iter().chain(unlisted).collect();
         for (source, target) in &pairs {
             deploy_target(&engine, source, target, settings.inline_policies).await?;
         }
+        if let Some(account) = &organization.asked_in {
+            deploy_organization(&engine, account).await?;
+        }
         let targets = pairs.iter().map(|(_, target)| target.as_str());
         let accounts = targets.chain(sources.iter().map(|source| source.as_str())).chain([HUB]);
+        let accounts = accounts.chain(organization.asked_in.as_deref());
         for account in accounts.collect::<BTreeSet<_>>() {
             roles::copy_to_sandbox(account, &engine.endpoint(), &sandbox.endpoint()).await?;
         }
@@ -89,6 +118,12 @@ async fn deploy_source(engine: &Engine, account: &str) -> Result<Stack> {
     let parameters = [("HubAccountId", HUB), ("ExternalId", EXTERNAL_ID)];
     let template = Template::file("accounts/source.yaml")?;
     deploy::deploy(engine, account, "ami-share-source", template, &parameters).await
+}
+
+async fn deploy_organization(engine: &Engine, account: &str) -> Result<Stack> {
+    let parameters = [("HubAccountId", HUB), ("ExternalId", EXTERNAL_ID)];
+    let template = Template::file("accounts/organization.yaml")?;
+    deploy::deploy(engine, account, "ami-share-organization", template, &parameters).await
 }
 
 async fn deploy_target(engine: &Engine, source: &str, account: &str, inline_policies: bool) -> Result<Stack> {

@@ -1,6 +1,9 @@
 //! An image that becomes available is shared, if its tag asks for it.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use ami_share_tests::{
     HUB, REGION, Result, TARGET,
@@ -41,6 +44,7 @@ async fn an_image_with_a_profile_is_shared_once_however_often_the_event_comes() 
         ],
     )?;
 
+    let seen = local.sandbox.world().journal.last_seq();
     for image_id in [&plain.image_id, &image.image_id, &image.image_id] {
         let entry = json!([{ "Source": IMAGE_EVENT_SOURCE, "DetailType": "EC2 AMI State Change", "Detail": detail(image_id).to_string() }]);
         aws(&local, &["events", "put-events", "--entries", &entry.to_string()])?;
@@ -65,6 +69,19 @@ async fn an_image_with_a_profile_is_shared_once_however_often_the_event_comes() 
     let event = event(&image.image_id).to_string();
     let answer = aws(&local, &["lambda", "invoke", "--function-name", &function, "--payload", &event, "/dev/stdout"])?;
     assert!(answer.contains(&first.name), "{answer}");
+    // Every change was made once: two keys, one image, one principal, one proof.
+    let mut changes: BTreeMap<String, usize> = BTreeMap::new();
+    for entry in local.sandbox.world().journal.since(seen).iter().filter(|entry| entry.changed) {
+        *changes.entry(entry.action.clone()).or_default() += 1;
+    }
+    let expected = [
+        ("ec2:ModifyImageAttribute", 1),
+        ("ec2:RunInstances", 1),
+        ("ec2:TerminateInstances", 1),
+        ("iam:AttachRolePolicy", 1),
+        ("kms:PutKeyPolicy", 2),
+    ];
+    assert_eq!(changes, expected.map(|(action, times)| (action.to_owned(), times)).into());
     let executions = sfn.list_executions().state_machine_arn(&local.hub.state_machine).send().await?.executions;
     assert_eq!(executions.len(), 1, "{executions:?}");
     Ok(())

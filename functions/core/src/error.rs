@@ -34,17 +34,34 @@ impl fmt::Display for Problem {
     }
 }
 
+/// An account that may not be a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedTarget {
+    pub account_id: AccountId,
+    /// What AWS Organizations said of it, where it was asked.
+    pub reason: Option<String>,
+}
+
+impl fmt::Display for RefusedTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.reason {
+            Some(reason) => write!(f, "{} ({reason})", self.account_id),
+            None => self.account_id.fmt(f),
+        }
+    }
+}
+
 #[derive(thiserror::Error)]
 pub enum Error {
     #[error("the request has {} problem(s): {}", .0.len(), listed(.0))]
     InvalidRequest(Vec<Problem>),
 
+    /// `lists` is a sentence about who may be a target.
     #[error(
-        "{} not on this deployment's allow-list of targets: {}; \
-         add to the stack's AllowedTargetAccounts parameter if it should be",
-        if .0.len() == 1 { "an account is" } else { "accounts are" }, listed(.0)
+        "{} not on this deployment's allow-list of targets: {}; {lists}",
+        if refused.len() == 1 { "an account is" } else { "accounts are" }, listed(refused)
     )]
-    TargetNotAllowed(Vec<AccountId>),
+    TargetNotAllowed { refused: Vec<RefusedTarget>, lists: String },
 
     #[error(
         "image {image} was not found by account {account} in {region} (ec2:DescribeImages); \
@@ -162,7 +179,7 @@ impl Error {
     pub fn name(&self) -> &'static str {
         match self {
             Self::InvalidRequest(_) => "InvalidRequest",
-            Self::TargetNotAllowed(_) => "TargetNotAllowed",
+            Self::TargetNotAllowed { .. } => "TargetNotAllowed",
             Self::ImageNotFound { .. } => "ImageNotFound",
             Self::ImageNotAvailable { .. } => "ImageNotAvailable",
             Self::ImageNotShareable { .. } => "ImageNotShareable",
@@ -259,7 +276,7 @@ const MAX_REFUSAL: usize = 24_000;
 impl From<Error> for Diagnostic {
     fn from(error: Error) -> Self {
         let longest = match error {
-            Error::InvalidRequest(_) | Error::TargetNotAllowed(_) | Error::Several(_) => MAX_REFUSAL,
+            Error::InvalidRequest(_) | Error::TargetNotAllowed { .. } | Error::Several(_) => MAX_REFUSAL,
             _ => MAX_MESSAGE,
         };
         Self { error_type: error.name().to_owned(), error_message: shortened(error.to_string(), longest) }

@@ -27,7 +27,26 @@ pub struct Settings {
     pub external_id: String,
     /// The source account of a request that names none.
     pub source_account: AccountId,
+    /// Empty in functions that give nobody anything.
     pub allow_list: AllowList,
+    /// Of the functions that ask.
+    pub organizations_reader: Option<OrganizationsReader>,
+}
+
+/// As whom AWS Organizations is asked about an account that is not listed. It answers its management
+/// account and delegated administrators only (Organizations API reference, DescribeAccount).
+#[derive(Debug, Clone)]
+pub enum OrganizationsReader {
+    /// The role that `accounts/organization.yaml` makes, by its ARN.
+    Role(PrincipalArn),
+    /// The function itself: the hub is such an account.
+    Hub(AccountId),
+}
+
+impl OrganizationsReader {
+    fn parse(value: &str) -> Result<Self, String> {
+        AccountId::parse(value).map(Self::Hub).or_else(|_| PrincipalArn::parse(value).map(Self::Role))
+    }
 }
 
 impl Settings {
@@ -47,19 +66,25 @@ impl Settings {
                 String::new()
             })
         };
-        let [source_role, target_role, launcher_role, key_access_policy, external_id, source_account, allowed] = [
+        let [source_role, target_role, launcher_role, key_access_policy, external_id, source_account] = [
             "SOURCE_ROLE_NAME",
             "TARGET_ROLE_NAME",
             "LAUNCHER_ROLE_NAME",
             "KEY_ACCESS_POLICY_NAME",
             "EXTERNAL_ID",
             "SOURCE_ACCOUNT_ID",
-            "ALLOWED_TARGET_ACCOUNTS",
         ]
         .map(&mut read);
         if !problems.is_empty() {
             return Err(problems.join("; "));
         }
+        // Only functions that give something are told whom they may give it to: to the others, to nobody.
+        let allow_list = AllowList::parse(&get("ALLOWED_TARGETS").unwrap_or_default())
+            .map_err(|rule| format!("ALLOWED_TARGETS: {rule}"))?;
+        let organizations_reader = get("ORGANIZATIONS_READER")
+            .map(|reader| OrganizationsReader::parse(&reader))
+            .transpose()
+            .map_err(|rule| format!("ORGANIZATIONS_READER must be an account id, or {rule}"))?;
         Ok(Self {
             source_role,
             target_role,
@@ -68,7 +93,8 @@ impl Settings {
             external_id,
             source_account: AccountId::parse(source_account)
                 .map_err(|rule| format!("SOURCE_ACCOUNT_ID must be {rule}"))?,
-            allow_list: AllowList::parse(&allowed).map_err(|rule| format!("ALLOWED_TARGET_ACCOUNTS: {rule}"))?,
+            allow_list,
+            organizations_reader,
         })
     }
 }
@@ -184,15 +210,39 @@ impl Hub {
         self.assume(account, region, &self.settings.launcher_role, execution, actions.launcher).await
     }
 
-    /// Configuration for clients that act as `role` in `account` and `region`.
-    ///
-    /// The session is named after the execution, so that CloudTrail in any account points back to
-    /// it, and its session policy allows `actions` only. The call goes to STS in the hub's Region:
-    /// an opt-in Region's own STS may not be enabled.
+    /// Whoever may ask AWS Organizations, allowed `actions` and nothing else where that is a role; and the account
+    /// that it asks from.
     ///
     /// # Errors
-    /// [`Error::AccessDenied`] when the role is not there, does not trust this function, or asks
-    /// for another external id: STS does not say which.
+    /// [`Error::AccessDenied`] when that role cannot be assumed, and where the deployment has nobody to ask.
+    pub async fn as_organizations_reader(
+        &self,
+        execution: &ExecutionName,
+        actions: &[&str],
+    ) -> Result<(AccountId, SdkConfig), Error> {
+        match &self.settings.organizations_reader {
+            Some(OrganizationsReader::Hub(account)) => Ok((account.clone(), self.config.clone())),
+            Some(OrganizationsReader::Role(role)) => {
+                let account = role.account_id();
+                let remedy = "deploy accounts/organization.yaml in the organization's management account or a \
+                              delegated administrator, with this deployment's hub account and external id, and give \
+                              its role to the hub stack as OrganizationsRoleArn";
+                let config = self.assume_role(&account, role.as_str(), execution, actions, remedy).await?;
+                Ok((account, config))
+            }
+            None => Err(Error::AccessDenied {
+                account: self.settings.source_account.clone(),
+                call: "organizations:DescribeAccount",
+                reason: "this deployment does not say who may ask AWS Organizations (OrganizationsRoleArn)".to_owned(),
+                source: None,
+            }),
+        }
+    }
+
+    /// Configuration for clients that act as `role` in `account` and `region`.
+    ///
+    /// # Errors
+    /// As [`Hub::assume_role`].
     async fn assume(
         &self,
         account: &AccountId,
@@ -201,25 +251,48 @@ impl Hub {
         execution: &ExecutionName,
         actions: &[&str],
     ) -> Result<SdkConfig, Error> {
+        let remedy = "deploy accounts/source.yaml or accounts/target.yaml there, with this deployment's hub account \
+                      and external id (and a target must be on the hub stack's allow-list)";
+        let config = self.assume_role(account, &role_arn(account, region, role), execution, actions, remedy).await?;
+        Ok(config.to_builder().region(aws_config::Region::new(region.to_string())).build())
+    }
+
+    /// Configuration for clients that act as the role of that ARN in the hub's Region.
+    ///
+    /// The session is named after the execution, so that CloudTrail in any account points back to
+    /// it, and its session policy allows `actions` only. The call goes to STS in the hub's Region:
+    /// an opt-in Region's own STS may not be enabled.
+    ///
+    /// # Errors
+    /// [`Error::AccessDenied`] when the role is not there, does not trust this function, or asks
+    /// for another external id: STS does not say which. `remedy` is what to do about it.
+    async fn assume_role(
+        &self,
+        account: &AccountId,
+        role: &str,
+        execution: &ExecutionName,
+        actions: &[&str],
+        remedy: &str,
+    ) -> Result<SdkConfig, Error> {
         let assumed = self
             .sts
             .assume_role()
-            .role_arn(role_arn(account, region, role))
+            .role_arn(role)
             .role_session_name(session_name(execution))
             .external_id(&self.settings.external_id)
             .policy(session_policy(actions))
             .send()
             .await
             .map_err(|error| match aws::failure(account, "sts:AssumeRole", error) {
-                Error::AccessDenied { account, call, source, .. } => Error::AccessDenied {
-                    reason: format!(
-                        "role {role} cannot be assumed; deploy accounts/source.yaml or accounts/target.yaml there, \
-                         with this deployment's hub account and external id"
-                    ),
-                    account,
-                    call,
-                    source,
-                },
+                Error::AccessDenied { account, call, source, .. } => {
+                    let name = role.rsplit('/').next().unwrap_or_default();
+                    Error::AccessDenied {
+                        reason: format!("role {name} cannot be assumed; {remedy}"),
+                        account,
+                        call,
+                        source,
+                    }
+                }
                 other => other,
             })?;
         let credentials = assumed.credentials().ok_or_else(|| Error::Unavailable {
@@ -234,12 +307,7 @@ impl Hub {
             None,
             "ami-share",
         );
-        Ok(self
-            .config
-            .to_builder()
-            .credentials_provider(SharedCredentialsProvider::new(credentials))
-            .region(aws_config::Region::new(region.to_string()))
-            .build())
+        Ok(self.config.to_builder().credentials_provider(SharedCredentialsProvider::new(credentials)).build())
     }
 }
 
@@ -305,6 +373,30 @@ mod tests {
     fn every_missing_setting_is_named() {
         let problems = Settings::from_variables(|name| (name != "EXTERNAL_ID").then(|| "x".to_owned())).unwrap_err();
         assert_eq!(problems, "environment variable EXTERNAL_ID is not set");
+    }
+
+    fn allowed(targets: Option<&str>, reader: Option<&str>) -> Result<Settings, String> {
+        Settings::from_variables(|name| match name {
+            "ALLOWED_TARGETS" => targets.map(str::to_owned),
+            "ORGANIZATIONS_READER" => reader.map(str::to_owned),
+            "SOURCE_ACCOUNT_ID" => Some("111111111111".to_owned()),
+            _ => Some("x".to_owned()),
+        })
+    }
+
+    #[test]
+    fn a_function_that_is_told_of_no_allow_list_allows_nobody() {
+        let settings = allowed(None, None).unwrap();
+        assert!(settings.allow_list.unlisted([&AccountId::parse("222222222222").unwrap()]).is_err());
+    }
+
+    #[test]
+    fn organizations_is_asked_by_a_role_or_by_the_hub() {
+        let reader = |value| allowed(None, Some(value)).map(|settings| settings.organizations_reader);
+        assert!(matches!(reader("333333333333"), Ok(Some(OrganizationsReader::Hub(_)))));
+        let role = "arn:aws:iam::999999999999:role/AmiShareOrganization";
+        assert!(matches!(reader(role), Ok(Some(OrganizationsReader::Role(_)))));
+        assert!(reader("").is_err() && reader("everybody").is_err());
     }
 
     #[test]

@@ -130,6 +130,27 @@ identifier!(
 );
 
 identifier!(
+    /// The id of an organization: `o-` and 10 to 32 lowercase letters or digits (Organizations API
+    /// reference, Organization).
+    OrganizationId,
+    |value| {
+        let right = value.strip_prefix("o-").is_some_and(|rest| is_lowercase_id(rest, 10));
+        rule(right, "the id of an organization (o- and 10 to 32 lowercase letters or digits)")
+    }
+);
+
+identifier!(
+    /// The id of an organizational unit: `ou-`, 4 to 32 lowercase letters or digits, a dash, and 8 to
+    /// 32 more (Organizations API reference, OrganizationalUnit).
+    OrganizationalUnitId,
+    |value| {
+        let parts = value.strip_prefix("ou-").and_then(|rest| rest.split_once('-'));
+        let right = parts.is_some_and(|(root, own)| is_lowercase_id(root, 4) && is_lowercase_id(own, 8));
+        rule(right, "the id of an organizational unit (such as ou-ab12-34cd56ef)")
+    }
+);
+
+identifier!(
     /// What tells an execution from every other, for good: see [`ExecutionName::unique`].
     ExecutionName,
     |value| rule((1..=128).contains(&value.chars().count()), "the name of an execution, of 1 to 128 characters")
@@ -214,6 +235,10 @@ fn rule(holds: bool, rule: &str) -> Result<(), Rule> {
     if holds { Ok(()) } else { Err(rule.to_owned()) }
 }
 
+fn is_lowercase_id(value: &str, least: usize) -> bool {
+    (least..=32).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase())
+}
+
 fn is_resource_id(value: &str, prefix: &str) -> bool {
     value.strip_prefix(prefix).is_some_and(|hex| {
         matches!(hex.len(), 8 | 17) && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
@@ -238,6 +263,19 @@ mod tests {
         assert!(ImageId::parse("ami-0123456789abcdef0").is_ok());
         for wrong in ["ami-", "ami-xyz12345", "ami-0123456789", "i-0123abcd", "AMI-0123abcd", "ami-0123ABCD"] {
             assert!(ImageId::parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn organizations_and_their_units_are_told_apart() {
+        assert!(OrganizationId::parse("o-a1b2c3d4e5").is_ok());
+        for wrong in ["o-", "o-short", "o-A1B2C3D4E5", "ou-ab12-34cd56ef", "*", "o-*", "o-a1b2c3d4e5/", "r-ab12"] {
+            assert!(OrganizationId::parse(wrong).is_err(), "{wrong:?}");
+        }
+        assert!(OrganizationalUnitId::parse("ou-ab12-34cd56ef").is_ok());
+        for wrong in ["ou-", "ou-ab12", "ou-ab12-", "ou-ab12-*", "ou-a-34cd56ef", "ou-ab12-34cd56ef-x", "o-a1b2c3d4e5"]
+        {
+            assert!(OrganizationalUnitId::parse(wrong).is_err(), "{wrong:?}");
         }
     }
 

@@ -363,7 +363,11 @@ impl<'a> Fields<'a> {
         match self.get(field) {
             None => {}
             Some(Value::Array(list)) if list.is_empty() => {}
-            Some(other) => self.problem(field, Some(other.to_string()), format!("{LATER}; must be empty")),
+            Some(other) => {
+                let rule =
+                    format!("{LATER}; must be empty: name each account in targets, whoever the hub stack allows");
+                self.problem(field, Some(other.to_string()), rule);
+            }
         }
     }
 

@@ -43,6 +43,7 @@ pub struct Output {
 /// with it when it is terminated, whatever the image says: a proof leaves nothing behind.
 ///
 /// # Errors
+/// [`Error::TargetNotAllowed`];
 /// [`Error::NotYetVisible`] when the target does not see the image; [`Error::LaunchFailed`] when EC2
 /// has no room, the request does not fit the account's network or the image, or the instance of this
 /// execution is gone already; [`Error::QuotaExceeded`].
@@ -50,6 +51,7 @@ pub struct Output {
     execution = %input.execution, account = %input.target.account_id, image = %input.image_id
 ))]
 pub async fn launch_instance(hub: &Hub, input: Input) -> Result<Output, Error> {
+    hub.settings.allow_list.check_listed([&input.target.account_id])?;
     let Input { execution, source, target, image_id, .. } = &input;
     let mappings = block_devices(&input.image, target)?;
     let config = hub.as_launcher(&target.account_id, &source.region, execution, ACTIONS).await?;

@@ -53,18 +53,19 @@ pub struct Input {
 /// Reads the request, then the source account, then every target.
 ///
 /// # Errors
-/// [`Error::InvalidRequest`] and [`Error::TargetNotAllowed`] before any account but the hub is
-/// asked; then everything that stands in the way, as one [`Error::Several`].
+/// [`Error::InvalidRequest`] and [`Error::TargetNotAllowed`] before any account is asked but the one that knows
+/// who is in the organization; then everything that stands in the way, as one [`Error::Several`].
 #[tracing::instrument(skip_all, fields(execution = %input.name))]
 pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error> {
     let execution = ExecutionName::unique(&input.name, &input.id, &input.start_time)
         .map_err(|rule| Error::invalid("name", &input.name, format!("must be {rule}")))?;
     let request = read_request(hub, &input.request)?;
+    let accounts: Vec<AccountId> = request.targets.iter().map(|target| target.account_id.clone()).collect();
+    ami_share_allow_list::check(hub, &execution, &accounts).await?;
     let source = &request.source;
     let config = hub.as_source(&source.account_id, &source.region, &execution, ACTIONS).await?;
     let ec2 = aws_sdk_ec2::Client::new(&config);
     let kms = aws_sdk_kms::Client::new(&config);
-    let accounts: Vec<AccountId> = request.targets.iter().map(|target| target.account_id.clone()).collect();
 
     let mut problems = Vec::new();
     let found = image::find(&ec2, source, &request.image_id, &mut problems).await?;
@@ -95,7 +96,7 @@ fn read_request(hub: &Hub, request: &Value) -> Result<Request, Error> {
         .flatten()
         .filter_map(|target| AccountId::parse(target["accountId"].as_str()?).ok())
         .collect();
-    let allowed = hub.settings.allow_list.check(&accounts);
+    let allowed = hub.settings.allow_list.check_listed(&accounts);
     match (parsed, allowed) {
         (Ok(request), Ok(())) => Ok(request),
         (Ok(_), Err(not_allowed)) => Err(not_allowed),

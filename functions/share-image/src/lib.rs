@@ -50,7 +50,7 @@ pub struct Output {
 /// [`Error::QuotaExceeded`]; [`Error::NotYetVisible`] when the read back lacks an account.
 #[tracing::instrument(skip_all, fields(execution = %input.execution, image = %input.image_id))]
 pub async fn share_image(hub: &Hub, input: Input) -> Result<Output, Error> {
-    hub.settings.allow_list.check(&input.account_ids)?;
+    ami_share_allow_list::check(hub, &input.execution, &input.account_ids).await?;
     if input.account_ids.is_empty() {
         return Ok(Output { modified: Vec::new() });
     }

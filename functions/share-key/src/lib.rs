@@ -59,7 +59,8 @@ pub struct Output {
 /// a write; [`Error::NotYetVisible`] for a stale read, before or after the write.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
-    hub.settings.allow_list.check(input.keys.iter().flat_map(|change| &change.account_ids))?;
+    let accounts = input.keys.iter().flat_map(|change| &change.account_ids);
+    ami_share_allow_list::check(hub, &input.execution, accounts).await?;
     let mut written = Vec::new();
     let mut superseded = input.superseded;
     if input.keys.is_empty() {

@@ -42,7 +42,8 @@ pub struct Output {
 /// [`Error::TargetNotAllowed`]; [`Error::KeyNotShareable`] for a snapshot under the AWS-managed key.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn share_snapshots(hub: &Hub, input: Input) -> Result<Output, Error> {
-    hub.settings.allow_list.check(input.snapshots.iter().flat_map(|change| &change.account_ids))?;
+    let accounts = input.snapshots.iter().flat_map(|change| &change.account_ids);
+    ami_share_allow_list::check(hub, &input.execution, accounts).await?;
     let mut modified = Vec::new();
     if input.snapshots.is_empty() {
         return Ok(Output { modified });

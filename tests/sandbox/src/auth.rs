@@ -230,13 +230,16 @@ pub(crate) fn request(world: &World, caller: &Caller, action: &str, resource: &s
     if let (CallerKind::User, Some((_, name))) = (&caller.kind, caller.arn.rsplit_once('/')) {
         add("aws:username", name.to_owned());
     }
+    let organization = |account: &str| world.account(account).and_then(|account| account.organization.as_ref());
     if let Some(account) = resource.split(':').nth(4).filter(|id| !id.is_empty()) {
         add("aws:ResourceAccount", account.to_owned());
+        if let Some(organization) = organization(account) {
+            add("aws:ResourceOrgID", organization.id().to_owned());
+            add("aws:ResourceOrgPaths", organization.path());
+        }
     }
-    if let Some(organization) = world.account(&caller.account).and_then(|account| account.organization.as_ref())
-        && let Some((_, id)) = organization.organization_arn.rsplit_once('/')
-    {
-        add("aws:PrincipalOrgID", id.to_owned());
+    if let Some(organization) = organization(&caller.account) {
+        add("aws:PrincipalOrgID", organization.id().to_owned());
     }
     for (tag, value) in &caller.tags {
         add(&format!("aws:PrincipalTag/{tag}"), value.clone());

@@ -1,5 +1,5 @@
-//! Several AWS accounts in one process: EC2, IAM, KMS and STS as far as sharing
-//! an encrypted image needs them, with every permission really evaluated.
+//! Several AWS accounts in one process: EC2, IAM, KMS, STS and Organizations as far as
+//! sharing an encrypted image needs them, with every permission really evaluated.
 //!
 //! No other emulator checks what this application is about: whether a launch in
 //! one account may use the keys of another. Here every call is evaluated against
@@ -37,7 +37,7 @@
 //! - [`world`]: accounts, settings, clock, ids, snapshots of an account's state.
 //! - `server`, `http`, [`wire`]: from an HTTP request to a handler and back.
 //! - [`auth`]: callers, and whether they may; [`policy`]: documents, on iam-rs.
-//! - [`sts`], [`iam`], [`kms`], [`ec2`]: the services.
+//! - [`sts`], [`iam`], [`kms`], [`ec2`], [`organizations`]: the services.
 //! - [`journal`]: every call, with what came of it. [`faults`]: what goes wrong on demand.
 //!
 //! # Control over HTTP
@@ -54,7 +54,7 @@
 //! | `POST /_sandbox/hooks` | adds one [`faults::Hook`] or a list of them |
 //! | `GET /_sandbox/snapshot/{account}` | [`World::snapshot`] |
 //! | `GET`, `POST /_sandbox/settings` | shows the [`Settings`], changes those that are named |
-//! | `POST /_sandbox/organization` | `{"account", "organization": {"organizationArn", "unitArns"} or null}` |
+//! | `POST /_sandbox/organization` | `{"account", "organization": {"organizationArn", "unitArns", "state", "delegatedAdministrator"} or null}` |
 //! | `GET`, `POST /_sandbox/iam/{account}` | [`World::export_iam`], [`World::import_iam`] |
 //! | `POST /_sandbox/sessions` | `{"roleArn", "sessionName"}`: [`sts::issue_session`] |
 //! | `POST /_sandbox/reset` | forgets everything but the settings |
@@ -88,6 +88,7 @@ mod http;
 pub mod iam;
 pub mod journal;
 pub mod kms;
+pub mod organizations;
 pub mod policy;
 mod server;
 pub mod sts;

@@ -9,6 +9,7 @@ use crate::http::{self, Request, Response};
 use crate::iam;
 use crate::journal::{self, Entry, Outcome};
 use crate::kms;
+use crate::organizations;
 use crate::sts;
 use crate::wire::{self, ApiError, Params, Reply, Service};
 use crate::world::{Call, Settings, World};
@@ -190,7 +191,7 @@ impl ApiCall {
         };
         let service = Service::parse(service)
             .ok_or_else(|| ApiError::bad_request("InvalidAction", format!("The sandbox has no {service}")))?;
-        let (action, input) = if service == Service::Kms {
+        let (action, input) = if service.speaks_json() {
             let target = request.header("x-amz-target").unwrap_or_default();
             let action = target.rsplit('.').next().unwrap_or_default().to_owned();
             let body = if request.body.is_empty() {
@@ -223,7 +224,7 @@ impl ApiCall {
     fn of_root(call: &RootCall) -> Result<Self, ApiError> {
         let service = Service::parse(&call.service)
             .ok_or_else(|| ApiError::bad_request("InvalidAction", format!("The sandbox has no {}", call.service)))?;
-        let input = if service == Service::Kms {
+        let input = if service.speaks_json() {
             Input::Json(call.params.clone())
         } else {
             let params = call.params.as_object().into_iter().flatten();
@@ -343,6 +344,7 @@ fn perform(world: &mut World, caller: &Caller, call: &ApiCall, via: Option<&str>
         (Service::Iam, Input::Query(params)) => iam::handle(world, caller, &call.action, params),
         (Service::Sts, Input::Query(params)) => sts::handle(world, caller, &call.action, params),
         (Service::Kms, Input::Json(body)) => kms::handle(world, caller, &call.region, &call.action, body),
+        (Service::Organizations, Input::Json(body)) => organizations::handle(world, caller, &call.action, body),
         _ => Err(ApiError::bad_request("InvalidAction", "This protocol is not the service's")),
     };
     if let Some(before) = before.filter(|_| world.call.changed) {
@@ -472,6 +474,7 @@ fn internal_error(service: Service) -> ApiError {
         Service::Ec2 => "InternalError",
         Service::Iam | Service::Sts => "ServiceFailure",
         Service::Kms => "KMSInternalException",
+        Service::Organizations => "ServiceException",
     };
     ApiError::new(500, code, "An internal error has occurred")
 }
@@ -483,10 +486,7 @@ fn respond(service: Service, action: &str, reply: Reply, request_id: String) -> 
     };
     Response {
         status,
-        content_type: match service {
-            Service::Kms => "application/x-amz-json-1.1",
-            _ => "text/xml;charset=UTF-8",
-        },
+        content_type: if service.speaks_json() { "application/x-amz-json-1.1" } else { "text/xml;charset=UTF-8" },
         request_id,
         body,
     }

@@ -155,7 +155,7 @@ pub(crate) fn unknown_key(service: Service) -> ApiError {
         Service::Iam | Service::Sts => {
             ApiError::new(403, "InvalidClientTokenId", "The security token included in the request is invalid.")
         }
-        Service::Kms => {
+        Service::Kms | Service::Organizations => {
             ApiError::new(400, "UnrecognizedClientException", "The security token included in the request is invalid.")
         }
     }

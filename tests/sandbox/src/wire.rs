@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 /// What a handler answers: the inside of the result element (Query protocol),
-/// or the whole JSON document (KMS).
+/// or the whole JSON document (KMS, Organizations).
 pub type Reply = Result<String, ApiError>;
 
 /// The services of the sandbox, and what differs between their protocols.
@@ -17,6 +17,7 @@ pub enum Service {
     Iam,
     Sts,
     Kms,
+    Organizations,
 }
 
 impl Service {
@@ -27,6 +28,7 @@ impl Service {
             "iam" => Some(Self::Iam),
             "sts" => Some(Self::Sts),
             "kms" => Some(Self::Kms),
+            "organizations" => Some(Self::Organizations),
             _ => None,
         }
     }
@@ -38,7 +40,13 @@ impl Service {
             Self::Iam => "iam",
             Self::Sts => "sts",
             Self::Kms => "kms",
+            Self::Organizations => "organizations",
         }
+    }
+
+    /// Whether it speaks JSON 1.1; the others speak the Query protocol.
+    pub fn speaks_json(self) -> bool {
+        matches!(self, Self::Kms | Self::Organizations)
     }
 
     /// The code of the error a throttled call gets.
@@ -47,6 +55,7 @@ impl Service {
             Self::Ec2 => "RequestLimitExceeded",
             Self::Iam | Self::Sts => "Throttling",
             Self::Kms => "ThrottlingException",
+            Self::Organizations => "TooManyRequestsException",
         }
     }
 
@@ -55,7 +64,7 @@ impl Service {
         let (status, code) = match self {
             Self::Ec2 => (403, "UnauthorizedOperation"),
             Self::Iam | Self::Sts => (403, "AccessDenied"),
-            Self::Kms => (400, "AccessDeniedException"),
+            Self::Kms | Self::Organizations => (400, "AccessDeniedException"),
         };
         let mut error = ApiError::new(status, code, denied.message());
         error.denied = Some(Box::new(denied));
@@ -102,7 +111,9 @@ impl ApiError {
                     namespace(service)
                 )
             }
-            Service::Kms => serde_json::json!({ "__type": self.code, "message": self.message }).to_string(),
+            Service::Kms | Service::Organizations => {
+                serde_json::json!({ "__type": self.code, "message": self.message }).to_string()
+            }
         }
     }
 }
@@ -120,7 +131,7 @@ pub fn render(service: Service, action: &str, body: &str, request_id: &str) -> S
              <ResponseMetadata><RequestId>{request_id}</RequestId></ResponseMetadata></{action}Response>",
             namespace(service)
         ),
-        Service::Kms => body.to_owned(),
+        Service::Kms | Service::Organizations => body.to_owned(),
     }
 }
 
@@ -129,7 +140,7 @@ fn namespace(service: Service) -> &'static str {
         Service::Ec2 => "http://ec2.amazonaws.com/doc/2016-11-15/",
         Service::Iam => "https://iam.amazonaws.com/doc/2010-05-08/",
         Service::Sts => "https://sts.amazonaws.com/doc/2011-06-15/",
-        Service::Kms => "",
+        Service::Kms | Service::Organizations => "",
     }
 }
 

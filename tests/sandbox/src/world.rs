@@ -87,7 +87,7 @@ impl Account {
 }
 
 /// The organization an account belongs to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Organization {
     /// `arn:aws:organizations::<management account>:organization/o-…`
@@ -96,6 +96,12 @@ pub struct Organization {
     /// the account is in, from the innermost to the outermost.
     #[serde(default)]
     pub unit_arns: Vec<String>,
+    /// Of the account; without one it is ACTIVE.
+    #[serde(default)]
+    pub state: Option<String>,
+    /// Whether the account may ask about the others, as the management account may.
+    #[serde(default)]
+    pub delegated_administrator: bool,
 }
 
 /// What is known of the call being handled; handlers add to it for the journal.

@@ -15,6 +15,7 @@ pub(crate) struct Clients {
     pub(crate) ec2: aws_sdk_ec2::Client,
     pub(crate) iam: aws_sdk_iam::Client,
     pub(crate) kms: aws_sdk_kms::Client,
+    pub(crate) organizations: aws_sdk_organizations::Client,
     pub(crate) sts: aws_sdk_sts::Client,
 }
 
@@ -68,6 +69,15 @@ fn clients(sandbox: &Sandbox, credentials: Credentials) -> Clients {
         ),
         kms: aws_sdk_kms::Client::from_conf(
             aws_sdk_kms::Config::builder()
+                .behavior_version_latest()
+                .endpoint_url(&endpoint)
+                .region(region())
+                .retry_config(retry())
+                .credentials_provider(credentials.clone())
+                .build(),
+        ),
+        organizations: aws_sdk_organizations::Client::from_conf(
+            aws_sdk_organizations::Config::builder()
                 .behavior_version_latest()
                 .endpoint_url(&endpoint)
                 .region(region())

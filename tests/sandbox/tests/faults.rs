@@ -340,7 +340,7 @@ async fn everything_can_be_controlled_over_http() {
     assert_eq!(call("POST", "organization", json!({ "account": B, "organization": organization })).await.0, 200);
     let expected = Organization {
         organization_arn: "arn:aws:organizations::999999999999:organization/o-1".to_owned(),
-        unit_arns: Vec::new(),
+        ..Organization::default()
     };
     assert_eq!(sandbox.world().account(B).unwrap().organization, Some(expected));
     let (_, exported) = call("GET", &format!("iam/{B}"), Value::Null).await;

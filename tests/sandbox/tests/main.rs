@@ -7,4 +7,5 @@ mod faults;
 mod iam;
 mod identity;
 mod kms;
+mod organizations;
 mod speed;

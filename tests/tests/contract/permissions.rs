@@ -9,12 +9,14 @@ use serde_json::{Value, json};
 use crate::{
     Set,
     definition::{self, Machine},
+    kebab,
     steps::functions,
-    template,
+    template, text,
 };
 
 const SOURCE: &str = "accounts/source.yaml";
 const TARGET: &str = "accounts/target.yaml";
+const ORGANIZATION: &str = "accounts/organization.yaml";
 const HUB: &str = "template.yaml";
 
 /// The resource of that logical id, its properties.
@@ -22,6 +24,32 @@ fn properties(template: &Value, id: &str) -> Value {
     let resource = &template["Resources"][id];
     assert!(resource.is_object(), "there is no {id}");
     resource["Properties"].clone()
+}
+
+/// How a function's code uses the allow-list. An undo, which is not in src/lib.rs, must not: what was given can be
+/// taken back.
+fn uses(name: &str, call: &str) -> bool {
+    if name.starts_with("Undo") {
+        let package = kebab(name.trim_start_matches("Undo"));
+        assert!(!text(&format!("functions/{package}/src/undo.rs")).contains("allow_list"), "{name} is restricted");
+        return false;
+    }
+    text(&format!("functions/{}/src/lib.rs", kebab(name))).contains(call)
+}
+
+/// Whether the function asks AWS Organizations about accounts that are not listed.
+fn asks_organizations(name: &str) -> bool {
+    uses(name, "ami_share_allow_list::check(")
+}
+
+/// Whether the function looks at the allow-list.
+fn is_told_the_allow_list(name: &str) -> bool {
+    asks_organizations(name) || uses(name, "allow_list.check_listed(")
+}
+
+/// Whether the function is to work in a target that is not on the allow-list any more.
+fn takes_back(name: &str) -> bool {
+    name.starts_with("Undo") || name.contains("Revoke") || name == "TerminateInstance"
 }
 
 /// The statements of a policy document; those under a condition of the template count as there.
@@ -185,19 +213,23 @@ fn each_function_has_a_role_of_its_own_that_the_account_roles_trust() {
 fn each_functions_role_assumes_exactly_the_roles_that_its_step_calls_as() {
     let hub = template(HUB);
     for (name, actions) in functions() {
-        let expected: Set = [
-            ("WriteTracesPolicy", true),
-            ("AssumeSourceRolePolicy", !actions.source.is_empty()),
-            ("AssumeTargetRolePolicy", !actions.target.is_empty()),
-            ("AssumeLauncherRolePolicy", !actions.launcher.is_empty()),
+        let any = if takes_back(name) { "Any" } else { "" };
+        let mut expected: Vec<Value> = [
+            ("WriteTracesPolicy".to_owned(), true),
+            ("AssumeSourceRolePolicy".to_owned(), !actions.source.is_empty()),
+            (format!("Assume{any}TargetRolePolicy"), !actions.target.is_empty()),
+            (format!("Assume{any}LauncherRolePolicy"), !actions.launcher.is_empty()),
         ]
         .into_iter()
         .filter(|(_, needed)| *needed)
-        .map(|(policy, _)| policy.to_owned())
+        .map(|(policy, _)| json!({ "Ref": policy }))
         .collect();
+        if asks_organizations(name) {
+            let (policy, nothing) = (json!({ "Ref": "AskOrganizationsPolicy" }), json!({ "Ref": "AWS::NoValue" }));
+            expected.push(json!({ "Fn::If": ["AskOrganizations", policy, nothing] }));
+        }
         let role = properties(&hub, &format!("{name}FunctionRole"));
-        let attached: Set = definition::strings(&role["ManagedPolicyArns"]).into_iter().map(str::to_owned).collect();
-        assert_eq!(attached, expected, "{name}");
+        assert_eq!(role["ManagedPolicyArns"], json!(expected), "{name}");
     }
 }
 
@@ -206,13 +238,138 @@ fn the_policies_that_functions_share_allow_the_one_role() {
     let hub = template(HUB);
     for role in ["Source", "Target", "Launcher"] {
         let document = properties(&hub, &format!("Assume{role}RolePolicy"))["PolicyDocument"].clone();
-        let statements = statements(&document);
-        assert_eq!(statements.len(), 1);
-        assert_eq!(statements[0]["Action"], "sts:AssumeRole");
-        let expected = json!({ "Fn::Sub": format!("arn:${{AWS::Partition}}:iam::*:role/${{{role}RoleName}}") });
-        assert_eq!(statements[0]["Resource"], expected);
-        let limited = !statements[0]["Condition"]["StringEquals"]["aws:ResourceAccount"].is_null();
-        assert_eq!(limited, role != "Source", "the allow-list limits where {role} is assumed");
+        let limited = role != "Source";
+        let mut policies = vec![(document, limited)];
+        if limited {
+            let any = properties(&hub, &format!("AssumeAny{role}RolePolicy"));
+            policies.push((any["PolicyDocument"].clone(), false));
+        }
+        for (document, limited) in policies {
+            let statements = statements(&document);
+            for statement in &statements {
+                assert_eq!(statement["Effect"], "Allow");
+                assert_eq!(statement["Action"], "sts:AssumeRole");
+                let expected = json!({ "Fn::Sub": format!("arn:${{AWS::Partition}}:iam::*:role/${{{role}RoleName}}") });
+                assert_eq!(statement["Resource"], expected);
+            }
+            let conditions: Vec<&Value> = statements.iter().map(|statement| &statement["Condition"]).collect();
+            if limited {
+                assert_eq!(conditions, allow_list_conditions().iter().collect::<Vec<_>>(), "{role}");
+            } else {
+                assert_eq!(conditions, [&Value::Null], "{role}");
+            }
+        }
+    }
+}
+
+/// One for each list; nobody is on an empty one.
+fn allow_list_conditions() -> [Value; 3] {
+    let accounts = json!({ "Fn::If": ["SomeTargets", { "Ref": "AllowedTargetAccounts" }, "nobody"] });
+    let paths = json!({ "Fn::Split": [",", { "Fn::Sub": [
+        "*/${Units}/*",
+        { "Units": { "Fn::Join": ["/*,*/", { "Ref": "AllowedOrganizationalUnits" }] } }
+    ]}]});
+    [
+        json!({ "StringEquals": { "aws:ResourceAccount": accounts } }),
+        json!({ "StringEquals": { "aws:ResourceOrgID": { "Ref": "AllowedOrganizations" } } }),
+        json!({ "ForAnyValue:StringLike": { "aws:ResourceOrgPaths": paths } }),
+    ]
+}
+
+/// An empty list makes no statement: `*//*` would be a pattern.
+#[test]
+fn the_lists_of_organizations_and_units_make_statements_only_when_they_are_not_empty() {
+    let hub = template(HUB);
+    for role in ["Target", "Launcher"] {
+        let document = properties(&hub, &format!("Assume{role}RolePolicy"))["PolicyDocument"].clone();
+        let conditional: Vec<&Value> =
+            document["Statement"].as_array().unwrap().iter().filter_map(|statement| statement.get("Fn::If")).collect();
+        assert_eq!(conditional.len(), 2);
+        for (statement, condition) in conditional.iter().zip(["SomeOrganizations", "SomeUnits"]) {
+            assert_eq!(statement[0], condition);
+            assert_eq!(statement[2], json!({ "Ref": "AWS::NoValue" }));
+        }
+    }
+    for (condition, parameter) in
+        [("SomeOrganizations", "AllowedOrganizations"), ("SomeUnits", "AllowedOrganizationalUnits")]
+    {
+        let first = json!({ "Fn::Select": [0, { "Ref": parameter }] });
+        assert_eq!(hub["Conditions"][condition], json!({ "Fn::Not": [{ "Fn::Equals": [first, ""] }] }));
+    }
+}
+
+/// As the role of accounts/organization.yaml, or as itself: exactly what the look-up calls.
+#[test]
+fn functions_that_ask_organizations_may_ask_exactly_what_they_ask() {
+    let asked: Set = ami_share_allow_list::ACTIONS.map(str::to_owned).into();
+    let hub = template(HUB);
+    assert_eq!(hub["Resources"]["AskOrganizationsPolicy"]["Condition"], "AskOrganizations");
+    let either = json!({ "Fn::Or": [{ "Condition": "SomeOrganizations" }, { "Condition": "SomeUnits" }] });
+    assert_eq!(hub["Conditions"]["AskOrganizations"], either);
+    let document = properties(&hub, "AskOrganizationsPolicy")["PolicyDocument"].clone();
+    assert_eq!(document["Statement"].as_array().unwrap().len(), 1);
+    let by_role = &document["Statement"][0]["Fn::If"];
+    assert_eq!(by_role[0], "AskAsRole");
+    assert_eq!(by_role[1]["Action"], "sts:AssumeRole");
+    assert_eq!(by_role[1]["Resource"], json!({ "Ref": "OrganizationsRoleArn" }));
+    assert_eq!(allowed([&by_role[2]]), asked);
+    let role = properties(&template(ORGANIZATION), "OrganizationRole");
+    assert_eq!(allowed(&inline(&role)), asked);
+    assert!(role["ManagedPolicyArns"].is_null());
+}
+
+#[test]
+fn the_organizations_role_trusts_exactly_the_functions_that_ask_with_the_external_id() {
+    let trust = &properties(&template(ORGANIZATION), "OrganizationRole")["AssumeRolePolicyDocument"]["Statement"];
+    let role = |name: &str| {
+        let path = format!("role/${{FunctionRolePrefix}}{name}FunctionRole");
+        json!({ "Fn::Sub": format!("arn:${{AWS::Partition}}:iam::${{HubAccountId}}:{path}") })
+    };
+    let asking: Set = functions()
+        .iter()
+        .filter(|(name, _)| asks_organizations(name))
+        .map(|(name, _)| role(name).to_string())
+        .collect();
+    assert!(asking.len() >= 4, "{asking:?}");
+    let condition = &trust[0]["Condition"];
+    let trusted = condition["ArnEquals"]["aws:PrincipalArn"].as_array().unwrap();
+    assert_eq!(trusted.iter().map(Value::to_string).collect::<Set>(), asking);
+    let expected = json!([{
+        "Sid": "FunctionsThatMustKnow",
+        "Effect": "Allow",
+        "Principal": { "AWS": { "Fn::Sub": "arn:${AWS::Partition}:iam::${HubAccountId}:root" } },
+        "Action": "sts:AssumeRole",
+        "Condition": {
+            "ArnEquals": { "aws:PrincipalArn": trusted },
+            "StringEquals": { "sts:ExternalId": { "Ref": "ExternalId" } }
+        }
+    }]);
+    assert_eq!(*trust, expected);
+}
+
+/// A function that is not told of it allows nobody, so one that looks must be told.
+#[test]
+fn functions_that_look_at_the_allow_list_are_told_it_and_no_others() {
+    let hub = template(HUB);
+    let joined = |parameter: &str| json!({ "Fn::Join": [",", { "Ref": parameter }] });
+    let lists = ["AllowedTargetAccounts", "AllowedOrganizations", "AllowedOrganizationalUnits"].map(joined);
+    let reader = json!({ "Fn::If": ["AskAsRole", { "Ref": "OrganizationsRoleArn" }, { "Ref": "AWS::AccountId" }] });
+    let mut told = Set::new();
+    for (name, _) in functions() {
+        let variables = properties(&hub, &format!("{name}Function"))["Environment"]["Variables"].clone();
+        if is_told_the_allow_list(name) {
+            assert_eq!(variables["ALLOWED_TARGETS"], json!({ "Fn::Join": [",", lists] }), "{name}");
+            told.insert(name.to_owned());
+        } else {
+            assert!(variables["ALLOWED_TARGETS"].is_null(), "{name}");
+        }
+        let expected = if asks_organizations(name) { &reader } else { &Value::Null };
+        assert_eq!(variables["ORGANIZATIONS_READER"], *expected, "{name}");
+    }
+    for name in
+        ["ResolveImage", "ShareKey", "ShareSnapshots", "ShareImage", "GrantPrincipals", "CopyImage", "LaunchInstance"]
+    {
+        assert!(told.contains(name), "{name} gives something, and does not look at the allow-list");
     }
 }
 
@@ -322,7 +479,7 @@ fn undo_share_is_started_for_exactly_the_executions_that_were_stopped_or_timed_o
 
 #[test]
 fn nobody_is_allowed_every_action_of_a_service() {
-    for path in [SOURCE, TARGET, HUB] {
+    for path in [SOURCE, TARGET, ORGANIZATION, HUB] {
         let template = template(path);
         for kind in ["AWS::IAM::Role", "AWS::IAM::ManagedPolicy"] {
             for (id, resource) in resources(&template, kind) {
@@ -346,6 +503,7 @@ fn the_templates_parameters_agree() {
     for (path, names) in [
         (SOURCE, ["ExternalId", "FunctionRolePrefix", "SourceRoleName"].as_slice()),
         (TARGET, &["ExternalId", "FunctionRolePrefix", "TargetRoleName", "LauncherRoleName", "KeyAccessPolicyName"]),
+        (ORGANIZATION, &["ExternalId", "FunctionRolePrefix"]),
     ] {
         let account = template(path);
         for name in names {
@@ -360,8 +518,10 @@ fn the_templates_parameters_agree() {
 #[test]
 fn functions_are_told_every_setting_that_they_read() {
     let hub = template(HUB);
-    let told: Set =
+    let mut told: Set =
         hub["Globals"]["Function"]["Environment"]["Variables"].as_object().unwrap().keys().cloned().collect();
+    // Of those only that look: see functions_that_look_at_the_allow_list_are_told_it_and_no_others.
+    told.extend(["ALLOWED_TARGETS", "ORGANIZATIONS_READER"].map(str::to_owned));
     let read: Set = crate::text("functions/core/src/hub.rs")
         .split('"')
         .filter(|text| text.contains('_') && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))

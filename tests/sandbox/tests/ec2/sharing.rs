@@ -66,7 +66,11 @@ async fn organizations_and_units_see_what_is_shared_with_them() {
         stage.a.modify_image_attribute().image_id(&image).launch_permission(changes).send().await.unwrap();
         assert_eq!(launch_permissions(&stage, &image).await, [arn]);
         assert!(!sees(&stage.b, &image).await);
-        let member = Organization { organization_arn: ORGANIZATION.to_owned(), unit_arns: vec![UNIT.to_owned()] };
+        let member = Organization {
+            organization_arn: ORGANIZATION.to_owned(),
+            unit_arns: vec![UNIT.to_owned()],
+            ..Organization::default()
+        };
         stage.sandbox.world().set_organization(B, Some(member));
         assert!(sees(&stage.b, &image).await);
     }
