@@ -47,9 +47,11 @@ fn is_told_the_allow_list(name: &str) -> bool {
     asks_organizations(name) || uses(name, "allow_list.check_listed(")
 }
 
-/// Whether the function is to work in a target that is not on the allow-list any more.
-fn takes_back(name: &str) -> bool {
-    name.starts_with("Undo") || name.contains("Revoke") || name == "TerminateInstance"
+/// Whether the function is to work in a target that is not on the allow-list any more: whatever is not on share-ami's
+/// way to what a target gets.
+fn is_for_any_target(name: &str) -> bool {
+    let on_the_way = definition::share_ami().tasks().iter().any(|(state, _)| state == name);
+    !on_the_way || name.starts_with("Undo") || name == "TerminateInstance"
 }
 
 /// The statements of a policy document; those under a condition of the template count as there.
@@ -213,7 +215,7 @@ fn each_function_has_a_role_of_its_own_that_the_account_roles_trust() {
 fn each_functions_role_assumes_exactly_the_roles_that_its_step_calls_as() {
     let hub = template(HUB);
     for (name, actions) in functions() {
-        let any = if takes_back(name) { "Any" } else { "" };
+        let any = if is_for_any_target(name) { "Any" } else { "" };
         let mut expected: Vec<Value> = [
             ("WriteTracesPolicy".to_owned(), true),
             ("AssumeSourceRolePolicy".to_owned(), !actions.source.is_empty()),
@@ -290,11 +292,14 @@ fn the_lists_of_organizations_and_units_make_statements_only_when_they_are_not_e
             assert_eq!(statement[2], json!({ "Ref": "AWS::NoValue" }));
         }
     }
-    for (condition, parameter) in
-        [("SomeOrganizations", "AllowedOrganizations"), ("SomeUnits", "AllowedOrganizationalUnits")]
-    {
-        let first = json!({ "Fn::Select": [0, { "Ref": parameter }] });
-        assert_eq!(hub["Conditions"][condition], json!({ "Fn::Not": [{ "Fn::Equals": [first, ""] }] }));
+    for (condition, parameter) in [
+        ("SomeTargets", "AllowedTargetAccounts"),
+        ("SomeOrganizations", "AllowedOrganizations"),
+        ("SomeUnits", "AllowedOrganizationalUnits"),
+    ] {
+        // Of an empty list there may be no first item to select.
+        let joined = json!({ "Fn::Join": ["", { "Ref": parameter }] });
+        assert_eq!(hub["Conditions"][condition], json!({ "Fn::Not": [{ "Fn::Equals": [joined, ""] }] }));
     }
 }
 
