@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::{
     error::Problem,
     ids::{AccountId, ImageId, KeyArn, PlanHash, PrincipalArn, Region},
-    share::{Action, Launch, OnFailure, PrincipalAccess, Prove, Reencrypt, ReencryptMode, Source},
+    share::{Action, KeyAccess, Launch, OnFailure, PrincipalAccess, Prove, Reencrypt, ReencryptMode, Source},
 };
 
 /// The most targets of one request, for the execution's history: see [`crate::polling`].
@@ -27,6 +27,7 @@ pub struct Request {
     pub image_id: ImageId,
     pub source: Source,
     pub targets: Vec<RequestedTarget>,
+    pub key_access: KeyAccess,
     pub principal_access: PrincipalAccess,
     pub on_failure: OnFailure,
     pub action: Action,
@@ -78,7 +79,8 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
     if action == Some(Action::Plan) && fields.get("planHash").is_some() {
         fields.problem("planHash", None, "goes with action apply only: a plan is made of what is there now".to_owned());
     }
-    fields.or("keyAccess", "policy", |v| one_of(&v, &[("policy", "policy")], &[("grant", LATER)]));
+    let key_access = fields
+        .or("keyAccess", KeyAccess::Policy, |v| one_of(&v, &[("policy", KeyAccess::Policy)], &[("grant", LATER)]));
     let principal_access = fields.or("principalAccess", PrincipalAccess::Attach, |v| {
         one_of(&v, &[("attach", PrincipalAccess::Attach), ("inline", PrincipalAccess::Inline)], &[])
     });
@@ -102,6 +104,7 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
         image_id: image_id?,
         source: source?,
         targets: targets?,
+        key_access: key_access?,
         principal_access: principal_access?,
         on_failure: on_failure?,
         action: action?,

@@ -123,6 +123,17 @@ pub enum Action {
     Plan,
 }
 
+/// How a target gets at the source account's keys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum KeyAccess {
+    /// Statements in the keys' policies.
+    #[default]
+    Policy,
+    /// A grant on each key for each target: for keys whose policy nobody may touch, or has no room.
+    Grant,
+}
+
 /// What becomes of the share when a target's part of it fails.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -146,6 +157,9 @@ pub struct Resolution {
     pub image: Image,
     /// Keys whose policy lacks something of ours.
     pub key_changes: Vec<KeyChange>,
+    /// Keys that accounts lack a grant of ours on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grant_changes: Vec<KeyChange>,
     /// Snapshots that an account is to copy from and may not yet.
     pub snapshot_changes: Vec<SnapshotChange>,
     /// Accounts without launch permission.
@@ -154,6 +168,8 @@ pub struct Resolution {
     pub targets: Vec<Target>,
     /// Targets that have everything: nothing is done for them.
     pub already_shared: Vec<AccountId>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub key_access: KeyAccess,
     pub principal_access: PrincipalAccess,
     pub on_failure: OnFailure,
     #[serde(default, skip_serializing_if = "is_default")]
@@ -239,6 +255,8 @@ pub struct SourceChanges {
     pub snapshot_ids: Vec<SnapshotId>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub key_arns: Vec<KeyArn>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grant_key_arns: Vec<KeyArn>,
 }
 
 /// [`ReencryptMode`], or none.

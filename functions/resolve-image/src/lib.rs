@@ -163,6 +163,7 @@ fn resolution(
                     .filter(|change| change.account_ids.contains(&account_id))
                     .map(|change| change.key_arn.clone())
                     .collect(),
+                grant_key_arns: vec![],
             };
             targets.push(Target {
                 account_id,
@@ -180,10 +181,12 @@ fn resolution(
         source: request.source,
         image,
         key_changes,
+        grant_changes: vec![],
         snapshot_changes,
         launch_permissions,
         targets,
         already_shared,
+        key_access: request.key_access,
         principal_access: request.principal_access,
         on_failure: request.on_failure,
         action: request.action,
