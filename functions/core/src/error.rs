@@ -86,7 +86,8 @@ pub enum Error {
 
     #[error(
         "the policy of key {key} would have {bytes} bytes, over KMS's limit of {} (kms:PutKeyPolicy \
-         was not called); take targets or statements out of it, or use a key of its own for this image",
+         was not called); take targets or statements out of it, use a key of its own for this image, \
+         or ask for keyAccess grant, which leaves the policy alone",
         crate::key_policy::MAX_BYTES
     )]
     KeyPolicyTooLarge { key: KeyArn, bytes: usize },

@@ -167,6 +167,11 @@ impl Hub {
             .map_err(|rule| Error::invalid("LauncherRoleName", &self.settings.launcher_role, format!("must be {rule}")))
     }
 
+    /// The ARN of the source account's role; `region` says the partition.
+    pub fn source_role(&self, account: &AccountId, region: &Region) -> String {
+        role_arn(account, region, &self.settings.source_role)
+    }
+
     /// The source account's role, allowed its part of `actions` and nothing else.
     ///
     /// # Errors
@@ -313,6 +318,11 @@ impl Hub {
 
 fn role_arn(account: &AccountId, region: &Region, name: &str) -> String {
     format!("arn:{}:iam::{account}:role/{name}", partition(region))
+}
+
+/// The ARN that stands for all of `account`; `region` says the partition.
+pub fn account_root(region: &Region, account: &AccountId) -> String {
+    format!("arn:{}:iam::{account}:root", partition(region))
 }
 
 /// The ARN of a managed policy of `account`; `region` says the partition.

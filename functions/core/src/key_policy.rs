@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     Error,
-    hub::{hexadecimal, partition},
+    hub::{account_root, hexadecimal},
     ids::{AccountId, KeyArn, PrincipalArn},
 };
 
@@ -265,7 +265,7 @@ fn our_statement(key: &KeyArn, sid: &str, principals: &[String]) -> Value {
 }
 
 fn root_arn(key: &KeyArn, account: &AccountId) -> String {
-    format!("arn:{}:iam::{account}:root", partition(&key.region()))
+    account_root(&key.region(), account)
 }
 
 fn account_of(principal: &str) -> Option<AccountId> {

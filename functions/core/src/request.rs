@@ -79,8 +79,9 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
     if action == Some(Action::Plan) && fields.get("planHash").is_some() {
         fields.problem("planHash", None, "goes with action apply only: a plan is made of what is there now".to_owned());
     }
-    let key_access = fields
-        .or("keyAccess", KeyAccess::Policy, |v| one_of(&v, &[("policy", KeyAccess::Policy)], &[("grant", LATER)]));
+    let key_access = fields.or("keyAccess", KeyAccess::Policy, |v| {
+        one_of(&v, &[("policy", KeyAccess::Policy), ("grant", KeyAccess::Grant)], &[])
+    });
     let principal_access = fields.or("principalAccess", PrincipalAccess::Attach, |v| {
         one_of(&v, &[("attach", PrincipalAccess::Attach), ("inline", PrincipalAccess::Inline)], &[])
     });
@@ -573,11 +574,9 @@ mod tests {
             json!({ "accountId": "222222222222", "reencrypt": { "mode": "afterLaunch", "kmsKeyId": "alias/x" } });
         let problem = parse(with_target(after)).unwrap_err().remove(0);
         assert!(problem.rule.contains("afterLaunch is not supported by this version"), "{problem}");
-        for (field, value) in [
-            ("action", json!("audit")),
-            ("keyAccess", json!("grant")),
-            ("organizationArns", json!(["arn:aws:organizations::1:organization/o-1"])),
-        ] {
+        for (field, value) in
+            [("action", json!("audit")), ("organizationArns", json!(["arn:aws:organizations::1:organization/o-1"]))]
+        {
             let mut request = with_target(json!({ "accountId": "222222222222" }));
             request[field] = value;
             assert_eq!(fields(request), [field]);

@@ -183,8 +183,8 @@ pub struct Resolution {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct KeyChange {
     pub key_arn: KeyArn,
-    /// Accounts that our statements do not name yet. Empty when only the statements themselves
-    /// are not as they should be.
+    /// Accounts that our statements do not name yet, or that have no grant of ours. Empty when only
+    /// the statements themselves are not as they should be.
     pub account_ids: Vec<AccountId>,
 }
 
@@ -257,6 +257,13 @@ pub struct SourceChanges {
     pub key_arns: Vec<KeyArn>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub grant_key_arns: Vec<KeyArn>,
+}
+
+impl SourceChanges {
+    /// Whether it has no access to `key`, in the way that was asked for.
+    pub fn lacks_key(&self, key: &KeyArn) -> bool {
+        self.key_arns.contains(key) || self.grant_key_arns.contains(key)
+    }
 }
 
 /// [`ReencryptMode`], or none.

@@ -14,6 +14,8 @@ use serde_json::{Map, Value, json};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Allowed(Through),
+    /// By which statement, a clause as below. No grant makes up for it.
+    Denied(String),
     /// Why not: a clause to follow the action's name, such as `denied by statement DenyAll`.
     Refused(String),
     /// What it depends on that cannot be seen from here: as above.
@@ -55,7 +57,7 @@ pub(crate) fn judge(policy: &str, call: Call<'_>) -> Result<Verdict, String> {
         let name = statement_name(statement, index);
         let denies = statement["Effect"] == "Deny";
         match matches(statement, call) {
-            Match::Yes if denies => return Ok(Verdict::Refused(format!("denied by {name}"))),
+            Match::Yes if denies => return Ok(Verdict::Denied(format!("denied by {name}"))),
             Match::Yes => allowed = allowed.max(Some(through)),
             Match::Condition(condition) if !denies => {
                 refusals.push(format!("allowed by {name} only where {condition}"));
@@ -276,7 +278,7 @@ mod tests {
 
     fn refusal(statements: &str, action: &'static str) -> String {
         match verdict(statements, action) {
-            Verdict::Refused(why) => why,
+            Verdict::Denied(why) | Verdict::Refused(why) => why,
             other => panic!("{other:?}"),
         }
     }

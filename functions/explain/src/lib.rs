@@ -1,5 +1,5 @@
 //! Why a launch or a copy failed in a target: which key, and which of launch permission, snapshot
-//! permission, key policy, IAM policy, key state or capacity is the likely cause.
+//! permission, key policy, key grant, IAM policy, key state or capacity is the likely cause.
 //!
 //! EC2 says little more than `Client.InternalError`. So both accounts are asked for everything that
 //! the attempt needed, and each answer is judged. A question that gets no answer is named, and never
@@ -15,18 +15,19 @@ use ami_share_core::{
     ids::{ExecutionName, ImageId},
     share::{Image, Source, Target},
 };
+use ami_share_key_grants::LIST_GRANTS;
 use aws_config::SdkConfig;
 
 /// What [`explain_launch`] calls; its launcher actions must be among those of the session it is given.
 pub const LAUNCH_ACTIONS: Actions = Actions {
-    source: &["ec2:DescribeImageAttribute", "kms:DescribeKey", "kms:GetKeyPolicy"],
+    source: &["ec2:DescribeImageAttribute", "kms:DescribeKey", "kms:GetKeyPolicy", LIST_GRANTS],
     target: &["iam:SimulatePrincipalPolicy"],
     launcher: &["kms:DescribeKey", "kms:GetKeyPolicy"],
 };
 
 /// What [`explain_copy`] calls; its launcher actions must be among those of the session it is given.
 pub const COPY_ACTIONS: Actions = Actions {
-    source: &["ec2:DescribeImageAttribute", SNAPSHOT_ATTRIBUTE, "kms:DescribeKey", "kms:GetKeyPolicy"],
+    source: &["ec2:DescribeImageAttribute", SNAPSHOT_ATTRIBUTE, "kms:DescribeKey", "kms:GetKeyPolicy", LIST_GRANTS],
     target: &["iam:SimulatePrincipalPolicy"],
     launcher: &["kms:DescribeKey", "kms:GetKeyPolicy"],
 };

@@ -8,7 +8,7 @@ use ami_share_core::{
 };
 use aws_config::SdkConfig;
 use aws_sdk_ec2::types::{ImageAttributeName, PermissionGroup, SnapshotAttributeName};
-use aws_sdk_kms::types::KeyState;
+use aws_sdk_kms::types::{GrantOperation, KeyState};
 
 use crate::{
     Attempt, Findings, SNAPSHOT_ATTRIBUTE, grouped,
@@ -130,7 +130,44 @@ async fn examine_key(attempt: Attempt<'_>, config: &SdkConfig, key: &KeyArn, fin
         Err(error) => return findings.doubts.push(error.to_string()),
     };
     let calls = SOURCE_KEY_ACTIONS.map(|action| Call { principal: &principal, key, action });
-    policy_findings(&policy, &calls, findings);
+    let grants = match ami_share_key_grants::to_account(&kms, key, &attempt.target.account_id).await {
+        Ok(grants) => grants,
+        Err(error) => {
+            findings.doubts.push(format!("the grants on key {key} ({error})"));
+            Vec::new()
+        }
+    };
+    let operations: Vec<&str> =
+        grants.iter().flat_map(|grant| grant.operations()).map(GrantOperation::as_str).collect();
+    let by_grant = attempt.target.source_changes.grant_key_arns.contains(key) || !grants.is_empty();
+    key_findings(&policy, &calls, by_grant.then_some(&operations), findings);
+}
+
+/// Judges one key's policy and, where the target's account has or should have grants, their `operations`.
+/// A grant makes up for what a policy does not allow, and not for what it denies ("Troubleshooting key
+/// access", KMS developer guide).
+fn key_findings(policy: &str, calls: &[Call<'_>], operations: Option<&Vec<&str>>, findings: &mut Findings) {
+    let Some(operations) = operations else {
+        policy_findings(policy, calls, findings);
+        return;
+    };
+    let granted = |call: &Call<'_>| operations.iter().any(|operation| call.action == format!("kms:{operation}"));
+    let lacking = |call: &Call<'_>| !granted(call) && matches!(judge(policy, *call), Ok(Verdict::Refused(_)));
+    let missing: Vec<&str> = calls.iter().filter(|call| lacking(call)).map(|call| call.action).collect();
+    if let Some(Call { principal, key, .. }) = calls.first().filter(|_| !missing.is_empty()) {
+        findings.causes.push(format!(
+            "key grant: no grant on key {key} to account {} allows {}, and its policy does not either \
+             (kms:CreateGrant mends it; a new execution gives the grant of ami-share again)",
+            principal.account_id(),
+            missing.join(", ")
+        ));
+    }
+    let in_question = |call: &&Call<'_>| {
+        let allowed = granted(call) && !matches!(judge(policy, **call), Ok(Verdict::Denied(_) | Verdict::Unclear(_)));
+        !allowed && !missing.contains(&call.action)
+    };
+    let rest: Vec<Call<'_>> = calls.iter().filter(in_question).copied().collect();
+    policy_findings(policy, &rest, findings);
 }
 
 /// What is wrong with the state of a key, if anything is.
@@ -165,7 +202,7 @@ pub(crate) fn policy_findings(policy: &str, calls: &[Call<'_>], findings: &mut F
         }
         match verdict {
             Verdict::Allowed(_) => {}
-            Verdict::Refused(clause) => refused.push((call.action, clause)),
+            Verdict::Denied(clause) | Verdict::Refused(clause) => refused.push((call.action, clause)),
             Verdict::Unclear(clause) => unclear.push((call.action, clause)),
         }
     }
@@ -213,6 +250,28 @@ mod tests {
         );
         assert_eq!(iam, ["kms:DescribeKey"]);
         assert!(findings.causes.is_empty() && findings.doubts.is_empty(), "{findings:?}");
+    }
+
+    #[test]
+    fn a_grant_makes_up_for_what_the_policy_does_not_allow_and_not_for_what_it_denies() {
+        let principal = PrincipalArn::parse("arn:aws:iam::222222222222:role/AmiShareLauncher").unwrap();
+        let key = KeyArn::parse("arn:aws:kms:eu-west-1:111111111111:key/1").unwrap();
+        let calls = ["kms:Decrypt", "kms:DescribeKey"].map(|action| Call { principal: &principal, key: &key, action });
+        let causes = |policy: &str, operations: &[&str]| {
+            let mut findings = Findings::default();
+            key_findings(policy, &calls, Some(&operations.to_vec()), &mut findings);
+            assert!(findings.doubts.is_empty(), "{findings:?}");
+            findings.causes
+        };
+        let silent = r#"{"Statement":[]}"#;
+        assert_eq!(causes(silent, &["Decrypt", "DescribeKey"]), [""; 0]);
+        let [cause] = causes(silent, &["Decrypt"]).try_into().unwrap();
+        assert!(cause.contains("key grant: no grant on key") && cause.contains("kms:DescribeKey"), "{cause}");
+        assert!(!cause.contains("kms:Decrypt"), "{cause}");
+        let deny =
+            r#"{"Statement":[{"Sid":"No","Effect":"Deny","Principal":"*","Action":"kms:Decrypt","Resource":"*"}]}"#;
+        let [cause] = causes(deny, &["Decrypt", "DescribeKey"]).try_into().unwrap();
+        assert!(cause.contains("key policy") && cause.contains("kms:Decrypt denied by statement No"), "{cause}");
     }
 
     #[test]

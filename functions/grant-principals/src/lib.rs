@@ -32,6 +32,10 @@ const PUT_TO_USER: &str = "iam:PutUserPolicy";
 /// the Amazon EC2 API"). None names a time; a few seconds are usual.
 const SETTLE_SECONDS: u32 = 15;
 
+/// The same for grants, "usually less than five minutes" ("Eventual consistency", KMS developer guide).
+/// The token that would make one valid at once cannot be given to EC2.
+const GRANT_SETTLE_SECONDS: u32 = 300;
+
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Input {
@@ -89,6 +93,9 @@ impl Input {
     }
 
     fn settle_seconds(&self) -> u32 {
+        if !self.target.source_changes.grant_key_arns.is_empty() {
+            return GRANT_SETTLE_SECONDS;
+        }
         let changed = self.has_changes() || self.target.source_changes != SourceChanges::default();
         if changed { SETTLE_SECONDS } else { 0 }
     }
@@ -205,7 +212,9 @@ mod tests {
         let attached = vec![PrincipalChange { principal, key_arns: vec![] }];
         let key = KeyArn::parse("arn:aws:kms:eu-west-1:111111111111:key/1").unwrap();
         let permission = SourceChanges { launch_permission: true, ..SourceChanges::default() };
-        let key_policy = SourceChanges { key_arns: vec![key], ..SourceChanges::default() };
+        let key_policy = SourceChanges { key_arns: vec![key.clone()], ..SourceChanges::default() };
+        let grant = SourceChanges { grant_key_arns: vec![key], ..SourceChanges::default() };
+        assert_eq!(input(vec![], grant).settle_seconds(), GRANT_SETTLE_SECONDS);
         assert_eq!(input(attached, SourceChanges::default()).settle_seconds(), SETTLE_SECONDS);
         assert_eq!(input(vec![], permission).settle_seconds(), SETTLE_SECONDS);
         assert_eq!(input(vec![], key_policy).settle_seconds(), SETTLE_SECONDS);

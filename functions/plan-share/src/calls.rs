@@ -6,8 +6,10 @@ use ami_share_core::{
     ids::{AccountId, PrincipalArn, PrincipalKind, Region},
     key_policy::MAX_BYTES,
     principal_policy::PrincipalPolicy,
-    share::{Image, Mode, Resolution, Target},
+    share::{Image, KeyChange, Mode, Resolution, Target},
 };
+use ami_share_key_grants::KeyGrant;
+use aws_sdk_kms::types::GrantOperation;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -33,24 +35,31 @@ pub(crate) struct Call {
     pub(crate) policy: Option<PolicyDiff>,
 }
 
-/// `key_access_policy` is the name of the targets' managed policy.
-///
+/// Names that calls have of the deployment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Names<'a> {
+    /// The targets' managed policy.
+    pub(crate) key_access_policy: &'a str,
+    /// The ARN of the source account's role.
+    pub(crate) source_role: &'a str,
+}
+
 /// # Errors
 /// As [`KeyPolicy::to_text`](ami_share_core::key_policy::KeyPolicy::to_text).
 pub(crate) fn calls(
-    key_access_policy: &str,
+    names: Names<'_>,
     resolution: &Resolution,
     policies: &[PolicyChange<'_>],
 ) -> Result<Vec<Call>, Error> {
-    let mut calls = in_source(resolution, policies)?;
+    let mut calls = in_source(names, resolution, policies)?;
     for target in &resolution.targets {
-        let managed = policy_arn(&target.account_id, &resolution.source.region, key_access_policy);
+        let managed = policy_arn(&target.account_id, &resolution.source.region, names.key_access_policy);
         calls.extend(in_target(resolution, target, &managed));
     }
     Ok(calls)
 }
 
-fn in_source(resolution: &Resolution, policies: &[PolicyChange<'_>]) -> Result<Vec<Call>, Error> {
+fn in_source(names: Names<'_>, resolution: &Resolution, policies: &[PolicyChange<'_>]) -> Result<Vec<Call>, Error> {
     let source = &resolution.source;
     let call = |call, parameters| Call {
         account_id: source.account_id.clone(),
@@ -65,6 +74,20 @@ fn in_source(resolution: &Resolution, policies: &[PolicyChange<'_>]) -> Result<V
             let parameters = json!({ "keyId": change.key_arn, "policyName": "default" });
             let policy = PolicyDiff::new(Some(text), &after.to_text()?, Some(MAX_BYTES))?;
             calls.push(Call { policy: Some(policy), ..call("kms:PutKeyPolicy", parameters) });
+        }
+    }
+    for KeyChange { key_arn, account_ids } in &resolution.grant_changes {
+        for account in account_ids {
+            let grant = KeyGrant { key: key_arn, account, retiring: names.source_role };
+            let operations = KeyGrant::operations();
+            let parameters = json!({
+                "keyId": key_arn,
+                "name": grant.name(),
+                "granteePrincipal": grant.grantee(),
+                "retiringPrincipal": grant.retiring,
+                "operations": operations.iter().map(GrantOperation::as_str).collect::<Vec<_>>(),
+            });
+            calls.push(call("kms:CreateGrant", parameters));
         }
     }
     for change in &resolution.snapshot_changes {

@@ -18,6 +18,7 @@ use ami_share_core::{
 };
 use serde::{Deserialize, Serialize};
 
+use calls::Names;
 use plan::Plan;
 
 pub const ACTIONS: Actions = Actions { source: &[READ], target: &[], launcher: &[] };
@@ -60,7 +61,9 @@ struct PolicyChange<'r> {
 pub async fn plan_share(hub: &Hub, input: Input) -> Result<Output, Error> {
     let resolution = &input.resolution;
     let policies = read_policies(hub, &input).await?;
-    let plan = Plan::new(&hub.settings.key_access_policy, resolution, &policies)?;
+    let source_role = hub.source_role(&resolution.source.account_id, &resolution.source.region);
+    let names = Names { key_access_policy: &hub.settings.key_access_policy, source_role: &source_role };
+    let plan = Plan::new(names, resolution, &policies)?;
     if let Some(planned) = resolution.plan_hash.as_ref().filter(|planned| **planned != plan.plan_hash) {
         return Err(Error::PlanChanged {
             reason: format!(

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::{
     PolicyChange,
-    calls::{Call, calls},
+    calls::{Call, Names, calls},
     diff::PolicyDiff,
     planned,
 };
@@ -72,7 +72,7 @@ struct Summary {
 struct AlreadyThere {
     account_id: AccountId,
     launch_permission: bool,
-    /// Keys whose policies name the account.
+    /// Keys whose policies name the account, or that it has a grant of ours on.
     key_arns: Vec<KeyArn>,
     #[serde(skip_serializing_if = "Option::is_none")]
     copy_id: Option<ImageId>,
@@ -90,12 +90,8 @@ struct InlinePolicy {
 impl Plan {
     /// # Errors
     /// As [`calls`].
-    pub(crate) fn new(
-        key_access_policy: &str,
-        resolution: &Resolution,
-        policies: &[PolicyChange<'_>],
-    ) -> Result<Self, Error> {
-        let calls = calls(key_access_policy, resolution, policies)?;
+    pub(crate) fn new(names: Names<'_>, resolution: &Resolution, policies: &[PolicyChange<'_>]) -> Result<Self, Error> {
+        let calls = calls(names, resolution, policies)?;
         let mut by_account: BTreeMap<AccountId, usize> = BTreeMap::new();
         for call in &calls {
             *by_account.entry(call.account_id.clone()).or_default() += 1;
@@ -197,7 +193,7 @@ fn already_there(resolution: &Resolution, target: &Target) -> Option<AlreadyTher
     let there = AlreadyThere {
         account_id: target.account_id.clone(),
         launch_permission: !changes.launch_permission,
-        key_arns: resolution.image.keys().into_iter().filter(|key| !changes.key_arns.contains(key)).collect(),
+        key_arns: resolution.image.keys().into_iter().filter(|key| !changes.lacks_key(key)).collect(),
         copy_id: target.copy_id.clone(),
     };
     (there.launch_permission || !there.key_arns.is_empty() || there.copy_id.is_some()).then_some(there)

@@ -101,6 +101,8 @@ enum Status {
 #[serde(rename_all = "camelCase")]
 struct Changed {
     keys: Vec<KeyChange>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    grants: Vec<KeyChange>,
     snapshots: Vec<SnapshotChange>,
     launch_permissions: Vec<AccountId>,
     principals: Vec<PrincipalArn>,
@@ -176,6 +178,7 @@ fn changes(resolution: Resolution) -> (Changed, Vec<AccountId>) {
         .collect();
     let changed = Changed {
         keys: resolution.key_changes,
+        grants: resolution.grant_changes,
         snapshots: resolution.snapshot_changes,
         launch_permissions: resolution.launch_permissions,
         principals,

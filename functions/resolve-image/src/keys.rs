@@ -4,58 +4,88 @@ use ami_share_core::{
     Error, aws,
     ids::{AccountId, KeyArn},
     key_policy::KeyPolicy,
-    share::{KeyChange, Source},
+    share::{KeyAccess, KeyChange, Source},
 };
+use ami_share_key_grants::KeyGrant;
 use aws_sdk_kms::{
     Client,
     error::ProvideErrorMetadata,
     types::{KeyManagerType, KeyState},
 };
+use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::image::Found;
 
-/// The keys whose policy lacks something for `accounts`; what stands in the way goes to `problems`.
-///
-/// # Errors
-/// Whatever AWS answers and cannot be explained.
-pub(crate) async fn find(
-    kms: &Client,
-    source: &Source,
-    found: &Found,
-    accounts: &[AccountId],
-    problems: &mut Vec<Error>,
-) -> Result<Vec<KeyChange>, Error> {
-    let mut changes = Vec::new();
-    for (key, devices) in &found.devices {
-        let Ok(key_arn) = KeyArn::parse(key.as_str()) else {
-            problems.push(not_shareable(key, devices, "EC2 names no key that could be shared"));
-            continue;
-        };
-        if key_arn.account_id() != source.account_id {
-            let reason = format!(
-                "it belongs to account {}, whose key policy is not ours to change; \
-                 copy the image under a key of account {} and share the copy",
-                key_arn.account_id(),
-                source.account_id
-            );
-            problems.push(not_shareable(key, devices, &reason));
-            continue;
-        }
-        match key_change(kms, &key_arn, devices, accounts).await {
-            Ok(change) => changes.extend(change),
-            Err(error @ (Error::Throttled { .. } | Error::Unavailable { .. })) => return Err(error),
-            Err(problem) => problems.push(problem),
-        }
-    }
-    Ok(changes)
+/// How many grants are looked for at a time.
+const CONCURRENCY: usize = 16;
+
+/// Who is to use the keys, and how.
+pub(crate) struct Keys<'a> {
+    pub(crate) kms: &'a Client,
+    pub(crate) source: &'a Source,
+    pub(crate) access: KeyAccess,
+    pub(crate) accounts: &'a [AccountId],
+    /// The source account's role, which may retire grants of ours.
+    pub(crate) retiring: &'a str,
 }
 
-async fn key_change(
-    kms: &Client,
-    key: &KeyArn,
-    devices: &[String],
-    accounts: &[AccountId],
-) -> Result<Option<KeyChange>, Error> {
+impl Keys<'_> {
+    /// The keys whose policy lacks something for the accounts, or that lack grants to them; what stands
+    /// in the way goes to `problems`. Each way is looked at by itself: whoever asked for one can rely on
+    /// it when the other is taken back.
+    ///
+    /// # Errors
+    /// Whatever AWS answers and cannot be explained.
+    pub(crate) async fn lacking(&self, found: &Found, problems: &mut Vec<Error>) -> Result<Vec<KeyChange>, Error> {
+        let source = &self.source.account_id;
+        let mut changes = Vec::new();
+        for (key, devices) in &found.devices {
+            let Ok(key_arn) = KeyArn::parse(key.as_str()) else {
+                problems.push(not_shareable(key, devices, "EC2 names no key that could be shared"));
+                continue;
+            };
+            if key_arn.account_id() != *source {
+                let reason = format!(
+                    "it belongs to account {}, whose key policy is not ours to change; \
+                     copy the image under a key of account {source} and share the copy",
+                    key_arn.account_id(),
+                );
+                problems.push(not_shareable(key, devices, &reason));
+                continue;
+            }
+            match self.change(&key_arn, devices).await {
+                Ok(change) => changes.extend(change),
+                Err(error @ (Error::Throttled { .. } | Error::Unavailable { .. })) => return Err(error),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        Ok(changes)
+    }
+
+    async fn change(&self, key: &KeyArn, devices: &[String]) -> Result<Option<KeyChange>, Error> {
+        shareable(self.kms, key, devices).await?;
+        match self.access {
+            KeyAccess::Policy => policy_change(self.kms, key, self.accounts).await,
+            KeyAccess::Grant => self.grant_change(key).await,
+        }
+    }
+
+    async fn grant_change(&self, key: &KeyArn) -> Result<Option<KeyChange>, Error> {
+        let found: Vec<Option<AccountId>> = stream::iter(self.accounts)
+            .map(|account| async move {
+                let grants = KeyGrant { key, account, retiring: self.retiring }.find(self.kms).await?;
+                Ok::<_, Error>(grants.is_empty().then(|| account.clone()))
+            })
+            .buffered(CONCURRENCY)
+            .try_collect()
+            .await?;
+        let account_ids: Vec<AccountId> = found.into_iter().flatten().collect();
+        Ok((!account_ids.is_empty()).then(|| KeyChange { key_arn: key.clone(), account_ids }))
+    }
+}
+
+/// Refuses a key that no other account could use.
+async fn shareable(kms: &Client, key: &KeyArn, devices: &[String]) -> Result<(), Error> {
     let account = key.account_id();
     let not_usable =
         |reason: String| Error::KeyNotUsable { key: key.to_string(), reason: with_devices(&reason, devices) };
@@ -76,17 +106,19 @@ async fn key_change(
         ));
     }
     match metadata.and_then(|key| key.key_state()) {
-        Some(KeyState::Enabled) => {}
+        Some(KeyState::Enabled) => Ok(()),
         Some(KeyState::PendingDeletion) => {
-            return Err(not_usable(
-                "it is pending deletion; cancel that (kms:CancelKeyDeletion) and enable it".to_owned(),
-            ));
+            Err(not_usable("it is pending deletion; cancel that (kms:CancelKeyDeletion) and enable it".to_owned()))
         }
         state => {
             let state = state.map_or("in an unknown state", KeyState::as_str);
-            return Err(not_usable(format!("it is {state}, not Enabled; enable it (kms:EnableKey)")));
+            Err(not_usable(format!("it is {state}, not Enabled; enable it (kms:EnableKey)")))
         }
     }
+}
+
+async fn policy_change(kms: &Client, key: &KeyArn, accounts: &[AccountId]) -> Result<Option<KeyChange>, Error> {
+    let account = key.account_id();
     let answer = kms
         .get_key_policy()
         .key_id(key.as_str())

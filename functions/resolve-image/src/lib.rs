@@ -10,9 +10,9 @@ use std::collections::BTreeSet;
 use ami_share_core::{
     Error, Hub,
     hub::Actions,
-    ids::{AccountId, ExecutionName},
+    ids::{AccountId, ExecutionName, KeyArn},
     request::{Request, RequestedTarget},
-    share::{KeyChange, Mode, Prove, Resolution, SnapshotChange, Source, SourceChanges, Target},
+    share::{KeyAccess, KeyChange, Mode, Prove, Resolution, SnapshotChange, Source, SourceChanges, Target},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -27,6 +27,7 @@ pub const ACTIONS: Actions = Actions {
         "ec2:DescribeSnapshotAttribute",
         "kms:DescribeKey",
         "kms:GetKeyPolicy",
+        "kms:ListGrants",
     ],
     target: &[
         "iam:ListAttachedRolePolicies",
@@ -69,7 +70,13 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
 
     let mut problems = Vec::new();
     let found = image::find(&ec2, source, &request.image_id, &mut problems).await?;
-    let key_changes = keys::find(&kms, source, &found, &accounts, &mut problems).await?;
+    let retiring = hub.source_role(&source.account_id, &source.region);
+    let keys = keys::Keys { kms: &kms, source, access: request.key_access, accounts: &accounts, retiring: &retiring };
+    let changes = keys.lacking(&found, &mut problems).await?;
+    let (key_changes, grant_changes) = match request.key_access {
+        KeyAccess::Policy => (changes, vec![]),
+        KeyAccess::Grant => (vec![], changes),
+    };
     problems.extend(too_large(request.targets.len(), found.image.volumes.len()));
     let states = targets::find(hub, &execution, &request, &found.image, &mut problems).await;
     refuse(problems)?;
@@ -83,7 +90,8 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
         .map(|(target, _)| target.account_id.clone())
         .collect();
     let snapshot_changes = image::without_snapshot_permission(&ec2, source, &found.image, &copying).await?;
-    Ok(resolution(execution, request, found.image, states, key_changes, snapshot_changes, launch_permissions))
+    let lacking = Lacking { key_changes, grant_changes, snapshot_changes, launch_permissions };
+    Ok(resolution(execution, request, found.image, states, lacking))
 }
 
 fn read_request(hub: &Hub, request: &Value) -> Result<Request, Error> {
@@ -123,17 +131,24 @@ fn refuse(mut problems: Vec<Error>) -> Result<(), Error> {
     }
 }
 
+/// What the accounts lack in the source account.
+struct Lacking {
+    key_changes: Vec<KeyChange>,
+    grant_changes: Vec<KeyChange>,
+    snapshot_changes: Vec<SnapshotChange>,
+    launch_permissions: Vec<AccountId>,
+}
+
 fn resolution(
     execution: ExecutionName,
     request: Request,
     image: ami_share_core::share::Image,
     states: Vec<TargetState>,
-    key_changes: Vec<KeyChange>,
-    snapshot_changes: Vec<SnapshotChange>,
-    launch_permissions: Vec<AccountId>,
+    lacking: Lacking,
 ) -> Resolution {
+    let Lacking { key_changes, grant_changes, snapshot_changes, launch_permissions } = lacking;
     let mut unfinished: BTreeSet<&AccountId> = launch_permissions.iter().collect();
-    unfinished.extend(key_changes.iter().flat_map(|change| &change.account_ids));
+    unfinished.extend(key_changes.iter().chain(&grant_changes).flat_map(|change| &change.account_ids));
     unfinished.extend(snapshot_changes.iter().flat_map(|change| &change.account_ids));
     // Statements that are not as they should be concern whoever they name.
     let all_unfinished = key_changes.iter().any(|change| change.account_ids.is_empty());
@@ -158,12 +173,8 @@ fn resolution(
                     .filter(|change| change.account_ids.contains(&account_id))
                     .map(|change| change.snapshot_id.clone())
                     .collect(),
-                key_arns: key_changes
-                    .iter()
-                    .filter(|change| change.account_ids.contains(&account_id))
-                    .map(|change| change.key_arn.clone())
-                    .collect(),
-                grant_key_arns: vec![],
+                key_arns: keys_of(&key_changes, &account_id),
+                grant_key_arns: keys_of(&grant_changes, &account_id),
             };
             targets.push(Target {
                 account_id,
@@ -181,7 +192,7 @@ fn resolution(
         source: request.source,
         image,
         key_changes,
-        grant_changes: vec![],
+        grant_changes,
         snapshot_changes,
         launch_permissions,
         targets,
@@ -192,6 +203,11 @@ fn resolution(
         action: request.action,
         plan_hash: request.plan_hash,
     }
+}
+
+fn keys_of(changes: &[KeyChange], account: &AccountId) -> Vec<KeyArn> {
+    let changes = changes.iter().filter(|change| change.account_ids.contains(account));
+    changes.map(|change| change.key_arn.clone()).collect()
 }
 
 fn mode(target: &RequestedTarget) -> Mode {

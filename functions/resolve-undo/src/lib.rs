@@ -28,6 +28,8 @@ pub struct Input {
     pub image: Image,
     pub targets: Vec<Target>,
     pub key_changes: Vec<KeyChange>,
+    #[serde(default)]
+    pub grant_changes: Vec<KeyChange>,
 }
 
 /// What is to be taken back: the input's lists, without what other images need.
@@ -36,6 +38,7 @@ pub struct Input {
 pub struct Output {
     pub targets: Vec<Target>,
     pub key_changes: Vec<KeyChange>,
+    pub grant_changes: Vec<KeyChange>,
     pub kept: Vec<Kept>,
 }
 
@@ -65,10 +68,10 @@ pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
     Ok(output)
 }
 
-/// Accounts that a key's policy would lose, or whose principals would lose a policy.
+/// Accounts that a key's policy or grants would lose, or whose principals would lose a policy.
 fn concerned(input: &Input) -> BTreeSet<AccountId> {
     let losing = input.targets.iter().filter(|target| !target.principal_changes.is_empty());
-    let named = input.key_changes.iter().flat_map(|change| &change.account_ids);
+    let named = input.key_changes.iter().chain(&input.grant_changes).flat_map(|change| &change.account_ids);
     losing.map(|target| &target.account_id).chain(named).cloned().collect()
 }
 
@@ -77,15 +80,17 @@ fn narrowed(input: Input, needs: &Needs) -> Output {
     let needed = |account: &AccountId| needs.get(account).unwrap_or(&none);
     let mut kept: BTreeMap<AccountId, ImageId> = BTreeMap::new();
 
-    let mut key_changes = input.key_changes;
-    for KeyChange { key_arn, account_ids } in &mut key_changes {
+    let (mut key_changes, mut grant_changes) = (input.key_changes, input.grant_changes);
+    for KeyChange { key_arn, account_ids } in key_changes.iter_mut().chain(&mut grant_changes) {
         account_ids.retain(|account| {
             let image = needed(account).get(key_arn);
             kept.extend(image.map(|image| (account.clone(), image.clone())));
             image.is_none()
         });
     }
-    key_changes.retain(|change| !change.account_ids.is_empty());
+    for changes in [&mut key_changes, &mut grant_changes] {
+        changes.retain(|change| !change.account_ids.is_empty());
+    }
 
     let mut targets = input.targets;
     for Target { account_id, principal_changes, .. } in &mut targets {
@@ -104,7 +109,7 @@ fn narrowed(input: Input, needs: &Needs) -> Output {
         });
     }
     let kept = kept.into_iter().map(|(account_id, image_id)| Kept { account_id, image_id }).collect();
-    Output { targets, key_changes, kept }
+    Output { targets, key_changes, grant_changes, kept }
 }
 
 #[cfg(test)]
@@ -154,6 +159,7 @@ mod tests {
             },
             targets: vec![target(2), target(3)],
             key_changes: vec![change(1), change(2)],
+            grant_changes: vec![],
         }
     }
 
@@ -180,6 +186,18 @@ mod tests {
         let output = narrowed(input(&[]), &needs(account(2), &[key(1)]));
         assert_eq!(losing(&output, &account(2)), [key(2)]);
         assert_eq!(losing(&output, &account(3)), [key(1), key(2)]);
+        assert_eq!(output.kept, [Kept { account_id: account(2), image_id: other_image() }]);
+    }
+
+    #[test]
+    fn grants_stay_where_another_image_is_under_the_key_as_statements_do() {
+        let mut by_grant = input(&[]);
+        by_grant.grant_changes = std::mem::take(&mut by_grant.key_changes);
+        assert_eq!(concerned(&by_grant), BTreeSet::from([account(2), account(3)]));
+        let output = narrowed(by_grant, &needs(account(2), &[key(1)]));
+        assert_eq!(output.key_changes, []);
+        assert_eq!(output.grant_changes[0].account_ids, [account(3)]);
+        assert_eq!(output.grant_changes[1].account_ids, [account(2), account(3)]);
         assert_eq!(output.kept, [Kept { account_id: account(2), image_id: other_image() }]);
     }
 

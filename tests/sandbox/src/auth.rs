@@ -181,8 +181,8 @@ pub fn authorize_key_with_tokens(
         return refuse(Refusal::SessionPolicy, true);
     }
     let granted = key.grants_allow(caller, action, &context, grant_tokens, world.now_ms());
-    if !granted {
-        let needs_identity = match key_policy.allowed {
+    if granted != Some(NamedAs::Itself) {
+        let needs_identity = match key_policy.allowed.max(granted) {
             None => return refuse(Refusal::KeyPolicy, false),
             Some(NamedAs::Account) => true,
             Some(NamedAs::Itself) => key.account != caller.account,
@@ -193,6 +193,21 @@ pub fn authorize_key_with_tokens(
     }
     if session.allowed.is_none() {
         return refuse(Refusal::SessionPolicy, false);
+    }
+    Ok(())
+}
+
+/// Whether the caller may retire a grant on a key: one that names it (`named`)
+/// unless its policies deny it, another when they allow it.
+pub(crate) fn authorize_retirement(world: &World, caller: &Caller, key_arn: &str, named: bool) -> Result<(), Denied> {
+    const ACTION: &str = "kms:RetireGrant";
+    let request = request(world, caller, ACTION, key_arn, &Context::new());
+    let (identity, session) = (identity_verdict(world, caller, &request), session_verdict(caller, &request));
+    if identity.denied || (!named && identity.allowed.is_none()) {
+        return Err(denied(caller, ACTION, key_arn, Refusal::IdentityPolicy, identity.denied));
+    }
+    if session.denied || session.allowed.is_none() {
+        return Err(denied(caller, ACTION, key_arn, Refusal::SessionPolicy, session.denied));
     }
     Ok(())
 }

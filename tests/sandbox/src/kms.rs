@@ -110,9 +110,15 @@ pub struct Grant {
 }
 
 impl Grant {
-    fn is_for(&self, caller: &Caller) -> bool {
+    /// A grant to an account is a principal of the account's as a statement of a
+    /// key policy is: the account's own policies must allow the call too. That
+    /// is an assumption; AWS says that an account can be a grantee, and no more.
+    fn is_for(&self, caller: &Caller) -> Option<NamedAs> {
         let same = self.grantee == caller.arn && self.grantee_id.as_ref().is_none_or(|id| *id == caller.principal_id);
-        same || self.grantee == caller.session_arn
+        if same || self.grantee == caller.session_arn {
+            return Some(NamedAs::Itself);
+        }
+        (self.grantee == format!("arn:aws:iam::{}:root", caller.account)).then_some(NamedAs::Account)
     }
 
     fn allows(&self, action: &str, context: &Context) -> bool {
@@ -151,7 +157,7 @@ impl Grant {
 }
 
 impl Key {
-    /// Whether a grant allows the caller this.
+    /// How a grant that allows this names the caller, if one does.
     pub(crate) fn grants_allow(
         &self,
         caller: &Caller,
@@ -159,12 +165,13 @@ impl Key {
         context: &Context,
         tokens: &[String],
         now_ms: u64,
-    ) -> bool {
+    ) -> Option<NamedAs> {
         let current = self.grants.iter().filter(|grant| {
             grant.effective_from <= now_ms || tokens.contains(&grant.token) || tokens.contains(&grant.id)
         });
         let ended = self.ended_grants.iter().filter(|(_, until)| *until > now_ms).map(|(grant, _)| grant);
-        current.chain(ended).any(|grant| grant.is_for(caller) && grant.allows(action, context))
+        let allowing = current.chain(ended).filter(|grant| grant.allows(action, context));
+        allowing.filter_map(|grant| grant.is_for(caller)).max()
     }
 }
 
@@ -890,6 +897,7 @@ impl Call<'_> {
             created: epoch_seconds(),
             effective_from: now + self.world.settings.grant_delay_ms,
         };
+        let limit = self.world.settings.grants_per_key;
         let key = self.key_mut(&arn)?;
         // With a name, the same request gives the same grant.
         let same = key.grants.iter().find(|other| {
@@ -902,6 +910,10 @@ impl Call<'_> {
         });
         if let Some(same) = same {
             return Ok(json!({ "GrantId": same.id, "GrantToken": same.token }).to_string());
+        }
+        if key.grants.len() >= limit {
+            let message = format!("Grants quota for key {arn} exceeded: {limit}");
+            return Err(ApiError::bad_request("LimitExceededException", message));
         }
         let answer = json!({ "GrantId": grant.id, "GrantToken": grant.token });
         key.grants.push(grant);
@@ -970,7 +982,9 @@ impl Call<'_> {
     }
 
     /// May be done by the retiring principal, by a grantee with that operation,
-    /// and by whoever the key policy and an identity policy allow it.
+    /// and by the account that the grant was made from, which can delegate it; a
+    /// session policy limits them all. A key policy cannot allow it ("Retiring
+    /// and revoking grants", KMS developer guide).
     fn retire_grant(&mut self) -> Reply {
         let (arn, grant) = match self.text("GrantToken") {
             Some(token) => self.grant_of_token(token)?,
@@ -991,10 +1005,14 @@ impl Call<'_> {
         let is_retiring = retiring == Some(&self.caller.arn)
             || retiring == Some(&self.caller.session_arn)
             || (self.caller.kind == CallerKind::Root && retiring == Some(&self.caller.account));
-        let is_grantee = grant.is_for(self.caller) && grant.operations.iter().any(|op| op == "RetireGrant");
-        if !is_retiring && !is_grantee {
-            self.authorize("kms:RetireGrant", &arn, &Context::new())?;
+        let is_grantee = grant.is_for(self.caller).is_some() && grant.operations.iter().any(|op| op == "RetireGrant");
+        let issued_it = grant.issuing_account == format!("arn:aws:iam::{}:root", self.caller.account);
+        if !is_retiring && !is_grantee && !issued_it {
+            let denied = auth::denied(self.caller, "kms:RetireGrant", &arn, Refusal::KeyPolicy, false);
+            return Err(Service::Kms.denied(denied));
         }
+        auth::authorize_retirement(self.world, self.caller, &arn, is_retiring || is_grantee)
+            .map_err(|denied| Service::Kms.denied(denied))?;
         self.check_dry_run()?;
         self.end_grant(&arn, &grant.id)?;
         Ok(String::new())

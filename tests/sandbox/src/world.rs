@@ -32,6 +32,8 @@ pub struct Settings {
     pub key_policy_delay_ms: u64,
     /// Milliseconds until a new or revoked grant is effective.
     pub grant_delay_ms: u64,
+    /// The most grants that a key can have.
+    pub grants_per_key: usize,
     /// Milliseconds from RunInstances (or StartInstances) to running or terminated.
     pub launch_delay_ms: u64,
     /// Milliseconds from a copy's or snapshot's start to its end.
@@ -49,6 +51,7 @@ impl Default for Settings {
             iam_policy_delay_ms: 0,
             key_policy_delay_ms: 0,
             grant_delay_ms: 0,
+            grants_per_key: 50_000,
             launch_delay_ms: 5,
             copy_delay_ms: 5,
             rate_limits: Vec::new(),

@@ -15,7 +15,7 @@ const OUTSIDER: &str = "555555555555";
 
 /// The functions that give something in the source account, and those that do in the target, with a call of each that
 /// gives it to [`OUTSIDER`].
-fn calls(image: &seed::Image) -> ([(&'static str, Value); 3], [(&'static str, Value); 3]) {
+fn calls(image: &seed::Image) -> ([(&'static str, Value); 4], [(&'static str, Value); 3]) {
     let key = image.key_arns()[0];
     let snapshot = &image.volumes[0].snapshot_id;
     let source = json!({ "accountId": SOURCE, "region": REGION });
@@ -43,6 +43,7 @@ fn calls(image: &seed::Image) -> ([(&'static str, Value); 3], [(&'static str, Va
             "ShareKey",
             call(json!({ "keys": [{ "keyArn": key, "accountIds": accounts }], "superseded": {}, "retry": 0 })),
         ),
+        ("GrantKeys", call(json!({ "keys": [{ "keyArn": key, "accountIds": accounts }] }))),
         ("ShareSnapshots", call(json!({ "snapshots": [{ "snapshotId": snapshot, "accountIds": accounts }] }))),
         ("ShareImage", call(json!({ "imageId": image.image_id, "accountIds": accounts }))),
     ];

@@ -24,7 +24,8 @@ fn target() -> Value {
         "sourceChanges": {
             "launchPermission": true,
             "snapshotIds": ["snap-0123456789abcdef0"],
-            "keyArns": ["arn:aws:kms:eu-west-1:111111111111:key/1234"]
+            "keyArns": ["arn:aws:kms:eu-west-1:111111111111:key/1234"],
+            "grantKeyArns": ["arn:aws:kms:eu-west-1:111111111111:key/1234"]
         },
         "principalChanges": [{
             "principal": "arn:aws:iam::222222222222:role/AmiShareLauncher",
@@ -56,10 +57,15 @@ fn resolution() -> Value {
             "keyArn": "arn:aws:kms:eu-west-1:111111111111:key/1234",
             "accountIds": ["222222222222"]
         }],
+        "grantChanges": [{
+            "keyArn": "arn:aws:kms:eu-west-1:111111111111:key/1234",
+            "accountIds": ["222222222222"]
+        }],
         "snapshotChanges": [{ "snapshotId": "snap-0123456789abcdef0", "accountIds": ["222222222222"] }],
         "launchPermissions": ["222222222222"],
         "targets": [target()],
         "alreadyShared": ["444444444444"],
+        "keyAccess": "grant",
         "principalAccess": "attach",
         "onFailure": "undo"
     })

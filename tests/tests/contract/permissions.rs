@@ -371,9 +371,16 @@ fn functions_that_look_at_the_allow_list_are_told_it_and_no_others() {
         let expected = if asks_organizations(name) { &reader } else { &Value::Null };
         assert_eq!(variables["ORGANIZATIONS_READER"], *expected, "{name}");
     }
-    for name in
-        ["ResolveImage", "ShareKey", "ShareSnapshots", "ShareImage", "GrantPrincipals", "CopyImage", "LaunchInstance"]
-    {
+    for name in [
+        "ResolveImage",
+        "ShareKey",
+        "GrantKeys",
+        "ShareSnapshots",
+        "ShareImage",
+        "GrantPrincipals",
+        "CopyImage",
+        "LaunchInstance",
+    ] {
         assert!(told.contains(name), "{name} gives something, and does not look at the allow-list");
     }
 }

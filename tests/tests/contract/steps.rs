@@ -29,6 +29,8 @@ pub(crate) fn steps() -> Vec<Step> {
         step("ShareKey", share_key::ACTIONS, share_key::share_key),
         step("ResolveUndo", resolve_undo::ACTIONS, resolve_undo::resolve_undo),
         step("UndoShareKey", share_key::UNDO_ACTIONS, share_key::undo_share_key),
+        step("GrantKeys", grant_keys::ACTIONS, grant_keys::grant_keys),
+        step("UndoGrantKeys", grant_keys::UNDO_ACTIONS, grant_keys::undo_grant_keys),
         step("ShareSnapshots", share_snapshots::ACTIONS, share_snapshots::share_snapshots),
         step("UndoShareSnapshots", share_snapshots::UNDO_ACTIONS, share_snapshots::undo_share_snapshots),
         step("ShareImage", share_image::ACTIONS, share_image::share_image),

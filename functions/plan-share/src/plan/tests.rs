@@ -44,7 +44,7 @@ fn plan_with(resolution: &Value, statements: &str) -> Plan {
         .iter()
         .map(|change: &KeyChange| PolicyChange::new(change, text.clone()).unwrap())
         .collect();
-    Plan::new("AmiShareKeyAccess", &resolution, &policies).unwrap()
+    Plan::new(NAMES, &resolution, &policies).unwrap()
 }
 
 fn plan(resolution: &Value) -> Plan {

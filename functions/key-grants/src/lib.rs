@@ -1,0 +1,136 @@
+//! The grants that give targets the use of a key whose policy is not touched: one for each key and
+//! target, to the target's account.
+//!
+//! A grant is ours when all of it is as ami-share makes it, its retiring principal too. So one that
+//! somebody else made under the same name is never taken for ours.
+
+use std::collections::BTreeSet;
+
+use ami_share_core::{
+    Error, aws,
+    hub::{SOURCE_KEY_ACTIONS, account_root},
+    ids::{AccountId, KeyArn},
+};
+use aws_sdk_kms::{
+    Client,
+    types::{GrantListEntry, GrantOperation},
+};
+
+pub const LIST_GRANTS: &str = "kms:ListGrants";
+
+/// A grant of ours on `key`, as it is or should be.
+#[derive(Debug, Clone, Copy)]
+pub struct KeyGrant<'a> {
+    pub key: &'a KeyArn,
+    /// The target.
+    pub account: &'a AccountId,
+    /// The source account's role: whom the grant names as the one who may retire it.
+    pub retiring: &'a str,
+}
+
+impl KeyGrant<'_> {
+    /// With a name, KMS answers a second kms:CreateGrant that is the same with the same grant
+    /// ("CreateGrant", KMS API reference).
+    pub fn name(&self) -> String {
+        format!("ami-share-{}", self.account)
+    }
+
+    /// The target's account, which lets its own principals use the grant, as it does with a statement
+    /// of a key policy.
+    pub fn grantee(&self) -> String {
+        account_root(&self.key.region(), self.account)
+    }
+
+    /// What EC2 calls in a principal's name, by the names that grants have for it ("Grant operations",
+    /// KMS developer guide): those of IAM, without `kms:`.
+    pub fn operations() -> Vec<GrantOperation> {
+        SOURCE_KEY_ACTIONS.iter().map(|action| action.trim_start_matches("kms:").into()).collect()
+    }
+
+    /// The ids of the grants of ours that are there. One is usual; KMS may have made another where it
+    /// did not see the first one yet.
+    ///
+    /// # Errors
+    /// Whatever AWS answers.
+    pub async fn find(&self, kms: &Client) -> Result<Vec<String>, Error> {
+        let grants = to_account(kms, self.key, self.account).await?;
+        Ok(grants.iter().filter(|grant| self.is(grant)).filter_map(|grant| grant.grant_id.clone()).collect())
+    }
+
+    fn is(&self, grant: &GrantListEntry) -> bool {
+        let operations: BTreeSet<&str> = grant.operations().iter().map(GrantOperation::as_str).collect();
+        let ours = Self::operations();
+        grant.name() == Some(self.name().as_str())
+            && grant.grantee_principal() == Some(self.grantee().as_str())
+            && grant.retiring_principal() == Some(self.retiring)
+            && grant.constraints().is_none()
+            && operations == ours.iter().map(GrantOperation::as_str).collect()
+    }
+}
+
+/// Every grant on `key` to `account` itself, whoever made it.
+///
+/// # Errors
+/// Whatever AWS answers.
+pub async fn to_account(kms: &Client, key: &KeyArn, account: &AccountId) -> Result<Vec<GrantListEntry>, Error> {
+    let grantee = account_root(&key.region(), account);
+    let mut pages = kms
+        .list_grants()
+        .key_id(key.as_str())
+        .grantee_principal(grantee)
+        .into_paginator()
+        .page_size(100)
+        .items()
+        .send();
+    let mut grants = Vec::new();
+    while let Some(grant) = pages.next().await {
+        grants.push(grant.map_err(|error| aws::failure(&key.account_id(), LIST_GRANTS, error))?);
+    }
+    Ok(grants)
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_kms::types::GrantConstraints;
+
+    use super::*;
+
+    const ROLE: &str = "arn:aws:iam::111111111111:role/AmiShareSource";
+
+    #[test]
+    fn a_grant_is_ours_only_when_all_of_it_is() {
+        let key = KeyArn::parse("arn:aws:kms:eu-west-1:111111111111:key/1").unwrap();
+        let account = AccountId::parse("222222222222").unwrap();
+        let ours = KeyGrant { key: &key, account: &account, retiring: ROLE };
+        let listed = || {
+            GrantListEntry::builder()
+                .name("ami-share-222222222222")
+                .grantee_principal("arn:aws:iam::222222222222:root")
+                .retiring_principal(ROLE)
+                .set_operations(Some(KeyGrant::operations()))
+        };
+        assert!(ours.is(&listed().build()));
+        let backwards = KeyGrant::operations().into_iter().rev().collect();
+        assert!(ours.is(&listed().set_operations(Some(backwards)).build()));
+        for other in [
+            listed().name("by-hand"),
+            listed().set_name(None),
+            listed().grantee_principal("arn:aws:iam::222222222222:role/app"),
+            listed().set_retiring_principal(None),
+            listed().retiring_principal("AROAEXAMPLEID"),
+            listed().operations(GrantOperation::Encrypt),
+            listed().set_operations(Some(vec![GrantOperation::Decrypt])),
+            listed().constraints(GrantConstraints::builder().encryption_context_subset("a", "b").build()),
+        ] {
+            assert!(!ours.is(&other.clone().build()), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn every_operation_is_one_that_the_sdk_knows() {
+        let known = GrantOperation::values();
+        let operations = KeyGrant::operations();
+        assert_eq!(operations.len(), 5);
+        assert!(operations.iter().all(|operation| known.contains(&operation.as_str())), "{operations:?}");
+    }
+}
