@@ -24,8 +24,9 @@ const DELAY_MS: u64 = 1000;
 
 /// The states whose functions change something: in which account, the call that does, and how often
 /// it is made before.
-const CHANGES: [(&str, Side, &str, u32); 13] = [
+const CHANGES: [(&str, Side, &str, u32); 15] = [
     ("ShareKey", Side::Source, "kms:PutKeyPolicy", 0),
+    ("GrantKeys", Side::Source, "kms:CreateGrant", 0),
     ("ShareSnapshots", Side::Source, "ec2:ModifySnapshotAttribute", 0),
     ("ShareImage", Side::Source, "ec2:ModifyImageAttribute", 0),
     ("GrantPrincipals", Side::Target, "iam:AttachRolePolicy", 0),
@@ -38,6 +39,7 @@ const CHANGES: [(&str, Side, &str, u32); 13] = [
     ("UndoShareImage", Side::Source, "ec2:ModifyImageAttribute", 1),
     // Each of three snapshots, and each of two keys, was changed before.
     ("UndoShareSnapshots", Side::Source, "ec2:ModifySnapshotAttribute", 3),
+    ("UndoGrantKeys", Side::Source, "kms:RetireGrant", 0),
     ("UndoShareKey", Side::Source, "kms:PutKeyPolicy", 2),
 ];
 
@@ -178,6 +180,9 @@ async fn run(local: &Local, stopper: &Stopper, world: &World, case: &Case, faili
     let mut request = world.request.clone();
     if ["PlanShare", "CheckPlan"].contains(&case.state.as_str()) {
         request["action"] = json!("plan");
+    }
+    if ["GrantKeys", "UndoGrantKeys"].contains(&case.state.as_str()) {
+        request["keyAccess"] = json!("grant");
     }
     let arn = stopper.start(&definition, &format!("stopped-in-{}", case.state), &request).await?;
     match case.change {

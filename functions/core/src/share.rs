@@ -158,7 +158,7 @@ pub struct Resolution {
     /// Keys whose policy lacks something of ours.
     pub key_changes: Vec<KeyChange>,
     /// Keys that accounts lack a grant of ours on.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub grant_changes: Vec<KeyChange>,
     /// Snapshots that an account is to copy from and may not yet.
     pub snapshot_changes: Vec<SnapshotChange>,

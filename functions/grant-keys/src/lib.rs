@@ -9,7 +9,7 @@ use ami_share_core::{
     ids::{ExecutionName, KeyArn},
     share::{KeyChange, Source},
 };
-use ami_share_key_grants::KeyGrant;
+use ami_share_key_grants::{KeyGrant, explained};
 use aws_sdk_kms::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
@@ -84,16 +84,6 @@ where
         return Error::KeyNotUsable { key: key.to_string(), reason: format!("{CREATE_GRANT}: {message}") };
     }
     match aws::failure(&key.account_id(), CREATE_GRANT, error) {
-        Error::AccessDenied { account, call, reason, source } => Error::AccessDenied {
-            reason: format!(
-                "{reason}; for a grant, the policy of key {key} must let account {account} decide with IAM about \
-                 {CREATE_GRANT}, kms:ListGrants and kms:DescribeKey, or name the role that ami-share assumes there, \
-                 and no statement may deny it"
-            ),
-            account,
-            call,
-            source,
-        },
         Error::QuotaExceeded { account, call, reason, source } => Error::QuotaExceeded {
             reason: format!(
                 "{reason}; key {key} has as many grants as it may (50,000 unless AWS raised it, those of EBS for \
@@ -103,6 +93,6 @@ where
             call,
             source,
         },
-        other => other,
+        other => explained(key, other),
     }
 }

@@ -29,10 +29,8 @@ pub struct UndoInput {
     pub source: Source,
     /// The accounts that each key's grants are to be taken from.
     pub keys: Vec<KeyChange>,
-    /// How often the state was tried before, where grants may have been given just before it. Nothing:
-    /// a grant that is not listed is believed not to be there.
-    #[serde(default)]
-    pub retry: Option<u32>,
+    /// How often the state was tried before.
+    pub retry: u32,
 }
 
 /// Retires every grant of ours to the accounts. One that is not there is as good as retired; one that
@@ -63,7 +61,7 @@ pub async fn undo_grant_keys(hub: &Hub, input: UndoInput) -> Result<Output, Erro
             }
         }
     }
-    if let Some(grant) = unseen.filter(|_| input.retry.is_some_and(|retry| retry < LOOKS)) {
+    if let Some(grant) = unseen.filter(|_| input.retry < LOOKS) {
         errors.push(Error::NotYetVisible {
             what: format!("the grant {} on key {}, if it was made", grant.name(), grant.key),
             account: source.account_id.clone(),

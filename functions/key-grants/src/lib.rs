@@ -68,6 +68,23 @@ impl KeyGrant<'_> {
     }
 }
 
+/// `error` of a call that has to do with the grants on `key`, with what to do where it was refused.
+pub fn explained(key: &KeyArn, error: Error) -> Error {
+    match error {
+        Error::AccessDenied { account, call, reason, source } => Error::AccessDenied {
+            reason: format!(
+                "{reason}; for keyAccess grant, the policy of key {key} must let IAM of account {account} decide about \
+                 kms:CreateGrant and {LIST_GRANTS}, or allow them to the role that ami-share assumes there, \
+                 and no statement may deny them"
+            ),
+            account,
+            call,
+            source,
+        },
+        other => other,
+    }
+}
+
 /// Every grant on `key` to `account` itself, whoever made it.
 ///
 /// # Errors
@@ -84,7 +101,7 @@ pub async fn to_account(kms: &Client, key: &KeyArn, account: &AccountId) -> Resu
         .send();
     let mut grants = Vec::new();
     while let Some(grant) = pages.next().await {
-        grants.push(grant.map_err(|error| aws::failure(&key.account_id(), LIST_GRANTS, error))?);
+        grants.push(grant.map_err(|error| explained(key, aws::failure(&key.account_id(), LIST_GRANTS, error)))?);
     }
     Ok(grants)
 }

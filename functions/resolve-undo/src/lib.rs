@@ -28,7 +28,6 @@ pub struct Input {
     pub image: Image,
     pub targets: Vec<Target>,
     pub key_changes: Vec<KeyChange>,
-    #[serde(default)]
     pub grant_changes: Vec<KeyChange>,
 }
 

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Folders of functions/ that are libraries.
-const LIBRARIES: [&str; 3] = ["allow-list", "core", "explain"];
+const LIBRARIES: [&str; 4] = ["allow-list", "core", "explain", "key-grants"];
 
 /// `share-key` for `ShareKey` and `UndoShareKey`.
 fn package(name: &str) -> String {

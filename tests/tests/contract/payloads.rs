@@ -88,7 +88,11 @@ fn variables() -> Value {
         "failure": null,
         "left": [],
         "kept": [kept()],
-        "undo": { "keyChanges": resolution()["keyChanges"].clone(), "targets": [target()] },
+        "undo": {
+            "keyChanges": resolution()["keyChanges"].clone(),
+            "grantChanges": resolution()["grantChanges"].clone(),
+            "targets": [target()]
+        },
         "plan": { "status": "planned" },
         "planned": { "arn:aws:kms:eu-west-1:111111111111:key/1234": { "before": "00ff", "after": "ff00" } },
         "superseded": { "arn:aws:kms:eu-west-1:111111111111:key/1234": [{ "digest": "00ff", "replacedAt": 1_700_000_000 }] },
@@ -284,7 +288,10 @@ fn every_answer_has_what_its_state_reads() {
         ("PlanShare", json(plan_share::Output { plan: None, policies: PlannedPolicies::default() })),
         ("ShareKey", json(key_policies())),
         ("UndoShareKey", json(key_policies())),
-        ("ResolveUndo", json(resolve_undo::Output { targets: vec![], key_changes: vec![], kept: vec![] })),
+        (
+            "ResolveUndo",
+            json(resolve_undo::Output { targets: vec![], key_changes: vec![], grant_changes: vec![], kept: vec![] }),
+        ),
         ("GrantPrincipals", json(grant_principals::Output { granted: vec![], settle_seconds: 10 })),
         ("CopyImage", json(copy_image::Output { copy_id: image_id })),
         ("DescribeCopy", json(describe_copy::Output { state: describe_copy::State::Available, wait_seconds: 30 })),

@@ -4,6 +4,7 @@
 mod actions;
 mod again;
 mod foreign;
+mod grants;
 mod lost_replies;
 mod modes;
 mod plan;

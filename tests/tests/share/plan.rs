@@ -96,6 +96,10 @@ fn as_planned(entry: &Entry, ids: &BTreeMap<String, &str>) -> Value {
     let id = |id: &Value| ids.get(id.as_str().unwrap_or_default()).map_or_else(|| id.clone(), |name| json!(name));
     let mut parameters = match entry.action.as_str() {
         "kms:PutKeyPolicy" => json!({ "keyId": sent["KeyId"], "policyName": sent["PolicyName"] }),
+        "kms:CreateGrant" => json!({
+            "keyId": sent["KeyId"], "name": sent["Name"], "granteePrincipal": sent["GranteePrincipal"],
+            "retiringPrincipal": sent["RetiringPrincipal"], "operations": sent["Operations"],
+        }),
         "ec2:ModifySnapshotAttribute" => json!({
             "snapshotId": sent["SnapshotId"], "attribute": sent["Attribute"],
             "operationType": sent["OperationType"], "userIds": listed(sent, "UserId", ""),
@@ -246,6 +250,7 @@ async fn a_plan_is_what_is_then_done() -> Result<()> {
         ),
         ("copy", stage.request(json!({ "reencrypt": key("copyImage"), "principals": principals }))),
         ("inline", with(&stage.request(json!({ "principals": principals })), json!({ "principalAccess": "inline" }))),
+        ("grant", with(&several, json!({ "keyAccess": "grant" }))),
         ("several", several.clone()),
         ("half-shared", several),
         ("copied-before", stage.request(json!({ "reencrypt": key("copyImage"), "launch": { "prove": "always" } }))),

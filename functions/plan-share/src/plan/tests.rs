@@ -2,6 +2,9 @@ use ami_share_core::{key_policy::MAX_BYTES, share::KeyChange};
 
 use super::*;
 
+const NAMES: Names<'_> =
+    Names { key_access_policy: "AmiShareKeyAccess", source_role: "arn:aws:iam::111111111111:role/AmiShareSource" };
+
 const ADMIN: &str = r#"{"Sid":"Admin","Effect":"Allow","Principal":{"AWS":"arn:aws:iam::111111111111:root"},"Action":"kms:*","Resource":"*"}"#;
 
 fn key(number: usize) -> String {
