@@ -41,7 +41,9 @@ fn calls(image: &seed::Image) -> ([(&'static str, Value); 4], [(&'static str, Va
     let in_source = [
         (
             "ShareKey",
-            call(json!({ "keys": [{ "keyArn": key, "accountIds": accounts }], "superseded": {}, "retry": 0 })),
+            call(
+                json!({ "keys": [{ "keyArn": key, "accountIds": accounts }], "superseded": {}, "retry": 0, "planned": {} }),
+            ),
         ),
         ("GrantKeys", call(json!({ "keys": [{ "keyArn": key, "accountIds": accounts }] }))),
         ("ShareSnapshots", call(json!({ "snapshots": [{ "snapshotId": snapshot, "accountIds": accounts }] }))),

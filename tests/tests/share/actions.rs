@@ -137,6 +137,14 @@ async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
         journal.extend(run.journal);
     }
     stage.reset();
+    fault("ec2:RunInstances", fails());
+    let mut by_grant = stage.request(json!({}));
+    by_grant["keyAccess"] = json!("grant");
+    let run = stage.run("by-grant", &by_grant).await?;
+    assert_eq!(run.error(), "InstanceDied", "by-grant: {}", run.summary());
+    journal.extend(run.journal);
+
+    stage.reset();
     let mut plan = stage.request(json!({}));
     plan["action"] = json!("plan");
     let run = stage.run("plan", &plan).await?;
