@@ -48,13 +48,13 @@ impl PolicyDiff {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.diff.iter().map(written).sum()
+        self.diff.iter().map(|line| written(line)).sum()
     }
 }
 
 /// The bytes that a line takes in a JSON list.
-fn written(line: &String) -> usize {
-    Value::from(line.as_str()).to_string().len() + 1
+fn written(line: &str) -> usize {
+    Value::from(line).to_string().len() + 1
 }
 
 fn lay_out(document: &str) -> Result<String, Error> {
