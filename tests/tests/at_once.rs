@@ -104,7 +104,8 @@ async fn share_twice(reencrypt: Value, copies: usize) -> Result<()> {
     assert_eq!(permissions.iter().map(|permission| permission.user_id()).collect::<Vec<_>>(), [Some(TARGET)]);
     let executions: BTreeSet<&str> =
         resolutions.iter().filter_map(|resolution| resolution["execution"].as_str()).collect();
-    let parts: BTreeSet<String> = executions.iter().map(|execution| format!("{TARGET}#{execution}")).collect();
+    let parts: BTreeSet<String> =
+        executions.iter().map(|execution| format!("{}#{execution}", image.image_id)).collect();
     assert_eq!(gifts.keys().cloned().collect::<BTreeSet<_>>(), parts);
     for (part, gift) in &gifts {
         let changes = &gift["target"]["sourceChanges"];

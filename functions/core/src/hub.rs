@@ -31,6 +31,8 @@ pub struct Settings {
     pub allow_list: AllowList,
     /// Of the functions that ask.
     pub organizations_reader: Option<OrganizationsReader>,
+    /// The ARN of the table of notes, of the functions that read them.
+    pub record_table_arn: Option<String>,
 }
 
 /// As whom AWS Organizations is asked about an account that is not listed. It answers its management
@@ -95,6 +97,7 @@ impl Settings {
                 .map_err(|rule| format!("SOURCE_ACCOUNT_ID must be {rule}"))?,
             allow_list,
             organizations_reader,
+            record_table_arn: get("RECORD_TABLE_ARN"),
         })
     }
 }

@@ -117,6 +117,7 @@ fn hub(endpoint: &str, allowed: &BTreeSet<String>) -> Result<Hub> {
         source_account: AccountId::parse(SOURCE)?,
         allow_list: AllowList::parse(&list)?,
         organizations_reader: Some(OrganizationsReader::Hub(AccountId::parse(HUB)?)),
+        record_table_arn: None,
     };
     Ok(Hub::new(settings, root_of(HUB, endpoint)))
 }

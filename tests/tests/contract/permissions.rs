@@ -385,7 +385,23 @@ fn functions_that_look_at_the_allow_list_are_told_it_and_no_others() {
     }
 }
 
-/// Beyond assuming roles: their own log group; and for StartShare what it calls in the hub.
+/// Whether the function reads the notes of what targets were given.
+fn reads_the_notes(name: &str) -> bool {
+    uses(name, "Record::open(")
+}
+
+#[test]
+fn functions_that_read_the_notes_are_told_where_they_are_and_no_others() {
+    let hub = template(HUB);
+    for (name, _) in functions() {
+        let table = &properties(&hub, &format!("{name}Function"))["Environment"]["Variables"]["RECORD_TABLE_ARN"];
+        let expected =
+            if reads_the_notes(name) { json!({ "Fn::GetAtt": ["RecordTable", "Arn"] }) } else { Value::Null };
+        assert_eq!(*table, expected, "{name}");
+    }
+}
+
+/// Beyond assuming roles: their own log group; the notes; and for StartShare what it calls in the hub.
 #[test]
 fn a_functions_role_may_do_nothing_else() {
     let hub = template(HUB);
@@ -397,10 +413,18 @@ fn a_functions_role_may_do_nothing_else() {
             // Lambda itself puts a failed event into the queue, as the function's role.
             expected.insert("sqs:SendMessage".to_owned());
         }
+        if reads_the_notes(name) {
+            expected.extend(ami_share_record::HUB_ACTIONS.map(str::to_owned));
+        }
         let statements = inline(&role);
         assert_eq!(allowed(&statements), expected, "{name}");
         for statement in &statements {
             assert_ne!(statement["Resource"], "*", "{name}");
+            if statement["Action"] == json!(ami_share_record::HUB_ACTIONS[0]) {
+                let index = json!({ "Fn::Sub": "${RecordTable.Arn}/index/ByImage" });
+                let table = json!([{ "Fn::GetAtt": ["RecordTable", "Arn"] }, index]);
+                assert_eq!(statement["Resource"], table, "{name}");
+            }
         }
         let log_group = format!("{name}FunctionLogGroup");
         assert_eq!(statements[0]["Resource"], json!({ "Fn::GetAtt": [log_group, "Arn"] }));
@@ -534,6 +558,8 @@ fn functions_are_told_every_setting_that_they_read() {
         hub["Globals"]["Function"]["Environment"]["Variables"].as_object().unwrap().keys().cloned().collect();
     // Of those only that look: see functions_that_look_at_the_allow_list_are_told_it_and_no_others.
     told.extend(["ALLOWED_TARGETS", "ORGANIZATIONS_READER"].map(str::to_owned));
+    // Of those only that read it: see functions_that_read_the_notes_are_told_where_they_are_and_no_others.
+    told.insert("RECORD_TABLE_ARN".to_owned());
     let read: Set = crate::text("functions/core/src/hub.rs")
         .split('"')
         .filter(|text| text.contains('_') && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))

@@ -1,0 +1,170 @@
+//! The notes of what ami-share gave each target, as share-ami's RecordTarget writes them into the
+//! hub's record table: one for each execution, image and target, until it is taken back.
+//!
+//! A note is kept under its target (`target#<account>`, then image and execution), so that all notes
+//! of a target are one query; the index `ByImage` answers which targets have any for an image.
+
+use std::collections::HashMap;
+
+use ami_share_core::{
+    Error, Hub, aws,
+    ids::{AccountId, ExecutionName, ImageId},
+    share::{Image, PrincipalAccess, Source, Target},
+};
+use aws_sdk_dynamodb::{Client, types::AttributeValue};
+use serde::{Deserialize, Serialize};
+
+/// What a function that reads the notes calls in the hub.
+pub const HUB_ACTIONS: [&str; 1] = [QUERY];
+
+const QUERY: &str = "dynamodb:Query";
+
+/// The index of the table that knows notes by their image.
+const BY_IMAGE: &str = "ByImage";
+
+const TARGET_PREFIX: &str = "target#";
+
+/// What one execution gave one target: all that was not there before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Gift {
+    pub execution: ExecutionName,
+    pub source: Source,
+    pub image: Image,
+    pub principal_access: PrincipalAccess,
+    pub target: Target,
+}
+
+/// The record table, as far as it can be read.
+pub struct Record {
+    client: Client,
+    table: String,
+    /// The hub's: whom an error names.
+    account: AccountId,
+}
+
+impl Record {
+    /// The table of this deployment.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] in a function that is not told which table that is.
+    pub fn open(hub: &Hub) -> Result<Self, Error> {
+        let arn = hub.settings.record_table_arn.as_deref().unwrap_or_default();
+        let (account, table) = parse_table_arn(arn)
+            .ok_or_else(|| Error::invalid("RECORD_TABLE_ARN", arn, "must be the ARN of a DynamoDB table"))?;
+        Ok(Self { client: Client::new(hub.config()), table, account })
+    }
+
+    /// Everything that is noted of `account`, for whatever image; the latest writes included.
+    ///
+    /// # Errors
+    /// Whatever DynamoDB answers, and [`Error::Aws`] for a note that nobody can read.
+    pub async fn gifts_of(&self, account: &AccountId) -> Result<Vec<Gift>, Error> {
+        let mut notes = self
+            .client
+            .query()
+            .table_name(&self.table)
+            .consistent_read(true)
+            .key_condition_expression("id = :target")
+            .expression_attribute_values(":target", AttributeValue::S(format!("{TARGET_PREFIX}{account}")))
+            .into_paginator()
+            .items()
+            .send();
+        let mut gifts = Vec::new();
+        while let Some(note) = notes.next().await {
+            let note = note.map_err(|error| aws::failure(&self.account, QUERY, error))?;
+            let text = note.get("gift").and_then(|gift| gift.as_s().ok()).map_or("", String::as_str);
+            gifts.push(serde_json::from_str(text).map_err(|error| self.unreadable(account, &note, &error))?);
+        }
+        Ok(gifts)
+    }
+
+    /// The accounts that anything is noted of for `image`, in their order. An index follows its table
+    /// after a moment only ("Global secondary indexes", DynamoDB developer guide).
+    ///
+    /// # Errors
+    /// Whatever DynamoDB answers.
+    pub async fn accounts_given(&self, image: &ImageId) -> Result<Vec<AccountId>, Error> {
+        let mut keys = self
+            .client
+            .query()
+            .table_name(&self.table)
+            .index_name(BY_IMAGE)
+            .key_condition_expression("imageId = :image")
+            .expression_attribute_values(":image", AttributeValue::S(image.to_string()))
+            .into_paginator()
+            .items()
+            .send();
+        let mut accounts: Vec<AccountId> = Vec::new();
+        while let Some(key) = keys.next().await {
+            let key = key.map_err(|error| aws::failure(&self.account, QUERY, error))?;
+            let id = key.get("id").and_then(|id| id.as_s().ok());
+            accounts.extend(id.and_then(|id| AccountId::parse(id.strip_prefix(TARGET_PREFIX)?).ok()));
+        }
+        accounts.sort();
+        accounts.dedup();
+        Ok(accounts)
+    }
+
+    fn unreadable(
+        &self,
+        account: &AccountId,
+        note: &HashMap<String, AttributeValue>,
+        error: &serde_json::Error,
+    ) -> Error {
+        let part = note.get("part").and_then(|part| part.as_s().ok()).map_or("?", String::as_str);
+        Error::Aws {
+            account: self.account.clone(),
+            call: QUERY,
+            reason: format!(
+                "the note {TARGET_PREFIX}{account}, {part} of table {} cannot be read ({error}); put it right, or \
+                 remove it and take back by hand what it names",
+                self.table
+            ),
+            source: None,
+        }
+    }
+}
+
+/// The account and the name in `arn:aws:dynamodb:<region>:<account>:table/<name>`.
+fn parse_table_arn(arn: &str) -> Option<(AccountId, String)> {
+    let parts: Vec<&str> = arn.splitn(6, ':').collect();
+    match parts.as_slice() {
+        ["arn", _, "dynamodb", _, account, resource] => {
+            Some((AccountId::parse(*account).ok()?, resource.strip_prefix("table/")?.to_owned()))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_table_is_known_by_its_arn() {
+        let (account, table) = parse_table_arn("arn:aws:dynamodb:eu-west-1:333333333333:table/notes-1X").unwrap();
+        assert_eq!((account.as_str(), table.as_str()), ("333333333333", "notes-1X"));
+        for wrong in ["", "notes", "arn:aws:sqs:eu-west-1:333333333333:table/x", "arn:aws:dynamodb:eu-west-1:3:table/x"]
+        {
+            assert!(parse_table_arn(wrong).is_none(), "{wrong:?}");
+        }
+    }
+
+    /// As RecordTarget writes it.
+    #[test]
+    fn a_gift_is_what_share_ami_notes() {
+        let note = json!({
+            "execution": "nightly-0123abcd",
+            "source": { "accountId": "111111111111", "region": "eu-west-1" },
+            "image": { "imageId": "ami-0123abcd", "name": "web", "architecture": "x86_64", "volumes": [] },
+            "principalAccess": "attach",
+            "target": { "accountId": "222222222222", "principalChanges": [], "mode": "none", "launch": {} }
+        });
+        let gift: Gift = serde_json::from_value(note.clone()).unwrap();
+        assert_eq!(gift.target.account_id.as_str(), "222222222222");
+        assert_eq!(serde_json::to_value(gift).unwrap(), note);
+    }
+}
