@@ -28,8 +28,12 @@ pub(crate) fn undo_share() -> Machine {
     machine("statemachine/undo-share.asl.json", "UndoShareStateMachine")
 }
 
-pub(crate) fn machines() -> [Machine; 2] {
-    [share_ami(), undo_share()]
+pub(crate) fn audit_shares() -> Machine {
+    machine("statemachine/audit-shares.asl.json", "AuditSharesStateMachine")
+}
+
+pub(crate) fn machines() -> [Machine; 3] {
+    [share_ami(), undo_share(), audit_shares()]
 }
 
 fn machine(path: &'static str, logical_id: &'static str) -> Machine {

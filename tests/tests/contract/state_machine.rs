@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Set,
-    definition::{self, Machine, Scope, machines, share_ami, undo_share},
+    definition::{self, Machine, Scope, audit_shares, machines, share_ami, undo_share},
 };
 
 /// What JSONata and Step Functions bring along, as far as the definition uses it as a value.
@@ -244,7 +244,7 @@ fn both_machines_undo_the_same_way() {
 /// What other images have come to need is known before anything is taken back, and stays.
 #[test]
 fn nothing_is_taken_back_but_what_resolve_undo_leaves() {
-    for machine in machines() {
+    for machine in [share_ami(), undo_share()] {
         let (own, _) = split(&machine);
         let chain: Vec<&String> = own.states.keys().skip_while(|name| *name != "ResolveUndo").collect();
         let chain: Set = chain.into_iter().take_while(|name| *name != "Report").cloned().collect();
@@ -423,6 +423,21 @@ fn names(rules: &Value) -> Set {
 fn split(machine: &Machine) -> (Scope, Vec<Scope>) {
     let mut scopes = machine.scopes();
     let own = scopes.remove(0);
-    assert!(!scopes.is_empty(), "{} has no Map", machine.path);
+    assert_eq!(scopes.is_empty(), machine.path == audit_shares().path, "{} and Maps", machine.path);
     (own, scopes)
+}
+
+/// It has nothing to undo; the notice is all that it sends, and a failure is one of its notices.
+#[test]
+fn an_audit_ends_with_a_notice_however_it_ends() {
+    let machine = audit_shares();
+    let caught = last_catch(&machine.state("AuditShares"))["Next"].clone();
+    assert_eq!(caught, "NotifyFailure");
+    for (state, next) in [("Notify", "FinishAudit"), ("NotifyFailure", "FailAudit")] {
+        let state = machine.state(state);
+        assert_eq!(state["Resource"], "arn:aws:states:::sns:publish");
+        assert_eq!((&state["Next"], &last_catch(&state)["Next"]), (&json!(next), &json!("FailAudit")));
+    }
+    assert_eq!(machine.state("Notify")["Arguments"]["Message"], "{% $table %}");
+    assert_eq!(machine.state("Notify")["Output"], "{% $report %}");
 }

@@ -46,6 +46,7 @@ pub(crate) fn steps() -> Vec<Step> {
         step("VerifyVolumes", verify_volumes::ACTIONS, verify_volumes::verify_volumes),
         step("TerminateInstance", terminate_instance::ACTIONS, terminate_instance::terminate_instance),
         step("Report", report::ACTIONS, report::report),
+        step("AuditShares", audit_shares::ACTIONS, audit_shares::audit_shares),
     ]
 }
 
