@@ -73,11 +73,8 @@ impl Inventory {
         let snapshots: BTreeSet<&SnapshotId> = images.values().flat_map(|image| &image.snapshots).collect();
         let snapshots: Vec<String> = snapshots.into_iter().map(ToString::to_string).collect();
         let batches: Vec<Vec<String>> = snapshots.chunks(SNAPSHOTS_PER_CALL).map(<[String]>::to_vec).collect();
-        let keys: Vec<Vec<(SnapshotId, Option<KeyArn>)>> = stream::iter(batches)
-            .map(|batch| keys_of(ec2, source, batch))
-            .buffered(CONCURRENCY)
-            .try_collect()
-            .await?;
+        let keys: Vec<Vec<(SnapshotId, Option<KeyArn>)>> =
+            stream::iter(batches).map(|batch| keys_of(ec2, source, batch)).buffered(CONCURRENCY).try_collect().await?;
         Ok(Self { images, keys: keys.into_iter().flatten().collect() })
     }
 

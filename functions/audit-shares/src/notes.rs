@@ -24,9 +24,7 @@ impl Notes {
     /// Of the image that is asked for, or of every image.
     pub(crate) async fn read(record: Record, request: &AuditRequest) -> Result<Self, Error> {
         let noted = match &request.image_id {
-            Some(image) => {
-                BTreeMap::from([(image.clone(), record.accounts_given(image).await?.into_iter().collect())])
-            }
+            Some(image) => BTreeMap::from([(image.clone(), record.accounts_given(image).await?.into_iter().collect())]),
             None => record.images_given().await?,
         };
         Ok(Self { record, noted, gifts: BTreeMap::new() })

@@ -201,14 +201,16 @@ impl Report {
         }
     }
 
-    pub(crate) fn add(&mut self, image: ImageShares) {
-        if image.shares.is_empty() {
-            return;
-        }
-        self.summary.shared_images += 1;
-        self.summary.shares += image.shares.iter().map(|share| share.accounts.len()).sum::<usize>();
-        if written(&self.images) + written(&image) < IMAGES_BYTES {
-            self.images.push(image);
+    pub(crate) fn add(&mut self, images: impl IntoIterator<Item = ImageShares>) {
+        let mut used = written(&self.images);
+        for image in images.into_iter().filter(|image| !image.shares.is_empty()) {
+            self.summary.shared_images += 1;
+            self.summary.shares += image.shares.iter().map(|share| share.accounts.len()).sum::<usize>();
+            let bytes = written(&image) + 1;
+            if used + bytes < IMAGES_BYTES {
+                used += bytes;
+                self.images.push(image);
+            }
         }
     }
 

@@ -140,7 +140,8 @@ async fn look_at_images(
     // Other images under the keys of the one that was asked for matter only to accounts that nothing else explains.
     let explained = |progress: &Progress| {
         let explains = |(key, open): (&KeyArn, &OpenKey)| {
-            open.unknown || access.get(key).is_none_or(|access| shares::left_over(access, Some(&open.launching)).is_empty())
+            open.unknown
+                || access.get(key).is_none_or(|access| shares::left_over(access, Some(&open.launching)).is_empty())
         };
         progress.open.iter().all(explains)
     };
@@ -173,8 +174,7 @@ async fn look_at_images(
     }
 
     let still_open = under(rest);
-    let closed: Vec<(KeyArn, OpenKey)> =
-        progress.open.extract_if(.., |key, _| !still_open.contains(key)).collect();
+    let closed: Vec<(KeyArn, OpenKey)> = progress.open.extract_if(.., |key, _| !still_open.contains(key)).collect();
     let closed: Vec<(&KeyArn, &KeyAccess, OpenKey)> = closed
         .iter()
         // Where the last image under a key went meanwhile, it is one that no image is under.
@@ -193,8 +193,8 @@ async fn look_at_images(
         report.find(seen.findings());
         let findings = refused.findings(list, seen.grantees(), seen.image_id.as_str());
         report.find(findings.into_iter().map(|finding| finding.of_image(seen.image_id)));
-        report.add(seen.shares());
     }
+    report.add(seen.iter().map(Seen::shares));
     for (key, access, open) in closed {
         report.summary.keys += 1;
         close(world, report, &refused, key, access, Some(open));
@@ -290,6 +290,7 @@ fn close(
         }
         return;
     }
+    let outsiders = outsiders(access, open.as_ref().map(|open| &open.launching));
     let mut launching = open.as_ref().map(|open| open.launching.clone());
     if let Some(launching) = launching.as_mut().filter(|_| open.is_some_and(|open| open.unknown)) {
         if !shares::left_over(access, Some(launching)).is_empty() {
@@ -301,8 +302,7 @@ fn close(
         launching.extend(access.ours().into_iter().cloned());
     }
     report.find(shares::key_findings(key, access, launching.as_ref()));
-    let outsiders: Vec<Grantee> =
-        outsiders(access, launching.as_ref()).into_iter().map(Grantee::Account).collect();
+    let outsiders: Vec<Grantee> = outsiders.into_iter().map(Grantee::Account).collect();
     let findings = refused.findings(&world.hub.settings.allow_list, &outsiders, &format!("key {key}"));
     report.find(findings.into_iter().map(|finding| finding.of_key(key)));
 }
@@ -311,7 +311,8 @@ impl OpenKey {
     fn add(&mut self, access: &KeyAccess, launching: &BTreeSet<Grantee>) {
         let ours = access.ours();
         let accounts = launching.iter().filter_map(Grantee::account);
-        self.launching.extend(accounts.filter(|account| ours.contains(account) || access.half.contains(*account)).cloned());
+        self.launching
+            .extend(accounts.filter(|account| ours.contains(account) || access.half.contains(*account)).cloned());
         self.unknown |= launching.iter().any(|grantee| grantee.account().is_none());
     }
 }
@@ -384,5 +385,48 @@ impl World<'_> {
             report.not_looked_at(format!("whether accounts that are not listed may be targets: {reason}"));
         }
         Ok(refused)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ami_share_core::{ids::Region, share::Source};
+
+    use super::*;
+
+    fn account(number: usize) -> AccountId {
+        AccountId::parse(format!("{number:012}")).unwrap()
+    }
+
+    fn progress(keys: usize, accounts: usize) -> Progress {
+        let source = Source { account_id: account(1), region: Region::parse("eu-west-1").unwrap() };
+        let mut progress = Progress::new(&AuditRequest { image_id: None, source });
+        for key in 0..keys {
+            let key = KeyArn::parse(format!("arn:aws:kms:eu-west-1:111111111111:key/{key}")).unwrap();
+            let launching = (0..accounts).map(account).collect();
+            progress.open.insert(key, OpenKey { launching, unknown: false });
+        }
+        progress
+    }
+
+    #[test]
+    fn what_is_handed_on_fits_and_what_did_not_is_not_taken_for_nobody() {
+        let few = progress(3, 100).finished().unwrap_err();
+        assert_eq!(few, progress(3, 100));
+        let many = progress(100, 400).finished().unwrap_err();
+        assert!(written(&many.open) <= OPEN_BYTES, "{}", written(&many.open));
+        assert!(many.open.values().all(|key| key.unknown == key.launching.is_empty()));
+        assert_eq!(many.open.len(), 100);
+    }
+
+    /// 50,000 images are what EC2 lets an account have in a Region ("AMI quotas", EC2 user guide).
+    #[test]
+    fn the_rounds_of_the_largest_account_fit_into_the_history_of_an_execution() {
+        const IMAGES: usize = 50_000;
+        const CALLS_PER_IMAGE: usize = 10;
+        const EVENTS_PER_ROUND: usize = 7;
+        const RETRIES: usize = 3 * EVENTS_PER_ROUND;
+        let rounds = IMAGES * CALLS_PER_IMAGE / CALLS;
+        assert!(rounds * (EVENTS_PER_ROUND + RETRIES) < 25_000, "{rounds} rounds");
     }
 }

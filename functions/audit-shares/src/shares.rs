@@ -145,10 +145,7 @@ pub(crate) fn key_findings(key: &KeyArn, access: &KeyAccess, launching: Option<&
 }
 
 /// The accounts that ami-share gave the use of a key, and that cannot launch an image that is under it.
-pub(crate) fn left_over<'a>(
-    access: &'a KeyAccess,
-    launching: Option<&BTreeSet<AccountId>>,
-) -> BTreeSet<&'a AccountId> {
+pub(crate) fn left_over<'a>(access: &'a KeyAccess, launching: Option<&BTreeSet<AccountId>>) -> BTreeSet<&'a AccountId> {
     let ours = access.ours().into_iter();
     ours.filter(|account| launching.is_none_or(|launching| !launching.contains(*account))).collect()
 }

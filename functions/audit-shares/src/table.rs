@@ -154,3 +154,82 @@ fn aligned(rows: &[Row], room: usize) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use ami_share_core::{
+        ids::{ImageId, Region},
+        request::AuditRequest,
+        share::Source,
+    };
+
+    use super::*;
+    use crate::{
+        Output,
+        report::{Finding, Kind, SharedWith, written},
+    };
+
+    fn account(number: usize) -> Grantee {
+        Grantee::try_from(format!("{number:012}")).unwrap()
+    }
+
+    fn image(number: usize, name: &str, targets: usize) -> ImageShares {
+        let share = Share {
+            launch_permission: Some(GivenBy::AmiShare),
+            key_access: vec![],
+            snapshot_permissions: BTreeMap::from([(GivenBy::SomebodyElse, 1)]),
+            principals: BTreeSet::from(["app-deployer".to_owned()]),
+            copied_by: BTreeSet::new(),
+        };
+        ImageShares {
+            image_id: ImageId::parse(format!("ami-{number:017x}")).unwrap(),
+            name: name.to_owned(),
+            keys: 0,
+            snapshots: 2,
+            shares: vec![SharedWith { accounts: (0..targets).map(account).collect(), share }],
+        }
+    }
+
+    fn report() -> Report {
+        let source = Source {
+            account_id: ami_share_core::ids::AccountId::parse("111111111111").unwrap(),
+            region: Region::parse("eu-west-1").unwrap(),
+        };
+        Report::new(&AuditRequest { image_id: None, source })
+    }
+
+    #[test]
+    fn columns_are_aligned_and_long_names_cut() {
+        let mut report = report();
+        report.add([image(1, "web", 1), image(2, &"é".repeat(50), 1)]);
+        let table = table(&report);
+        let lines: Vec<&str> = table.lines().skip(3).collect();
+        let column = |line: &str, text: &str| line.split(text).next().map(|before| before.chars().count());
+        let places: Vec<_> =
+            [(0, "LAUNCH"), (1, "ami-share"), (2, "ami-share")].map(|(line, text)| column(lines[line], text)).into();
+        assert!(places.iter().all(|place| *place == places[0]), "{table}");
+        assert!(lines[2].contains(&format!("{}...", "é".repeat(37))), "{table}");
+        assert!(lines[1].ends_with("none needed  1 of 2: others  app-deployer  -"), "{table}");
+    }
+
+    /// What a function answers, and a notification, may take 262,144 bytes, and the call has some of its own around it.
+    #[test]
+    fn the_largest_report_and_its_table_fit_into_one_answer() {
+        let mut report = report();
+        let finding = |number: usize| {
+            let accounts = (0..number % 200).map(account).collect();
+            Finding::new(Kind::NotOnAllowList, accounts, |accounts| format!("{accounts} \"may\" use {number}"))
+        };
+        report.find((0..5_000).map(finding));
+        report.add((0..1_000).map(|number| image(number, &"\"é\"".repeat(40), number % 60)));
+        (0..50).for_each(|number| report.not_looked_at(format!("{number}: {}", "x".repeat(300))));
+        report.finish();
+        assert_eq!(report.cut.len(), 2);
+        let table = table(&report);
+        assert!(table.len() <= MOST_BYTES && table.contains("... and "), "{}", table.len());
+        let output = Output { progress: None, report: Some(report), table: Some(table) };
+        assert!(written(&output) < 250_000, "{}", written(&output));
+    }
+}
