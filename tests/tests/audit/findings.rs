@@ -31,7 +31,7 @@ async fn launch_permission_without_key_access() -> Result<()> {
     let image = &stage.image.image_id;
     stage
         .change_policy(&key, |statements| {
-            statements.retain(|statement| !statement["Sid"].as_str().is_some_and(|sid| sid.starts_with("AmiShare")))
+            statements.retain(|statement| !statement["Sid"].as_str().is_some_and(|sid| sid.starts_with("AmiShare")));
         })
         .await?;
     let audit = stage.audit("audit", &json!({})).await?;
