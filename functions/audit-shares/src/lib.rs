@@ -34,7 +34,7 @@ use images::Inventory;
 use notes::Notes;
 use run::World;
 
-pub use report::Report;
+pub use report::{Kind, Report};
 pub use run::Progress;
 
 pub const ACTIONS: Actions = Actions {

@@ -65,7 +65,7 @@ pub(crate) struct Summary {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(crate) enum Kind {
+pub enum Kind {
     LaunchPermissionWithoutKeyAccess,
     KeyAccessWithoutLaunchPermission,
     KeyAccessWithoutImage,
@@ -74,6 +74,20 @@ pub(crate) enum Kind {
     NoteWithoutImage,
     NotOnAllowList,
     KeyNotRead,
+}
+
+impl Kind {
+    /// Every one there is, for the contract test with README.md.
+    pub const ALL: [Self; 8] = [
+        Self::LaunchPermissionWithoutKeyAccess,
+        Self::KeyAccessWithoutLaunchPermission,
+        Self::KeyAccessWithoutImage,
+        Self::HalfKeyStatements,
+        Self::SnapshotPermissionWithoutLaunchPermission,
+        Self::NoteWithoutImage,
+        Self::NotOnAllowList,
+        Self::KeyNotRead,
+    ];
 }
 
 /// One thing that is not as it should be, of all accounts that it is so for.

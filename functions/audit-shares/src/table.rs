@@ -37,12 +37,12 @@ fn headline(report: &Report) -> String {
     let summary = &report.summary;
     let findings: Vec<String> = summary.findings.iter().map(|(kind, count)| format!("{count} {kind:?}")).collect();
     let findings = match report.status {
-        Status::Clean => "nothing that is not as it should be".to_owned(),
+        Status::Clean => "nothing wrong".to_owned(),
         Status::Findings => findings.join(", "),
     };
     format!(
         "ami-share looked at {} image(s) and {} key(s) of account {} in {}, and found {findings}.\n\
-         Shared are {} image(s), in {} share(s).\n",
+         Images that are shared: {}. Pairs of an image and whom it is shared with: {}.\n",
         summary.images,
         summary.keys,
         report.source.account_id,
