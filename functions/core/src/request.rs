@@ -59,18 +59,12 @@ impl Request {
     }
 }
 
-type Problems = RefCell<Vec<Problem>>;
+pub(crate) type Problems = RefCell<Vec<Problem>>;
 
 fn read_request(request: &Value, default_source: &Source, problems: &Problems) -> Option<Request> {
     let fields = Fields::of(request, "", problems)?;
     let image_id = fields.required("imageId", ImageId::parse);
-    let source = fields.get("source").map_or(Some(default_source.clone()), |value| {
-        let fields = Fields::of(value, "source", problems)?;
-        let account_id = fields.or("accountId", default_source.account_id.clone(), AccountId::parse);
-        let region = fields.or("region", default_source.region.clone(), Region::parse);
-        fields.refuse_others(&["accountId", "region"]);
-        Some(Source { account_id: account_id?, region: region? })
-    });
+    let source = read_source(&fields, default_source, problems);
     let targets = read_targets(&fields, source.as_ref(), problems);
     let action = fields.or("action", Action::Apply, |v| {
         one_of(&v, &[("apply", Action::Apply), ("plan", Action::Plan)], &[("audit", ELSEWHERE)])
@@ -110,6 +104,16 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
         on_failure: on_failure?,
         action: action?,
         plan_hash: plan_hash?,
+    })
+}
+
+pub(crate) fn read_source(fields: &Fields, default_source: &Source, problems: &Problems) -> Option<Source> {
+    fields.get("source").map_or(Some(default_source.clone()), |value| {
+        let fields = Fields::of(value, "source", problems)?;
+        let account_id = fields.or("accountId", default_source.account_id.clone(), AccountId::parse);
+        let region = fields.or("region", default_source.region.clone(), Region::parse);
+        fields.refuse_others(&["accountId", "region"]);
+        Some(Source { account_id: account_id?, region: region? })
     })
 }
 
@@ -266,14 +270,7 @@ fn read_launch(value: &Value, path: &str, problems: &Problems) -> Option<Launch>
             id.strip_prefix("subnet-").is_some_and(|hex| !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_hexdigit()));
         if whole { Ok(id) } else { Err("a subnet id (subnet-…)".to_owned()) }
     });
-    let keep = match fields.get("keep") {
-        None => Some(false),
-        Some(Value::Bool(keep)) => Some(*keep),
-        Some(other) => {
-            fields.problem("keep", Some(other.to_string()), "must be true or false".to_owned());
-            None
-        }
-    };
+    let keep = fields.flag("keep");
     let prove = fields
         .or("prove", Prove::OnChange, |v| one_of(&v, &[("onChange", Prove::OnChange), ("always", Prove::Always)], &[]));
     if fields.get("roleArn").is_some() {
@@ -294,14 +291,14 @@ fn one_of<T: Copy>(value: &str, known: &[(&str, T)], refused: &[(&str, &str)]) -
 }
 
 /// The fields of one JSON object, and where to note what is wrong with them.
-struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     path: &'a str,
     object: &'a Map<String, Value>,
     problems: &'a Problems,
 }
 
 impl<'a> Fields<'a> {
-    fn of(value: &'a Value, path: &'a str, problems: &'a Problems) -> Option<Self> {
+    pub(crate) fn of(value: &'a Value, path: &'a str, problems: &'a Problems) -> Option<Self> {
         if let Some(object) = value.as_object() {
             return Some(Self { path, object, problems });
         }
@@ -317,16 +314,16 @@ impl<'a> Fields<'a> {
         if self.path.is_empty() { field.to_owned() } else { format!("{}.{field}", self.path) }
     }
 
-    fn problem(&self, field: &str, value: Option<String>, rule: String) {
+    pub(crate) fn problem(&self, field: &str, value: Option<String>, rule: String) {
         self.problems.borrow_mut().push(Problem { field: self.path(field), value, rule });
     }
 
-    fn get(&self, field: &str) -> Option<&'a Value> {
+    pub(crate) fn get(&self, field: &str) -> Option<&'a Value> {
         self.object.get(field)
     }
 
     /// `None` when there is a problem, which is noted.
-    fn required<T>(&self, field: &str, parse: impl FnOnce(String) -> Result<T, String>) -> Option<T> {
+    pub(crate) fn required<T>(&self, field: &str, parse: impl FnOnce(String) -> Result<T, String>) -> Option<T> {
         let Some(value) = self.get(field) else {
             self.problem(field, None, "is required".to_owned());
             return None;
@@ -346,6 +343,18 @@ impl<'a> Fields<'a> {
 
     fn or<T>(&self, field: &str, default: T, parse: impl FnOnce(String) -> Result<T, String>) -> Option<T> {
         self.optional(field, parse).map(|value| value.unwrap_or(default))
+    }
+
+    /// `false` where it is not there.
+    pub(crate) fn flag(&self, field: &str) -> Option<bool> {
+        match self.get(field) {
+            None => Some(false),
+            Some(Value::Bool(flag)) => Some(*flag),
+            Some(other) => {
+                self.problem(field, Some(other.to_string()), "must be true or false".to_owned());
+                None
+            }
+        }
     }
 
     fn list(&self, field: &str) -> Option<&'a Vec<Value>> {
@@ -375,7 +384,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn refuse_others(&self, known: &[&str]) {
+    pub(crate) fn refuse_others(&self, known: &[&str]) {
         for (field, value) in self.object.iter().filter(|(field, _)| !known.contains(&field.as_str())) {
             let rule = format!("is not a field here; known are {}", known.join(", "));
             self.problem(field, Some(value.to_string()), rule);
