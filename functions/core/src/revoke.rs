@@ -22,10 +22,13 @@ pub const ROUND: usize = 50;
 /// The most targets that one execution takes something back from.
 pub const MAX_REVOKED: usize = 500;
 
-/// Entries of the longest lists that grow from round to round: what states pass to each other ends at
-/// 262,144 bytes. More are counted only.
-pub const LISTED: usize = 500;
-pub const LISTED_LEFT: usize = 100;
+/// The most targets of one request by name, entries of the longest lists that grow from round to round, and
+/// bytes of what one round takes back: what states pass to each other ends at 262,144 bytes. More entries
+/// are counted only.
+pub const MAX_LISTED_TARGETS: usize = 2_000;
+pub const LISTED: usize = 200;
+pub const LISTED_LEFT: usize = 60;
+pub const ROUND_BYTES: usize = 120_000;
 
 /// The input of revoke-share, parsed as [`crate::request::Request`] is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,8 +93,9 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
 }
 
 fn read_targets(fields: &Fields, list: &[Value], source: Option<&Source>) -> Option<Vec<AccountId>> {
-    if list.is_empty() {
-        fields.problem("targets", Some("[]".to_owned()), "must name at least one account".to_owned());
+    if list.is_empty() || list.len() > MAX_LISTED_TARGETS {
+        let rule = format!("must be 1 to {MAX_LISTED_TARGETS}, or \"all\"");
+        fields.problem("targets", Some(format!("{} accounts", list.len())), rule);
     }
     let mut accounts = Vec::new();
     for (index, value) in list.iter().enumerate() {
@@ -189,6 +193,7 @@ pub struct Left {
     pub account_id: Option<AccountId>,
     pub state: String,
     pub error: String,
+    #[serde(default)]
     pub cause: String,
 }
 
@@ -332,6 +337,20 @@ pub enum UsingResource {
     LaunchTemplate,
 }
 
+impl UsingResource {
+    /// As EC2's usage reports name it ("ImageUsageResourceType", EC2 API reference).
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Instance => "ec2:Instance",
+            Self::LaunchTemplate => "ec2:LaunchTemplate",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Instance, Self::LaunchTemplate].into_iter().find(|resource| resource.name() == name)
+    }
+}
+
 impl Use {
     /// The most ids that are named.
     pub const IDS: usize = 5;
@@ -458,8 +477,7 @@ mod tests {
         assert!(polling + 200 < history::RESERVE, "{polling}");
         assert!(progress.spent + history::RESERVE <= 25_000, "{}", progress.spent);
         // Rounds that find nothing, for as many targets as a request can name.
-        let named = 262_144 / "\"222222222222\",".len() as u64;
-        assert!(named / ROUND as u64 * history::LOOK < history::MOST / 2);
+        assert!((MAX_LISTED_TARGETS / ROUND) as u64 * history::LOOK < history::MOST / 2);
     }
 
     /// What ResolveRevoke answers, and is given again: the longest there can be.
@@ -482,10 +500,11 @@ mod tests {
         progress.revoked = (0..MAX_REVOKED).map(account).collect();
         assert_eq!(progress.unlisted, 20 * 150 - LISTED_LEFT + 3 * (20 * ROUND - LISTED));
         let progress = serde_json::to_string(&progress).unwrap().len();
-        assert!(progress < 140_000, "{progress}");
+        assert!(progress + ROUND_BYTES < 250_000, "{progress}");
         // With what one round could not take back, each with a cause that the state machine cuts.
         let of_round = serde_json::to_string(&vec![left; 3 * ROUND]).unwrap().len();
-        assert!(progress + of_round < 250_000, "{progress} {of_round}");
+        let request = MAX_LISTED_TARGETS * "\"222222222222\",".len();
+        assert!(request + progress + of_round < 250_000, "{progress} {of_round}");
     }
 
     #[test]
