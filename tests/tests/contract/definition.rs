@@ -28,8 +28,12 @@ pub(crate) fn undo_share() -> Machine {
     machine("statemachine/undo-share.asl.json", "UndoShareStateMachine")
 }
 
-pub(crate) fn machines() -> [Machine; 2] {
-    [share_ami(), undo_share()]
+pub(crate) fn revoke_share() -> Machine {
+    machine("statemachine/revoke-share.asl.json", "RevokeShareStateMachine")
+}
+
+pub(crate) fn machines() -> [Machine; 3] {
+    [share_ami(), undo_share(), revoke_share()]
 }
 
 fn machine(path: &'static str, logical_id: &'static str) -> Machine {

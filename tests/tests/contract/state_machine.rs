@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Set,
-    definition::{self, Machine, Scope, machines, share_ami, undo_share},
+    definition::{self, Machine, Scope, machines, revoke_share, share_ami, undo_share},
 };
 
 /// What JSONata and Step Functions bring along, as far as the definition uses it as a value.
@@ -91,8 +91,9 @@ fn every_machine_and_every_task_ends_in_time() {
 fn every_task_has_a_payload_of_its_own() {
     for (name, state) in definition::all_tasks() {
         let payload = state["Arguments"]["Payload"].as_object().unwrap_or_else(|| panic!("{name} has no Payload"));
-        // ResolveImage makes the name that the others are given.
-        let field = if name.ends_with("ResolveImage") { "id" } else { "execution" };
+        // These two make the name that the others are given.
+        let first = ["ResolveImage", "ResolveRevoke"].iter().any(|first| name.ends_with(first));
+        let field = if first { "id" } else { "execution" };
         assert!(payload.contains_key(field), "{name} does not say which execution it works for");
     }
 }
@@ -244,7 +245,7 @@ fn both_machines_undo_the_same_way() {
 /// What other images have come to need is known before anything is taken back, and stays.
 #[test]
 fn nothing_is_taken_back_but_what_resolve_undo_leaves() {
-    for machine in machines() {
+    for machine in [share_ami(), undo_share()] {
         let (own, _) = split(&machine);
         let chain: Vec<&String> = own.states.keys().skip_while(|name| *name != "ResolveUndo").collect();
         let chain: Set = chain.into_iter().take_while(|name| *name != "Report").cloned().collect();
@@ -257,6 +258,80 @@ fn nothing_is_taken_back_but_what_resolve_undo_leaves() {
         assert_eq!(own.states["UndoTargets"]["Items"], "{% $undo.targets %}");
         assert_eq!(own.states["UndoShareKey"]["Arguments"]["Payload"]["keys"], "{% $undo.keyChanges %}");
     }
+}
+
+/// revoke-share undoes with the same states, but for whose changes they are and in which order.
+#[test]
+fn what_is_revoked_is_undone_as_what_failed() {
+    let mut compared = 0;
+    for (name, state) in revoke_share().states().into_iter().filter(|(name, _)| is_undo(name) || name.contains("lock"))
+    {
+        if name == "UndoTargets" {
+            continue;
+        }
+        let undone = share_ami().state(&name);
+        for field in ["Type", "Resource", "TimeoutSeconds", "Retry", "Assign"] {
+            let (undone, revoked) = (&undone[field], &state[field]);
+            assert!(undone == revoked || (field == "Assign" && name != "UndoShareKey"), "{name}: {field}");
+        }
+        let source = |text: String| text.replace("$resolution.", "$round.").replace("$undo.", "$round.");
+        if state["Resource"] != "arn:aws:states:::lambda:invoke" {
+            assert_eq!(state["Arguments"].to_string(), source(undone["Arguments"].to_string()), "{name}");
+        }
+        compared += 1;
+    }
+    assert!(compared >= 8, "{compared}");
+}
+
+/// What a target can see, it can use; and nobody loses anything while somebody may still be asked.
+#[test]
+fn a_revoke_takes_the_image_first_and_asks_before() {
+    let machine = revoke_share();
+    let order =
+        ["UndoShareImage", "UndoShareSnapshots", "UndoTargets", "UndoGrantKeys", "UndoShareKey", "RewriteNotes"];
+    let (own, _) = split(&machine);
+    let mut states = own.states.keys();
+    for name in order {
+        assert!(states.any(|state| state == name), "{name} does not come in its order");
+    }
+    let to_the_first: Vec<&String> = own
+        .states
+        .iter()
+        .filter(|(_, state)| definition::transitions(state).iter().any(|next| next == order[0]))
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(to_the_first, ["ChooseRound"]);
+    for (choice, next) in [(0, "CheckUsage"), (1, "CheckLooked")] {
+        let choice = &own.states["ChooseRound"]["Choices"][choice];
+        assert!(choice["Condition"].as_str().unwrap().contains("$progress.phase = 'check'"));
+        assert_eq!(choice["Next"], next);
+    }
+    assert_eq!(own.states["JudgeUsage"]["Assign"], json!({ "phase": "revoke" }));
+}
+
+/// The history of an execution is counted in Rust by what the states are.
+#[test]
+fn a_round_has_the_states_that_its_events_are_counted_for() {
+    let (own, maps) = split(&revoke_share());
+    let names: Vec<&String> = own.states.keys().collect();
+    let from = names.iter().position(|name| *name == "UndoShareImage").unwrap();
+    let to = names.iter().position(|name| *name == "CheckRound").unwrap();
+    let of_kind = |scope: &[&String], states: &serde_json::Map<String, Value>, kind: &str| {
+        scope.iter().filter(|name| states[**name]["Type"] == kind).count()
+    };
+    let round = &names[from..=to];
+    let kinds = ["Task", "Choice", "Map"].map(|kind| of_kind(round, &own.states, kind));
+    // And ChooseRound.
+    assert_eq!(kinds, [6, 3, 2]);
+    let inside = |map: &str| maps.iter().find(|scope| scope.map.as_deref() == Some(map)).unwrap();
+    let count = |map: &str| {
+        let scope = inside(map);
+        let names: Vec<&String> = scope.states.keys().collect();
+        ["Task", "Choice", "Pass"].map(|kind| of_kind(&names, &scope.states, kind))
+    };
+    assert_eq!(count("UndoTargets"), [3, 3, 2]);
+    // One of the two.
+    assert_eq!(count("RewriteNotes"), [2, 1, 0]);
 }
 
 /// A key policy is written as a whole and has no version.
@@ -292,6 +367,7 @@ fn each_execution_holds_the_lock_in_its_own_name() {
     assert_eq!(taken["holder"], taken["execution"]);
     let undone = undo_share().state("CheckRecord")["Choices"][0]["Assign"].clone();
     assert_eq!(undone["holder"], "{% $states.context.Execution.Id %}");
+    assert_eq!(revoke_share().state("BeginRevoke")["Assign"]["holder"], "{% $states.context.Execution.Id %}");
     for (name, state) in machines().iter().flat_map(|machine| machine.calls("dynamodb:updateItem")) {
         let values = &state["Arguments"]["ExpressionAttributeValues"];
         assert_eq!(values[":me"]["S"], "{% $holder %}", "{name}");
@@ -304,9 +380,12 @@ fn each_execution_holds_the_lock_in_its_own_name() {
 /// of the longest (full jitter).
 #[test]
 fn whoever_waits_for_the_lock_waits_longer_than_a_lease() {
-    for (machine, name) in
-        [(share_ami(), "LockKeys"), (share_ami(), "LockKeysToUndo"), (undo_share(), "LockKeysToUndo")]
-    {
+    for (machine, name) in [
+        (share_ami(), "LockKeys"),
+        (share_ami(), "LockKeysToUndo"),
+        (undo_share(), "LockKeysToUndo"),
+        (revoke_share(), "LockKeysToUndo"),
+    ] {
         let state = machine.state(name);
         let until = state["Arguments"]["ExpressionAttributeValues"][":until"]["N"].as_str().unwrap();
         let lease: u64 = until.split_once("$millis() + ").unwrap().1.split_once(')').unwrap().0.parse().unwrap();
@@ -330,7 +409,20 @@ fn both_machines_mean_the_same_records() {
     let of = |arn: &str| (id.replace("$states.context.Execution.Id", arn), part.clone());
     assert_eq!(key(&undo_share, "RecallShare", "Key"), of("$states.input.detail.executionArn"));
     assert_eq!(key(&undo_share, "ForgetShare", "Key"), of("$executionArn"));
-    assert_eq!(key(&share_ami, "RecordTarget", "Item"), key(&share_ami, "ForgetTarget", "Key"));
+    let target = key(&share_ami, "RecordTarget", "Item");
+    assert_eq!(target, key(&share_ami, "ForgetTarget", "Key"));
+    let noted = |(id, part): (String, String)| {
+        (
+            id,
+            part.replace("$resolution.image.imageId", "$states.input.imageId")
+                .replace("$execution", "$states.input.execution"),
+        )
+    };
+    let rewritten = revoke_share().state("RewriteNote")["Arguments"]["Item"].clone();
+    assert_eq!(key(&revoke_share(), "RewriteNote", "Item"), noted(target.clone()));
+    assert_eq!(key(&revoke_share(), "ForgetNote", "Key"), noted(target));
+    let fields = |item: &Value| item.as_object().unwrap().keys().cloned().collect::<Set>();
+    assert_eq!(fields(&rewritten), fields(&share_ami.state("RecordTarget")["Arguments"]["Item"]));
     let lock = key(&share_ami, "LockKeys", "Key");
     for state in ["UnlockKeys", "LockKeysToUndo", "UnlockUndoneKeys"] {
         assert_eq!(key(&share_ami, state, "Key"), lock, "{state}");
