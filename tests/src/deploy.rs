@@ -143,8 +143,7 @@ pub async fn deploy_hub(engine: &Engine, parameters: &[(&str, &str)]) -> Result<
     deploy_bucket(engine).await?;
     let template = template::read(&checkout().join("template.yaml"))?;
     let stack = deploy(engine, HUB, "ami-share", package(engine, "hub", template)?, parameters).await?;
-    let machine =
-        |id: &str| stack.resources.get(id).cloned().ok_or_else(|| format!("the hub stack has no {id}"));
+    let machine = |id: &str| stack.resources.get(id).cloned().ok_or_else(|| format!("the hub stack has no {id}"));
     let (state_machine, revoke_share) = (machine("ShareAmiStateMachine")?, machine("RevokeShareStateMachine")?);
     Ok(Hub { state_machine, revoke_share, stack })
 }

@@ -11,7 +11,7 @@ use lambda_runtime::Diagnostic;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{AccountId, ImageId, InstanceId, KeyArn, PrincipalArn},
+    ids::{AccountId, ImageId, InstanceId, KeyArn, PrincipalArn, Region},
     revoke::Use,
 };
 
@@ -97,6 +97,12 @@ pub enum Error {
 
     #[error("the policy of key {key} cannot be changed as it is: {reason}")]
     KeyPolicyConflict { key: KeyArn, reason: String },
+
+    #[error(
+        "the lock on the key policies of account {account} in {region} is not this execution's any more \
+         (kms:PutKeyPolicy was not called); it is taken again"
+    )]
+    LockLost { account: AccountId, region: Region },
 
     #[error("this is not what was planned: {reason}; make a plan again, read it, and apply that one")]
     PlanChanged { reason: String },
@@ -199,6 +205,7 @@ impl Error {
             Self::KeyNotUsable { .. } => "KeyNotUsable",
             Self::KeyPolicyTooLarge { .. } => "KeyPolicyTooLarge",
             Self::KeyPolicyConflict { .. } => "KeyPolicyConflict",
+            Self::LockLost { .. } => "LockLost",
             Self::PlanChanged { .. } => "PlanChanged",
             Self::PrincipalNotFound { .. } => "PrincipalNotFound",
             Self::AccessDenied { .. } => "AccessDenied",
@@ -217,7 +224,7 @@ impl Error {
     }
 
     /// Every name there is, for the contract test between this enum, the state machine and README.md.
-    pub const NAMES: [&str; 22] = [
+    pub const NAMES: [&str; 23] = [
         "InvalidRequest",
         "TargetNotAllowed",
         "ImageNotFound",
@@ -227,6 +234,7 @@ impl Error {
         "KeyNotUsable",
         "KeyPolicyTooLarge",
         "KeyPolicyConflict",
+        "LockLost",
         "PlanChanged",
         "PrincipalNotFound",
         "AccessDenied",
@@ -260,7 +268,10 @@ impl Error {
     fn passes(&self) -> bool {
         match self {
             Self::Several(errors) => errors.iter().any(Self::passes),
-            error => matches!(error, Self::Throttled { .. } | Self::Unavailable { .. } | Self::NotYetVisible { .. }),
+            error => matches!(
+                error,
+                Self::Throttled { .. } | Self::Unavailable { .. } | Self::NotYetVisible { .. } | Self::LockLost { .. }
+            ),
         }
     }
 

@@ -1,5 +1,6 @@
 //! ShareKey: merges our statements into the policy of every key under the image's volumes.
 
+mod lock;
 mod superseded;
 mod undo;
 
@@ -17,6 +18,8 @@ use aws_sdk_kms::{
 };
 use serde::{Deserialize, Serialize};
 
+use lock::HeldLock;
+pub use lock::Lock;
 pub use superseded::Superseded;
 pub use undo::{UNDO_ACTIONS, UndoInput, undo_share_key};
 
@@ -33,6 +36,9 @@ pub struct Input {
     pub superseded: Superseded,
     /// How often the state was tried before.
     pub retry: u32,
+    pub lock: Lock,
+    /// How often the execution was redriven.
+    pub redrive: u32,
     /// What the policies must be; nothing where no plan is applied.
     pub planned: PlannedPolicies,
 }
@@ -55,8 +61,8 @@ pub struct Output {
 ///
 /// # Errors
 /// [`Error::TargetNotAllowed`]; [`Error::PlanChanged`], and then nothing of this execution is left in
-/// any of the policies; [`Error::KeyPolicyTooLarge`] and [`Error::KeyPolicyConflict`] before
-/// a write; [`Error::NotYetVisible`] for a stale read, before or after the write.
+/// any of the policies; [`Error::LockLost`], [`Error::KeyPolicyTooLarge`] and [`Error::KeyPolicyConflict`]
+/// before a write; [`Error::NotYetVisible`] for a stale read, before or after the write.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
     let accounts = input.keys.iter().flat_map(|change| &change.account_ids);
@@ -68,25 +74,27 @@ pub async fn share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
     }
     let source = &input.source;
     let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
-    let kms = Client::new(&config);
-    keep_to_plan(&kms, &input.keys, &input.planned, input.retry, false, &mut superseded).await?;
+    let policies = Policies { kms: Client::new(&config), lock: input.lock.held(source, input.redrive)? };
+    let tried = input.lock.tried(input.retry);
+    keep_to_plan(&policies, &input.keys, &input.planned, tried, false, &mut superseded).await?;
     for KeyChange { key_arn, account_ids } in &input.keys {
-        let policy = read(&kms, key_arn).await?;
-        superseded.check(key_arn, &policy, input.retry)?;
+        let policy = policies.read(key_arn).await?;
+        superseded.check(key_arn, &policy, tried)?;
         if input.planned.check(key_arn, &policy).is_err() {
-            keep_to_plan(&kms, &input.keys, &input.planned, input.retry, !written.is_empty(), &mut superseded).await?;
+            let begun = !written.is_empty();
+            keep_to_plan(&policies, &input.keys, &input.planned, tried, begun, &mut superseded).await?;
             return Err(not_yet_visible(key_arn));
         }
         let Some(merged) = policy.with(account_ids) else {
-            if let Some(before) = policy.without(account_ids).filter(|_| input.retry > 0) {
+            if let Some(before) = policy.without(account_ids).filter(|_| tried > 0) {
                 superseded.replace(key_arn, &before, &policy);
             }
             continue;
         };
-        write(&kms, key_arn, &merged).await?;
+        policies.write(key_arn, &merged).await?;
         superseded.replace(key_arn, &policy, &merged);
         tracing::info!(key = %key_arn, accounts = account_ids.len(), "key policy written");
-        if read(&kms, key_arn).await?.with(account_ids).is_some() {
+        if policies.read(key_arn).await?.with(account_ids).is_some() {
             return Err(not_yet_visible(key_arn));
         }
         written.push(key_arn.clone());
@@ -97,10 +105,10 @@ pub async fn share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
 /// Looks at all policies before any is written, and, where one is not as planned, takes back what
 /// may be `begun`: what this try, or one before it, has written already.
 async fn keep_to_plan(
-    kms: &Client,
+    policies: &Policies,
     keys: &[KeyChange],
     planned: &PlannedPolicies,
-    retry: u32,
+    tried: u32,
     begun: bool,
     superseded: &mut Superseded,
 ) -> Result<(), Error> {
@@ -109,41 +117,53 @@ async fn keep_to_plan(
     }
     let (mut refused, mut written) = (None, Vec::new());
     for change in keys {
-        let policy = read(kms, &change.key_arn).await?;
-        superseded.check(&change.key_arn, &policy, retry)?;
+        let policy = policies.read(&change.key_arn).await?;
+        superseded.check(&change.key_arn, &policy, tried)?;
         if let Err(error) = planned.check(&change.key_arn, &policy) {
             refused.get_or_insert(error);
-        } else if (begun || retry > 0) && planned.is_written(&change.key_arn, &policy) {
+        } else if (begun || tried > 0) && planned.is_written(&change.key_arn, &policy) {
             written.push(change);
         }
     }
     let Some(refused) = refused else { return Ok(()) };
     for change in written.into_iter().filter(|change| !change.account_ids.is_empty()) {
-        undo::take_back(kms, change, retry, superseded).await?;
+        undo::take_back(policies, change, tried, superseded).await?;
     }
     Err(refused)
 }
 
-async fn read(kms: &Client, key: &KeyArn) -> Result<KeyPolicy, Error> {
-    let answer = kms
-        .get_key_policy()
-        .key_id(key.as_str())
-        .policy_name("default")
-        .send()
-        .await
-        .map_err(|error| failure(key, "kms:GetKeyPolicy", error))?;
-    KeyPolicy::parse(key, answer.policy().unwrap_or_default())
+/// The policies of keys, which are written only while the lock is this execution's.
+struct Policies {
+    kms: Client,
+    lock: HeldLock,
 }
 
-async fn write(kms: &Client, key: &KeyArn, policy: &KeyPolicy) -> Result<(), Error> {
-    kms.put_key_policy()
-        .key_id(key.as_str())
-        .policy_name("default")
-        .policy(policy.to_text()?)
-        .send()
-        .await
-        .map_err(|error| failure(key, "kms:PutKeyPolicy", error))?;
-    Ok(())
+impl Policies {
+    async fn read(&self, key: &KeyArn) -> Result<KeyPolicy, Error> {
+        let answer = self
+            .kms
+            .get_key_policy()
+            .key_id(key.as_str())
+            .policy_name("default")
+            .send()
+            .await
+            .map_err(|error| failure(key, "kms:GetKeyPolicy", error))?;
+        KeyPolicy::parse(key, answer.policy().unwrap_or_default())
+    }
+
+    async fn write(&self, key: &KeyArn, policy: &KeyPolicy) -> Result<(), Error> {
+        let text = policy.to_text()?;
+        self.lock.check()?;
+        self.kms
+            .put_key_policy()
+            .key_id(key.as_str())
+            .policy_name("default")
+            .policy(text)
+            .send()
+            .await
+            .map_err(|error| failure(key, "kms:PutKeyPolicy", error))?;
+        Ok(())
+    }
 }
 
 fn failure<E>(key: &KeyArn, call: &'static str, error: SdkError<E, aws_sdk_kms::config::http::HttpResponse>) -> Error

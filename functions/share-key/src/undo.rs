@@ -9,7 +9,7 @@ use ami_share_core::{
 use aws_sdk_kms::Client;
 use serde::Deserialize;
 
-use crate::{Output, Superseded, not_yet_visible, read, write};
+use crate::{Lock, Output, Policies, Superseded, not_yet_visible};
 
 pub const UNDO_ACTIONS: Actions =
     Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], target: &[], launcher: &[] };
@@ -29,6 +29,9 @@ pub struct UndoInput {
     pub superseded: Superseded,
     /// How often the state was tried before.
     pub retry: u32,
+    pub lock: Lock,
+    /// How often the execution was redriven.
+    pub redrive: u32,
 }
 
 /// Writes each policy that still names one of the accounts, without them. One that fails does not
@@ -45,10 +48,10 @@ pub async fn undo_share_key(hub: &Hub, input: UndoInput) -> Result<Output, Error
     }
     let source = &input.source;
     let config = hub.as_source(&source.account_id, &source.region, &input.execution, UNDO_ACTIONS).await?;
-    let kms = Client::new(&config);
+    let policies = Policies { kms: Client::new(&config), lock: input.lock.held(source, input.redrive)? };
     let mut errors = Vec::new();
     for change in input.keys.iter().filter(|change| !change.account_ids.is_empty()) {
-        match take_back(&kms, change, input.retry, &mut superseded).await {
+        match take_back(&policies, change, input.retry, &mut superseded).await {
             Ok(true) => written.push(change.key_arn.clone()),
             Ok(false) => {}
             Err(error) => errors.push(error),
@@ -60,13 +63,13 @@ pub async fn undo_share_key(hub: &Hub, input: UndoInput) -> Result<Output, Error
 
 /// Whether the key's policy was written.
 pub(crate) async fn take_back(
-    kms: &Client,
+    policies: &Policies,
     change: &KeyChange,
     retry: u32,
     superseded: &mut Superseded,
 ) -> Result<bool, Error> {
     let KeyChange { key_arn, account_ids } = change;
-    let policy = read(kms, key_arn).await?;
+    let policy = policies.read(key_arn).await?;
     superseded.check(key_arn, &policy, retry)?;
     let Some(reduced) = policy.without(account_ids) else {
         if retry < LOOKS {
@@ -81,10 +84,10 @@ pub(crate) async fn take_back(
         }
         return Ok(false);
     };
-    write(kms, key_arn, &reduced).await?;
+    policies.write(key_arn, &reduced).await?;
     superseded.replace(key_arn, &policy, &reduced);
     tracing::info!(key = %key_arn, accounts = account_ids.len(), "key policy written");
-    if read(kms, key_arn).await?.without(account_ids).is_some() {
+    if policies.read(key_arn).await?.without(account_ids).is_some() {
         return Err(not_yet_visible(key_arn));
     }
     Ok(true)

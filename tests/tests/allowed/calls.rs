@@ -13,9 +13,12 @@ use crate::{MANAGEMENT, OUTER, others, place, put, questions, run};
 /// Ready to be a target, and nowhere on the allow-list.
 const OUTSIDER: &str = "555555555555";
 
+/// A function, and what it is called with.
+type Call = (&'static str, Value);
+
 /// The functions that give something in the source account, and those that do in the target, with a call of each that
 /// gives it to [`OUTSIDER`].
-fn calls(image: &seed::Image) -> ([(&'static str, Value); 4], [(&'static str, Value); 3]) {
+fn calls(image: &seed::Image) -> ([Call; 4], [Call; 3]) {
     let key = image.key_arns()[0];
     let snapshot = &image.volumes[0].snapshot_id;
     let source = json!({ "accountId": SOURCE, "region": REGION });
@@ -41,9 +44,10 @@ fn calls(image: &seed::Image) -> ([(&'static str, Value); 4], [(&'static str, Va
     let in_source = [
         (
             "ShareKey",
-            call(
-                json!({ "keys": [{ "keyArn": key, "accountIds": accounts }], "superseded": {}, "retry": 0, "planned": {} }),
-            ),
+            call(json!({
+                "keys": [{ "keyArn": key, "accountIds": accounts }], "superseded": {}, "retry": 0,
+                "lock": { "until": 4_102_444_800_000_u64, "redrive": 0, "again": false }, "redrive": 0, "planned": {},
+            })),
         ),
         ("GrantKeys", call(json!({ "keys": [{ "keyArn": key, "accountIds": accounts }] }))),
         ("ShareSnapshots", call(json!({ "snapshots": [{ "snapshotId": snapshot, "accountIds": accounts }] }))),

@@ -165,6 +165,7 @@ fn variables() -> Value {
         },
         "plan": { "status": "planned" },
         "planned": { "arn:aws:kms:eu-west-1:111111111111:key/1234": { "before": "00ff", "after": "ff00" } },
+        "lock": { "until": 1_700_000_900_000_u64, "redrive": 1, "again": false },
         "superseded": { "arn:aws:kms:eu-west-1:111111111111:key/1234": [{ "digest": "00ff", "replacedAt": 1_700_000_000 }] },
         "target": target(),
         "undoTarget": target(),
@@ -191,7 +192,8 @@ fn variables() -> Value {
                 "Execution": {
                     "Name": "nightly-1",
                     "Id": "arn:aws:states:eu-west-1:333333333333:execution:share-ami:nightly-1",
-                    "StartTime": "2026-11-24T03:00:00.000Z"
+                    "StartTime": "2026-11-24T03:00:00.000Z",
+                    "RedriveCount": 1
                 },
                 "State": { "Name": "LaunchInstance", "EnteredTime": "2026-11-24T03:01:00.000Z", "RetryCount": 1 }
             },
@@ -201,7 +203,7 @@ fn variables() -> Value {
 }
 
 /// Replaces every expression in `value`: all that is passed on are paths, `{% $a.b %}`, comparisons
-/// with true, and paths that may lead nowhere, `{% $exists($a.b) ? $a.b : '' %}`.
+/// with true, and paths that may lead nowhere, `{% $exists($a.b) ? $a.b : '' %}` (or `: 0`).
 fn evaluate(value: &Value, variables: &Value) -> Value {
     match value {
         Value::String(text) if text.starts_with("{%") => {
@@ -209,7 +211,7 @@ fn evaluate(value: &Value, variables: &Value) -> Value {
             if let Some(path) = expression.strip_suffix(" = true") {
                 json!(look_up(path, variables) == true)
             } else if let Some((_, path)) = expression.split_once(") ? ") {
-                look_up(path.trim_end_matches(" : ''"), variables)
+                look_up(path.trim_end_matches(" : ''").trim_end_matches(" : 0"), variables)
             } else {
                 look_up(expression, variables)
             }
@@ -307,11 +309,12 @@ fn report_takes_what_targets_end_with() {
 fn report_takes_what_a_catch_remembers() {
     let mut variables = variables();
     for (_, task) in definition::share_ami().states() {
-        let assign = &task["Catch"][0]["Assign"];
-        for remembered in [&assign["failure"], &assign["targetFailure"]] {
-            if !remembered.is_null() {
-                variables["failure"] = evaluate(remembered, &variables);
-                decode_report(&variables);
+        for catch in task["Catch"].as_array().into_iter().flatten() {
+            for remembered in [&catch["Assign"]["failure"], &catch["Assign"]["targetFailure"]] {
+                if !remembered.is_null() {
+                    variables["failure"] = evaluate(remembered, &variables);
+                    decode_report(&variables);
+                }
             }
         }
     }
@@ -321,11 +324,12 @@ fn report_takes_what_a_catch_remembers() {
 #[test]
 fn report_takes_what_undo_share_says_of_the_execution() {
     let mut variables = variables();
-    let assign = definition::undo_share().state("CheckRecord")["Choices"][0]["Assign"].clone();
+    let claimed = definition::undo_share().state("ClaimShare")["Assign"].clone();
     for name in ["results", "left", "kept"] {
-        variables[name] = assign[name].clone();
+        variables[name] = claimed[name].clone();
     }
-    let fields = assign["failure"].as_object().unwrap().keys();
+    let described = definition::undo_share().state("DescribeShare")["Assign"].clone();
+    let fields = described["failure"].as_object().unwrap().keys();
     variables["failure"] = fields.map(|field| (field.clone(), json!("a text"))).collect();
     decode_report(&variables);
 }
@@ -350,7 +354,7 @@ fn report_takes_what_an_undo_could_not_take_back() {
     let states =
         machines.iter().flat_map(|machine| machine.states().into_iter().map(move |state| (machine.path, state)));
     for (machine, (name, task)) in states {
-        for text in definition::strings(&task["Catch"][0]["Assign"]) {
+        for text in definition::strings(&task["Catch"]) {
             let Some((_, object)) = text.split_once("{'").filter(|_| text.contains("$states.errorOutput")) else {
                 continue;
             };

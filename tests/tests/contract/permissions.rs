@@ -441,12 +441,15 @@ fn each_state_machine_may_do_exactly_what_its_definition_calls() {
         let role = properties(&hub, &format!("{}Role", machine.logical_id));
         assert_eq!(role["ManagedPolicyArns"], json!([{ "Ref": "RunStateMachinesPolicy" }]));
         let mut invoked = Set::new();
-        let mut asked = Set::new();
+        let (mut asked, mut described) = (Set::new(), Set::new());
+        let executions = "execution:${ShareAmiStateMachine.Name}:*";
         for statement in inline(&role) {
             assert_eq!(statement["Effect"], "Allow");
             let actions = definition::strings(&statement["Action"]).into_iter().map(str::to_owned);
             if statement["Resource"] == json!({ "Fn::GetAtt": ["RecordTable", "Arn"] }) {
                 asked.extend(actions);
+            } else if statement["Resource"]["Fn::Sub"].as_str().is_some_and(|arn| arn.ends_with(executions)) {
+                described.extend(actions);
             } else {
                 assert_eq!(actions.collect::<Vec<_>>(), ["lambda:InvokeFunction"], "{}", machine.path);
                 let functions = statement["Resource"].as_array().unwrap().iter();
@@ -456,14 +459,17 @@ fn each_state_machine_may_do_exactly_what_its_definition_calls() {
         let called: Set = machine.tasks().into_iter().map(|(state, _)| format!("{state}Function")).collect();
         assert_eq!(invoked, called, "{}", machine.path);
         assert_eq!(asked, calls(&machine, "dynamodb"), "{}", machine.path);
+        assert_eq!(described, calls(&machine, "aws-sdk:sfn"), "{}", machine.path);
     }
 }
 
 /// The actions of a service that the definition calls by its integration: `dynamodb:PutItem`.
 fn calls(machine: &Machine, service: &str) -> Set {
+    // Step Functions' own actions have another prefix than its SDK's name.
+    let prefix = service.replace("aws-sdk:sfn", "states");
     let action = |(_, state): (String, Value)| {
         let call = state["Resource"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
-        format!("{service}:{}{}", call[..1].to_uppercase(), &call[1..])
+        format!("{prefix}:{}{}", call[..1].to_uppercase(), &call[1..])
     };
     machine.calls(&format!("{service}:")).into_iter().map(action).collect()
 }
@@ -493,7 +499,7 @@ fn what_the_state_machines_share_is_to_notify_and_to_be_watched() {
     }
     for machine in definition::machines() {
         assert_eq!(calls(&machine, "sns"), published, "{}", machine.path);
-        let kinds = ["lambda:", "dynamodb:", "sns:"].map(|service| machine.calls(service).len());
+        let kinds = ["lambda:", "dynamodb:", "sns:", "aws-sdk:sfn:"].map(|service| machine.calls(service).len());
         assert_eq!(machine.calls("").len(), kinds.iter().sum::<usize>(), "{} calls another service", machine.path);
     }
 }

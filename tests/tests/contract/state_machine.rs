@@ -149,12 +149,18 @@ fn last_catch(state: &Value) -> &Value {
     last
 }
 
+/// The Catch that names `error`.
+fn catch<'s>(state: &'s Value, error: &str) -> &'s Value {
+    let mut catches = state["Catch"].as_array().into_iter().flatten();
+    let found = catches.find(|catch| catch["ErrorEquals"] == json!([error]));
+    found.unwrap_or_else(|| panic!("{error} is not caught"))
+}
+
 /// It has left nothing: an undo would take away what somebody else gave the same account meanwhile.
 #[test]
 fn a_plan_that_does_not_hold_is_not_undone_and_gives_the_lock_back() {
     let machine = share_ami();
-    let catch = machine.state("ShareKey")["Catch"][0].clone();
-    assert_eq!((&catch["ErrorEquals"], &catch["Next"]), (&json!(["PlanChanged"]), &json!("UnlockKeys")));
+    assert_eq!(catch(&machine.state("ShareKey"), "PlanChanged")["Next"], "UnlockKeys");
     let unlock = machine.state("UnlockKeys");
     assert_eq!((&unlock["Next"], &last_catch(&unlock)["Next"]), (&json!("ChooseSnapshots"), &json!("ChooseSnapshots")));
     let choice = machine.state("ChooseSnapshots")["Choices"][0].clone();
@@ -222,8 +228,9 @@ fn first_undo(machine: &Scope, state: &str, failed: &str) -> String {
 #[test]
 fn an_undo_that_fails_is_remembered_and_the_next_one_runs() {
     for (name, state) in machines().iter().flat_map(Machine::tasks).filter(|(name, _)| is_undo(name)) {
-        assert_eq!(state["Catch"][0]["Next"], state["Next"], "{name}");
-        let remembered = definition::strings(&state["Catch"][0]["Assign"]);
+        let caught = last_catch(&state);
+        assert_eq!(caught["Next"], state["Next"], "{name}");
+        let remembered = definition::strings(&caught["Assign"]);
         assert!(remembered.iter().any(|text| text.contains("$states.errorOutput.Error")), "{name}");
     }
 }
@@ -264,7 +271,8 @@ fn nothing_is_taken_back_but_what_resolve_undo_leaves() {
 #[test]
 fn what_is_revoked_is_undone_as_what_failed() {
     let mut compared = 0;
-    for (name, state) in revoke_share().states().into_iter().filter(|(name, _)| is_undo(name) || name.contains("lock"))
+    for (name, state) in
+        revoke_share().states().into_iter().filter(|(name, _)| is_undo(name) || name.to_lowercase().contains("lock"))
     {
         if name == "UndoTargets" {
             continue;
@@ -272,7 +280,7 @@ fn what_is_revoked_is_undone_as_what_failed() {
         let undone = share_ami().state(&name);
         for field in ["Type", "Resource", "TimeoutSeconds", "Retry", "Assign"] {
             let (undone, revoked) = (&undone[field], &state[field]);
-            assert!(undone == revoked || (field == "Assign" && name != "UndoShareKey"), "{name}: {field}");
+            assert!(undone == revoked || (field == "Assign" && name == "UndoLaunchInstance"), "{name}: {field}");
         }
         let source = |text: String| text.replace("$resolution.", "$round.").replace("$undo.", "$round.");
         if state["Resource"] != "arn:aws:states:::lambda:invoke" {
@@ -359,20 +367,84 @@ fn key_policies_are_written_only_under_the_lock() {
     }
 }
 
-/// An undo takes the lock over from the execution that it undoes, and from nobody else: not even from
-/// another undo of the same one.
+/// What a lock that was lost, and taken again, is held in is another name: of the drive that took it. An
+/// undo takes the lock over from the drive of the execution that it has seen stopped, and from nobody
+/// else: not even from another undo of the same one.
 #[test]
-fn each_execution_holds_the_lock_in_its_own_name() {
+fn each_drive_of_an_execution_holds_the_lock_in_its_own_name() {
     let taken = share_ami().state("ResolveImage")["Assign"].clone();
-    assert_eq!(taken["holder"], taken["execution"]);
-    let undone = undo_share().state("CheckRecord")["Choices"][0]["Assign"].clone();
-    assert_eq!(undone["holder"], "{% $states.context.Execution.Id %}");
-    assert_eq!(revoke_share().state("BeginRevoke")["Assign"]["holder"], "{% $states.context.Execution.Id %}");
-    for (name, state) in machines().iter().flat_map(|machine| machine.calls("dynamodb:updateItem")) {
-        let values = &state["Arguments"]["ExpressionAttributeValues"];
-        assert_eq!(values[":me"]["S"], "{% $holder %}", "{name}");
-        let taken_over = if name == "LockKeysToUndo" { json!("{% $execution %}") } else { Value::Null };
-        assert_eq!(values[":execution"]["S"], taken_over, "{name}");
+    assert_eq!((&taken["taker"], &taken["stopped"]), (&taken["execution"], &json!("nobody")));
+    let claimed = undo_share().state("ClaimShare")["Assign"].clone();
+    assert_eq!(claimed["taker"], "{% $states.context.Execution.Id %}");
+    let begun = revoke_share().state("BeginRevoke")["Assign"].clone();
+    assert_eq!((&begun["taker"], &begun["stopped"]), (&claimed["taker"], &json!("nobody")));
+    let stopped = undo_share().state("DescribeShare")["Assign"]["stopped"].clone();
+    assert_eq!(stopped, "{% $execution & '#' & $states.result.RedriveCount %}");
+    let redrive = "$exists($states.context.Execution.RedriveCount) ? $states.context.Execution.RedriveCount : 0";
+    for machine in machines() {
+        for (name, state) in machine.calls("dynamodb:updateItem") {
+            let values = &state["Arguments"]["ExpressionAttributeValues"];
+            if name.starts_with("LockKeys") {
+                assert_eq!(values[":me"]["S"], format!("{{% $taker & '#' & ({redrive}) %}}"), "{name}");
+                let taken_over = if name == "LockKeysToUndo" { json!("{% $stopped %}") } else { Value::Null };
+                assert_eq!(values[":stopped"]["S"], taken_over, "{name}");
+                let lock = &state["Assign"];
+                assert_eq!(lock["holder"], "{% $states.result.Attributes.heldBy.S %}", "{name}");
+                assert_eq!(lock["lock"]["redrive"], format!("{{% {redrive} %}}"), "{name}");
+            } else if name.starts_with("Unlock") {
+                assert_eq!(values[":me"]["S"], "{% $holder %}", "{name}");
+            }
+        }
+    }
+}
+
+/// Step Functions goes on in the state that was stopped, not in the one that took the lock.
+#[test]
+fn a_lock_that_was_lost_is_taken_again() {
+    for machine in machines() {
+        for (writer, lock) in [("ShareKey", "LockKeys"), ("UndoShareKey", "LockKeysToUndo")] {
+            let (own, _) = split(&machine);
+            let Some(state) = own.states.get(writer) else { continue };
+            let lost = catch(state, "LockLost");
+            assert_eq!((&lost["Next"], &lost["Assign"]["lockLost"]), (&json!(lock), &json!(true)), "{writer}");
+            assert_eq!(own.states[lock]["Assign"]["lock"]["again"], "{% $lockLost %}");
+            assert_eq!(state["Arguments"]["Payload"]["lock"], "{% $lock %}");
+        }
+    }
+}
+
+/// An execution that is redriven may be taken back at the same time: what undo-share has claimed, and
+/// what it has taken back, share-ami does not call shared.
+#[test]
+fn a_redriven_execution_and_its_undo_know_of_each_other() {
+    let (share_ami, undo_share) = (share_ami(), undo_share());
+    let claim = undo_share.state("ClaimShare");
+    assert_eq!(claim["Arguments"]["UpdateExpression"], "SET undoneBy = :me");
+    assert_eq!(undo_share.whole["StartAt"], "ClaimShare", "functions may still run while the note is claimed");
+    assert_eq!(catch(&claim, LOCKED)["Next"], "FinishUndoShare");
+    let check = undo_share.state("CheckShare");
+    assert_eq!(check["Choices"][0]["Condition"], "{% $status = 'ABORTED' or $status = 'TIMED_OUT' %}");
+    assert_eq!((&check["Choices"][0]["Next"], &check["Default"]), (&json!("ResolveUndo"), &json!("ReleaseShare")));
+    assert_eq!(undo_share.state("ReleaseShare")["Arguments"]["UpdateExpression"], "REMOVE undoneBy");
+
+    let condition = |state: &str| share_ami.state(state)["Arguments"]["ConditionExpression"].clone();
+    assert_eq!(condition("RecordShare"), "attribute_not_exists(undoneBy)");
+    assert_eq!(condition("ConfirmShare"), "attribute_exists(id) AND attribute_not_exists(undoneBy)");
+    let confirm = share_ami.state("ConfirmShare");
+    assert!(confirm["Catch"].as_array().unwrap().iter().all(|catch| catch["Next"] == "ResolveUndo"));
+    assert_eq!(catch(&confirm, LOCKED)["Assign"]["failure"]["error"], "ShareUndone");
+    assert_eq!(share_ami.state("CheckOutcome")["Choices"][1]["Next"], "ConfirmShare");
+    // Nothing comes after it that could still be stopped and redriven.
+    assert_eq!(share_ami.state(confirm["Next"].as_str().unwrap())["Type"], "Succeed");
+
+    // Each waits for the other: RecordShare and ConfirmShare longer than an undo-share that lets go.
+    let wait = undo_share.state("WaitForFunctions")["Seconds"].as_u64().unwrap();
+    for state in ["RecordShare", "ConfirmShare"] {
+        let retry = share_ami.state(state)["Retry"][0].clone();
+        assert_eq!(retry["ErrorEquals"], json!([LOCKED]), "{state}");
+        let number = |field: &str| retry[field].as_u64().unwrap();
+        let waited = number("MaxAttempts") * number("MaxDelaySeconds") / 2;
+        assert!(waited > 2 * wait, "{state} waits {waited} s");
     }
 }
 
@@ -407,30 +479,19 @@ fn both_machines_mean_the_same_records() {
     };
     let (id, part) = key(&share_ami, "RecordShare", "Item");
     let of = |arn: &str| (id.replace("$states.context.Execution.Id", arn), part.clone());
-    assert_eq!(key(&undo_share, "RecallShare", "Key"), of("$states.input.detail.executionArn"));
+    assert_eq!(key(&undo_share, "ClaimShare", "Key"), of("$states.input.detail.executionArn"));
+    assert_eq!(key(&undo_share, "ReleaseShare", "Key"), of("$executionArn"));
     assert_eq!(key(&undo_share, "ForgetShare", "Key"), of("$executionArn"));
-    let target = key(&share_ami, "RecordTarget", "Item");
-    assert_eq!(target, key(&share_ami, "ForgetTarget", "Key"));
-    let noted = |(id, part): (String, String)| {
-        (
-            id,
-            part.replace("$resolution.image.imageId", "$states.input.imageId")
-                .replace("$execution", "$states.input.execution"),
-        )
-    };
-    let rewritten = revoke_share().state("RewriteNote")["Arguments"]["Item"].clone();
-    assert_eq!(key(&revoke_share(), "RewriteNote", "Item"), noted(target.clone()));
-    assert_eq!(key(&revoke_share(), "ForgetNote", "Key"), noted(target));
-    let fields = |item: &Value| item.as_object().unwrap().keys().cloned().collect::<Set>();
-    assert_eq!(fields(&rewritten), fields(&share_ami.state("RecordTarget")["Arguments"]["Item"]));
+    assert_eq!(key(&share_ami, "ConfirmShare", "Key"), of("$states.context.Execution.Id"));
+    assert_eq!(key(&share_ami, "RecordTarget", "Item"), key(&share_ami, "ForgetTarget", "Key"));
     let lock = key(&share_ami, "LockKeys", "Key");
     for state in ["UnlockKeys", "LockKeysToUndo", "UnlockUndoneKeys"] {
         assert_eq!(key(&share_ami, state, "Key"), lock, "{state}");
     }
     let noted = share_ami.state("RecordShare")["Arguments"]["Item"]["resolution"]["S"].clone();
-    let read = undo_share.state("CheckRecord")["Choices"][0]["Assign"]["resolution"].clone();
+    let read = undo_share.state("ClaimShare")["Assign"]["resolution"].clone();
     assert_eq!(noted, "{% $string($resolution) %}");
-    assert_eq!(read, "{% $parse($states.input.Item.resolution.S) %}");
+    assert_eq!(read, "{% $parse($states.result.Attributes.resolution.S) %}");
     for (name, state) in machines().iter().flat_map(|machine| machine.calls("dynamodb:")) {
         assert_eq!(state["Arguments"]["TableName"], "${RecordTableName}", "{name}");
     }

@@ -8,6 +8,7 @@ mod grants;
 mod lost_replies;
 mod modes;
 mod plan;
+mod propagation;
 mod refused;
 #[path = "../contract/steps.rs"]
 #[expect(dead_code, reason = "the contract tests look at more of a step than its actions")]
