@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ami_share_core::{
     Error, Hub, aws,
-    ids::{AccountId, ExecutionName, KeyArn},
+    ids::{AccountId, ExecutionName, KeyArn, SnapshotId},
     key_policy::KeyPolicy,
     revoke::RevokeRequest,
 };
 use ami_share_key_grants::KeyGrant;
 use ami_share_launchable::{self as launchable, Launchable};
 use ami_share_record::Gift;
-use aws_sdk_ec2::types::{ImageAttributeName, ImageState};
+use aws_sdk_ec2::types::{Filter, ImageAttributeName, ImageState};
 use aws_sdk_kms::error::ProvideErrorMetadata;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -31,6 +31,8 @@ const CONCURRENCY: usize = 16;
 pub(crate) struct SourceState {
     /// Whether it has the image, be it disabled.
     pub(crate) image_found: bool,
+    /// Of the snapshots that a permission is noted of, those that it still has.
+    pub(crate) snapshots: BTreeSet<SnapshotId>,
     /// Who has a launch permission of the image.
     pub(crate) permitted: BTreeSet<AccountId>,
     /// What each target can launch besides.
@@ -81,6 +83,7 @@ pub(crate) async fn find(
         image_keys.extend(launchable::keys(&ec2, source, snapshots).await?.into_values());
         state.permitted = permitted(&ec2, request).await?;
     }
+    state.snapshots = snapshots(&ec2, request, gifts).await?;
     state.others = launchable::besides(&ec2, source, &request.image_id, gifts.keys().cloned().collect()).await?;
 
     let retiring = hub.source_role(&source.account_id, &source.region);
@@ -138,6 +141,29 @@ async fn image_snapshots(ec2: &aws_sdk_ec2::Client, request: &RevokeRequest) -> 
     // EC2 goes on naming an image for some time after it was deregistered.
     let image = images.iter().find(|image| image.state() != Some(&ImageState::Deregistered));
     Ok(image.map(launchable::snapshots))
+}
+
+/// What is not there any more cannot be taken from: EC2 would not even say that it is not there, as the role is
+/// allowed to change what is the account's own.
+async fn snapshots(
+    ec2: &aws_sdk_ec2::Client,
+    request: &RevokeRequest,
+    gifts: &BTreeMap<AccountId, Vec<Gift>>,
+) -> Result<BTreeSet<SnapshotId>, Error> {
+    let gifts = gifts.values().flatten().filter(|gift| gift.image.image_id == request.image_id);
+    let noted: BTreeSet<String> =
+        gifts.flat_map(|gift| &gift.target.source_changes.snapshot_ids).map(ToString::to_string).collect();
+    if noted.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let noted = Filter::builder().name("snapshot-id").set_values(Some(noted.into_iter().collect())).build();
+    let mut pages = ec2.describe_snapshots().owner_ids("self").filters(noted).into_paginator().items().send();
+    let mut found = BTreeSet::new();
+    while let Some(snapshot) = pages.next().await {
+        let snapshot = snapshot.map_err(|error| aws::failure(&request.source.account_id, DESCRIBE_SNAPSHOTS, error))?;
+        found.extend(snapshot.snapshot_id().and_then(|id| SnapshotId::parse(id).ok()));
+    }
+    Ok(found)
 }
 
 async fn permitted(ec2: &aws_sdk_ec2::Client, request: &RevokeRequest) -> Result<BTreeSet<AccountId>, Error> {

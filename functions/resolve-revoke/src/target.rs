@@ -92,7 +92,7 @@ pub(crate) fn take_back(
         let mut stay = gift.clone();
         let Target { source_changes, principal_changes, mode, copy_id, launch, .. } = &mut stay.target;
         if this_image {
-            snapshot_ids.extend(source_changes.snapshot_ids.drain(..));
+            snapshot_ids.extend(source_changes.snapshot_ids.drain(..).filter(|id| source.snapshots.contains(id)));
             source_changes.launch_permission = false;
         }
         for (noted, taken) in
@@ -155,7 +155,7 @@ pub(crate) fn take_back(
     }
     let targets = items(&account_id, attached, inline, copies_of, instances_of);
     TakenBack {
-        launch_permission: given,
+        launch_permission: given && source.image_found,
         snapshot_ids,
         key_arns,
         grant_key_arns,
