@@ -10,6 +10,7 @@
 //! - [`seed`]: an encrypted image in the source account, a principal and a key in the target
 //! - [`sabotage`]: what somebody else does to a share while it is under way
 //! - [`execution`]: starting an execution and following it
+//! - [`notices`]: what the hub's topic tells its subscribers
 //! - [`stop`]: stopping an execution in a given state, and what undo-share then does
 //! - [`report`]: what an execution did, as a table and as JSON
 
@@ -18,6 +19,7 @@ pub mod deploy;
 pub mod engine;
 pub mod execution;
 pub mod local;
+pub mod notices;
 pub mod report;
 pub mod roles;
 pub mod sabotage;

@@ -28,6 +28,8 @@ pub struct Settings {
     pub organization: Organization,
     /// Whether the targets' owners allow inline policies.
     pub inline_policies: bool,
+    /// `AuditSchedule`
+    pub audit_schedule: String,
     pub sandbox: ami_share_sandbox::Settings,
 }
 
@@ -39,6 +41,7 @@ impl Default for Settings {
             pairs: Vec::new(),
             organization: Organization::default(),
             inline_policies: false,
+            audit_schedule: String::new(),
             sandbox: ami_share_sandbox::Settings::default(),
         }
     }
@@ -89,6 +92,7 @@ impl Local {
             ("OrganizationsRoleArn", asked_as.as_deref().unwrap_or_default()),
             ("SourceAccountId", &settings.source),
             ("ExternalId", EXTERNAL_ID),
+            ("AuditSchedule", &settings.audit_schedule),
             ("ImageEventSource", IMAGE_EVENT_SOURCE),
         ];
         let hub = deploy::deploy_hub(&engine, &parameters).await?;

@@ -40,6 +40,15 @@ pub struct KeyPolicy {
     statements: Vec<Value>,
 }
 
+/// Whom statements name that are not ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Themselves, or by one of their users or roles.
+    pub accounts: BTreeSet<AccountId>,
+    /// Whether one names everybody, as those do that share with an organization by a condition.
+    pub everybody: bool,
+}
+
 impl KeyPolicy {
     /// Reads a policy as kms:GetKeyPolicy returns it.
     ///
@@ -75,6 +84,31 @@ impl KeyPolicy {
             self.principals(sid).iter().filter_map(|principal| account_of(principal)).collect()
         };
         &named(USE_SID) & &named(GRANT_SID)
+    }
+
+    /// Accounts that one of our statements names and the other does not: it is of no use to them.
+    pub fn half_named(&self) -> BTreeSet<AccountId> {
+        let named = |sid| self.principals(sid).iter().filter_map(|principal| account_of(principal)).collect();
+        let (using, granting): (BTreeSet<AccountId>, BTreeSet<AccountId>) = (named(USE_SID), named(GRANT_SID));
+        &using ^ &granting
+    }
+
+    /// Whom other people's statements let decrypt with the key, as far as that can be told from names: what
+    /// conditions and Deny statements make of it is not looked at.
+    pub fn others(&self) -> Others {
+        let mut others = Others::default();
+        let ours = |statement: &&Value| statement["Sid"] != USE_SID && statement["Sid"] != GRANT_SID;
+        for statement in self.statements.iter().filter(ours).filter(|statement| lets_decrypt(statement)) {
+            let principal = &statement["Principal"];
+            if principal == "*" || statement.get("NotPrincipal").is_some() {
+                others.everybody = true;
+            }
+            for name in strings(&principal["AWS"]) {
+                others.everybody |= name == "*";
+                others.accounts.extend(account_in(&name));
+            }
+        }
+        others
     }
 
     /// With `accounts` in both of our statements, which are put right where they are not as they
@@ -276,6 +310,23 @@ fn account_of(principal: &str) -> Option<AccountId> {
     }
 }
 
+/// The account of a principal, which may be the account's number, its ARN, or that of any principal of it.
+pub fn account_in(principal: &str) -> Option<AccountId> {
+    let account = if principal.starts_with("arn:") { principal.split(':').nth(4)? } else { principal };
+    AccountId::parse(account).ok()
+}
+
+/// Whether a statement allows what no launch can do without.
+fn lets_decrypt(statement: &Value) -> bool {
+    const DECRYPT: &str = "kms:decrypt";
+    let covers = |pattern: &String| match pattern.to_ascii_lowercase().split_once('*') {
+        Some((prefix, _)) => DECRYPT.starts_with(prefix),
+        None => pattern.eq_ignore_ascii_case(DECRYPT),
+    };
+    let named = strings(&statement["Action"]).iter().any(covers);
+    statement["Effect"] == "Allow" && (named || statement.get("NotAction").is_some())
+}
+
 /// What KMS shows in place of the ARN of a user (AIDA…) or role (AROA…) that was deleted ("IAM
 /// identifiers", IAM user guide).
 fn is_unique_id(principal: &str) -> bool {
@@ -463,5 +514,32 @@ mod tests {
     fn over_four_hundred_accounts_fit() {
         let accounts: Vec<AccountId> = (0..450).map(|n| AccountId::parse(format!("2{n:011}")).unwrap()).collect();
         assert!(policy(ADMIN).with(&accounts).unwrap().to_text().is_ok());
+    }
+
+    #[test]
+    fn an_account_that_one_of_our_statements_names_is_half_named() {
+        let mut half = policy(ADMIN).with(&[account(2), account(3)]).unwrap();
+        half.set(GRANT_SID, vec![root_arn(&key(), &account(3)), root_arn(&key(), &account(4))]);
+        assert_eq!(half.accounts(), BTreeSet::from([account(3)]));
+        assert_eq!(half.half_named(), BTreeSet::from([account(2), account(4)]));
+    }
+
+    #[test]
+    fn others_are_those_whom_a_foreign_statement_lets_decrypt() {
+        let statement = |principal: &str, action: &str| {
+            format!(r#"{{"Effect":"Allow","Principal":{principal},"Action":{action},"Resource":"*"}}"#)
+        };
+        let of = |statements: &[String]| policy(&statements.join(",")).with(&[account(9)]).unwrap().others();
+        let others = of(&[
+            statement(r#"{"AWS":"222222222222"}"#, r#""kms:Decrypt""#),
+            statement(r#"{"AWS":["arn:aws:iam::333333333333:role/app","AROAEXAMPLEIDEXAMPLE"]}"#, r#"["kms:De*"]"#),
+            statement(r#"{"AWS":"arn:aws:iam::444444444444:root"}"#, r#""kms:DescribeKey""#),
+            statement(r#"{"AWS":"arn:aws:iam::555555555555:root"}"#, r#""kms:Decrypt""#).replace("Allow", "Deny"),
+            statement(r#"{"Service":"logs.amazonaws.com"}"#, r#""kms:*""#),
+        ]);
+        assert_eq!(others, Others { accounts: BTreeSet::from([account(2), account(3)]), everybody: false });
+        for principal in [r#""*""#, r#"{"AWS":"*"}"#] {
+            assert!(of(&[statement(principal, r#""KMS:*""#)]).everybody, "{principal}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The input of share-ami, parsed with every problem named at once.
+//! The inputs of the state machines, parsed with every problem named at once.
 //!
 //! serde stops at the first problem and an operator would meet the rest one execution at a time, so
 //! the request is read field by field.
@@ -42,6 +42,28 @@ pub struct RequestedTarget {
     pub launch: Launch,
 }
 
+/// The input of audit-shares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditRequest {
+    /// Nothing: every image that the source account owns in the Region.
+    pub image_id: Option<ImageId>,
+    pub source: Source,
+}
+
+impl AuditRequest {
+    /// # Errors
+    /// As [`Request::parse`].
+    pub fn parse(request: &Value, default_source: &Source) -> Result<Self, Vec<Problem>> {
+        collected(|problems| {
+            let fields = Fields::of(request, "", problems)?;
+            let image_id = fields.optional("imageId", ImageId::parse);
+            let source = read_source(&fields, default_source);
+            fields.refuse_others(&["imageId", "source"]);
+            Some(Self { image_id: image_id?, source: source? })
+        })
+    }
+}
+
 impl Request {
     /// Reads a request; what it does not say of its source is taken from `default_source`.
     ///
@@ -49,22 +71,26 @@ impl Request {
     /// Every problem: unknown and missing fields, values of a wrong type or form, values that
     /// contradict each other, and what this version does not do.
     pub fn parse(request: &Value, default_source: &Source) -> Result<Self, Vec<Problem>> {
-        let problems = RefCell::default();
-        let parsed = read_request(request, default_source, &problems);
-        let problems = problems.into_inner();
-        match parsed {
-            Some(request) if problems.is_empty() => Ok(request),
-            _ => Err(problems),
-        }
+        collected(|problems| read_request(request, default_source, problems))
     }
 }
 
 pub(crate) type Problems = RefCell<Vec<Problem>>;
 
+pub(crate) fn collected<T>(read: impl FnOnce(&Problems) -> Option<T>) -> Result<T, Vec<Problem>> {
+    let problems = RefCell::default();
+    let parsed = read(&problems);
+    let problems = problems.into_inner();
+    match parsed {
+        Some(request) if problems.is_empty() => Ok(request),
+        _ => Err(problems),
+    }
+}
+
 fn read_request(request: &Value, default_source: &Source, problems: &Problems) -> Option<Request> {
     let fields = Fields::of(request, "", problems)?;
     let image_id = fields.required("imageId", ImageId::parse);
-    let source = read_source(&fields, default_source, problems);
+    let source = read_source(&fields, default_source);
     let targets = read_targets(&fields, source.as_ref(), problems);
     let action = fields.or("action", Action::Apply, |v| {
         one_of(&v, &[("apply", Action::Apply), ("plan", Action::Plan)], &[("audit", ELSEWHERE)])
@@ -107,14 +133,13 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
     })
 }
 
-pub(crate) fn read_source(fields: &Fields, default_source: &Source, problems: &Problems) -> Option<Source> {
-    fields.get("source").map_or(Some(default_source.clone()), |value| {
-        let fields = Fields::of(value, "source", problems)?;
-        let account_id = fields.or("accountId", default_source.account_id.clone(), AccountId::parse);
-        let region = fields.or("region", default_source.region.clone(), Region::parse);
-        fields.refuse_others(&["accountId", "region"]);
-        Some(Source { account_id: account_id?, region: region? })
-    })
+pub(crate) fn read_source(fields: &Fields, default_source: &Source) -> Option<Source> {
+    let Some(value) = fields.get("source") else { return Some(default_source.clone()) };
+    let fields = Fields::of(value, "source", fields.problems)?;
+    let account_id = fields.or("accountId", default_source.account_id.clone(), AccountId::parse);
+    let region = fields.or("region", default_source.region.clone(), Region::parse);
+    fields.refuse_others(&["accountId", "region"]);
+    Some(Source { account_id: account_id?, region: region? })
 }
 
 const LATER: &str = "is not supported by this version";
@@ -590,5 +615,22 @@ mod tests {
             request[field] = value;
             assert_eq!(fields(request), [field]);
         }
+    }
+
+    #[test]
+    fn an_audit_is_of_every_image_unless_one_is_named() {
+        let source = Source {
+            account_id: AccountId::parse("111111111111").unwrap(),
+            region: Region::parse("eu-west-1").unwrap(),
+        };
+        let audit = |request: Value| AuditRequest::parse(&request, &source);
+        assert_eq!(audit(json!({})).unwrap(), AuditRequest { image_id: None, source: source.clone() });
+        let one = audit(json!({ "imageId": "ami-0123abcd", "source": { "region": "us-east-1" } })).unwrap();
+        assert_eq!(one.image_id.unwrap().as_str(), "ami-0123abcd");
+        assert_eq!((one.source.account_id.as_str(), one.source.region.as_str()), ("111111111111", "us-east-1"));
+        let problems = audit(json!({ "imageId": "ami-1", "source": { "accountId": 1, "zone": "a" }, "targets": [] }));
+        let fields: Vec<String> = problems.unwrap_err().into_iter().map(|problem| problem.field).collect();
+        assert_eq!(fields, ["imageId", "source.accountId", "source.zone", "targets"]);
+        assert_eq!(audit(json!([])).unwrap_err()[0].field, "request");
     }
 }

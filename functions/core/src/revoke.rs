@@ -4,15 +4,13 @@
 //! take back. What one execution can do ends with its history, of 25,000 events (Step Functions service
 //! quotas), where it would fail without a Catch: [`Progress`] counts, and the execution stops in time.
 
-use std::cell::RefCell;
-
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
     error::Problem,
     ids::{AccountId, ExecutionName, ImageId},
-    request::{Fields, Problems, read_source},
+    request::{Fields, Problems, collected, read_source},
     share::{Kept, KeyChange, PrincipalAccess, SnapshotChange, Source, Target},
 };
 
@@ -57,20 +55,14 @@ impl RevokeRequest {
     /// # Errors
     /// Every problem.
     pub fn parse(request: &Value, default_source: &Source) -> Result<Self, Vec<Problem>> {
-        let problems = RefCell::default();
-        let parsed = read_request(request, default_source, &problems);
-        let problems = problems.into_inner();
-        match parsed {
-            Some(request) if problems.is_empty() => Ok(request),
-            _ => Err(problems),
-        }
+        collected(|problems| read_request(request, default_source, problems))
     }
 }
 
 fn read_request(request: &Value, default_source: &Source, problems: &Problems) -> Option<RevokeRequest> {
     let fields = Fields::of(request, "", problems)?;
     let image_id = fields.required("imageId", ImageId::parse);
-    let source = read_source(&fields, default_source, problems);
+    let source = read_source(&fields, default_source);
     let targets = match fields.get("targets") {
         Some(Value::String(all)) if all == "all" => Some(RevokedTargets::All),
         Some(Value::Array(list)) => read_targets(&fields, list, source.as_ref()).map(RevokedTargets::Listed),

@@ -18,6 +18,8 @@ use aws_sdk_kms::{
 
 pub const LIST_GRANTS: &str = "kms:ListGrants";
 
+const NAME_PREFIX: &str = "ami-share-";
+
 /// A grant of ours on `key`, as it is or should be.
 #[derive(Debug, Clone, Copy)]
 pub struct KeyGrant<'a> {
@@ -32,7 +34,7 @@ impl KeyGrant<'_> {
     /// With a name, KMS answers a second kms:CreateGrant that is the same with the same grant
     /// ("CreateGrant", KMS API reference).
     pub fn name(&self) -> String {
-        format!("ami-share-{}", self.account)
+        format!("{NAME_PREFIX}{}", self.account)
     }
 
     /// The target's account, which lets its own principals use the grant, as it does with a statement
@@ -68,6 +70,12 @@ impl KeyGrant<'_> {
     }
 }
 
+/// The account that `grant` on `key` gives the use of it, if the grant is ours.
+pub fn target_of(key: &KeyArn, retiring: &str, grant: &GrantListEntry) -> Option<AccountId> {
+    let account = AccountId::parse(grant.name()?.strip_prefix(NAME_PREFIX)?).ok()?;
+    KeyGrant { key, account: &account, retiring }.is(grant).then_some(account)
+}
+
 /// `error` of a call that has to do with the grants on `key`, with what to do where it was refused.
 pub fn explained(key: &KeyArn, error: Error) -> Error {
     match error {
@@ -90,11 +98,22 @@ pub fn explained(key: &KeyArn, error: Error) -> Error {
 /// # Errors
 /// Whatever AWS answers.
 pub async fn to_account(kms: &Client, key: &KeyArn, account: &AccountId) -> Result<Vec<GrantListEntry>, Error> {
-    let grantee = account_root(&key.region(), account);
+    list(kms, key, Some(account_root(&key.region(), account))).await
+}
+
+/// Every grant on `key`, whoever made it for whom: one call for each hundred.
+///
+/// # Errors
+/// Whatever AWS answers.
+pub async fn all(kms: &Client, key: &KeyArn) -> Result<Vec<GrantListEntry>, Error> {
+    list(kms, key, None).await
+}
+
+async fn list(kms: &Client, key: &KeyArn, grantee: Option<String>) -> Result<Vec<GrantListEntry>, Error> {
     let mut pages = kms
         .list_grants()
         .key_id(key.as_str())
-        .grantee_principal(grantee)
+        .set_grantee_principal(grantee)
         .into_paginator()
         .page_size(100)
         .items()
@@ -127,6 +146,8 @@ mod tests {
                 .set_operations(Some(KeyGrant::operations()))
         };
         assert!(ours.is(&listed().build()));
+        assert_eq!(target_of(&key, ROLE, &listed().build()).as_ref(), Some(&account));
+        assert_eq!(target_of(&key, ROLE, &listed().name("ami-share-333333333333").build()), None);
         let backwards = KeyGrant::operations().into_iter().rev().collect();
         assert!(ours.is(&listed().set_operations(Some(backwards)).build()));
         for other in [

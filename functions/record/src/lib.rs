@@ -4,7 +4,7 @@
 //! A note is kept under its target (`target#<account>`, then image and execution), so that all notes
 //! of a target are one query; the index `ByImage` answers which targets have any for an image.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ami_share_core::{
     Error, Hub, aws,
@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 
 /// What a function that reads the notes calls in the hub.
 pub const HUB_ACTIONS: [&str; 1] = [QUERY];
+
+/// What a function that looks for every note calls besides, on the index.
+pub const SCAN: &str = "dynamodb:Scan";
 
 const QUERY: &str = "dynamodb:Query";
 
@@ -105,12 +108,28 @@ impl Record {
         let mut accounts: Vec<AccountId> = Vec::new();
         while let Some(key) = keys.next().await {
             let key = key.map_err(|error| aws::failure(&self.account, QUERY, error))?;
-            let id = key.get("id").and_then(|id| id.as_s().ok());
-            accounts.extend(id.and_then(|id| AccountId::parse(id.strip_prefix(TARGET_PREFIX)?).ok()));
+            accounts.extend(account_of(&key));
         }
         accounts.sort();
         accounts.dedup();
         Ok(accounts)
+    }
+
+    /// Every image that anything is noted of, with the accounts, from the index only.
+    ///
+    /// # Errors
+    /// As [`Record::accounts_given`].
+    pub async fn images_given(&self) -> Result<BTreeMap<ImageId, BTreeSet<AccountId>>, Error> {
+        let mut keys = self.client.scan().table_name(&self.table).index_name(BY_IMAGE).into_paginator().items().send();
+        let mut given: BTreeMap<ImageId, BTreeSet<AccountId>> = BTreeMap::new();
+        while let Some(key) = keys.next().await {
+            let key = key.map_err(|error| aws::failure(&self.account, SCAN, error))?;
+            let image = key.get("imageId").and_then(|image| ImageId::parse(image.as_s().ok()?.as_str()).ok());
+            if let Some((image, account)) = image.zip(account_of(&key)) {
+                given.entry(image).or_default().insert(account);
+            }
+        }
+        Ok(given)
     }
 
     fn unreadable(
@@ -131,6 +150,11 @@ impl Record {
             source: None,
         }
     }
+}
+
+/// The target that a note is of.
+fn account_of(note: &HashMap<String, AttributeValue>) -> Option<AccountId> {
+    AccountId::parse(note.get("id")?.as_s().ok()?.strip_prefix(TARGET_PREFIX)?).ok()
 }
 
 /// The account and the name in `arn:aws:dynamodb:<region>:<account>:table/<name>`.

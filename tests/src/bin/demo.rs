@@ -15,6 +15,7 @@ use ami_share_tests::{
     engine::checkout,
     execution,
     local::{Local, Settings},
+    notices::Inbox,
     report::{Run, bold},
     sabotage, seed,
 };
@@ -112,17 +113,20 @@ async fn demonstrate() -> Result<bool> {
     let accounts = local.sandbox.world().accounts.clone();
     let plan = plan(&local, &world).await?;
     let mut runs = Vec::new();
+    let mut audited = Value::Null;
     for scenario in &SCENARIOS {
         local.sandbox.world().accounts = accounts.clone();
         let before = snapshots(&local);
         runs.push(run(&local, &world, scenario).await?);
         if scenario.name == "plain" {
+            audited = audit(&local).await?;
             runs.push(revoke(&local, &world, &before).await?);
         }
     }
     let directory = checkout().join("target/demo");
     fs::create_dir_all(&directory)?;
     fs::write(directory.join("plan.json"), serde_json::to_string_pretty(&plan)?)?;
+    fs::write(directory.join("audit.json"), serde_json::to_string_pretty(&audited)?)?;
     for run in &runs {
         fs::write(directory.join(format!("{}.json", run.name)), serde_json::to_string_pretty(&run.json())?)?;
     }
@@ -196,6 +200,27 @@ async fn plan(local: &Local, world: &World) -> Result<Value> {
     let written = local.sandbox.world().journal.since(seen).iter().filter(|entry| entry.write).count();
     println!("  Calls that the plan itself made to change something: {written}.");
     if written == 0 { Ok(plan) } else { Err("the plan changed something".into()) }
+}
+
+/// Shows what an audit says of the share before it, and that it changes nothing.
+async fn audit(local: &Local) -> Result<Value> {
+    println!("\n{}\n", bold("Who can use what now: the notice of an audit"));
+    let machine = &local.hub.stack.outputs["AuditSharesStateMachineArn"];
+    let seen = local.sandbox.world().journal.last_seq();
+    let inbox = Inbox::open(&local.engine, &local.hub).await?;
+    println!("$ aws stepfunctions start-execution --state-machine-arn {machine} --name audit --input '{{}}'\n");
+    let arn = execution::start_with_cli(&local.engine.endpoint(), machine, "audit", &json!({}))?;
+    let report = execution::follow(&local.engine.endpoint(), &arn, |_| {}).await?.output.ok_or("there is no audit")?;
+    let notice = inbox.receive(&local.engine)?;
+    for line in notice.message.lines() {
+        println!("  {line}");
+    }
+    let written = local.sandbox.world().journal.since(seen).iter().filter(|entry| entry.write).count();
+    if written == 0 && report["status"] == "clean" {
+        Ok(report)
+    } else {
+        Err("the audit is not as it should be".into())
+    }
 }
 
 fn request(world: &World, scenario: &Scenario) -> Value {

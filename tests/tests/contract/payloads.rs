@@ -17,12 +17,13 @@ use crate::{
 };
 
 /// Fields that may be null, and so may be left out as far as serde can tell.
-const NULLABLE: [(&str, &str); 5] = [
+const NULLABLE: [(&str, &str); 6] = [
     ("Report", "resolution"),
     ("Report", "failure"),
     ("ResolveRevoke", "progress"),
     ("ReportRevoke", "progress"),
     ("ReportRevoke", "failure"),
+    ("AuditShares", "progress"),
 ];
 
 fn target() -> Value {
@@ -163,6 +164,7 @@ fn variables() -> Value {
             "grantChanges": resolution()["grantChanges"].clone(),
             "targets": [target()]
         },
+        "progress": null,
         "plan": { "status": "planned" },
         "planned": { "arn:aws:kms:eu-west-1:111111111111:key/1234": { "before": "00ff", "after": "ff00" } },
         "lock": { "until": 1_700_000_900_000_u64, "redrive": 1, "again": false },
@@ -173,7 +175,7 @@ fn variables() -> Value {
         "undone": round()["targets"][0].clone(),
         "request": { "imageId": "ami-0123456789abcdef0", "targets": "all" },
         "phase": "check",
-        "progress": progress(),
+        "soFar": progress(),
         "usage": { "asked": ["222222222222"], "unasked": ["444444444444"], "uses": [used()], "unlisted": 0 },
         "reportId": "report-0123",
         "reported": [used()],
@@ -238,12 +240,11 @@ fn revoke_state(name: &str) -> Value {
     definition::revoke_share().state(name)
 }
 
-/// What share-ami sends to that step; or revoke-share, where share-ami does not have it. What undo-share sends
-/// is the same: see [`both_machines_send_a_step_the_same`].
+/// What the first machine that has that step sends to it. What undo-share sends is the same as share-ami: see
+/// [`both_machines_send_a_step_the_same`].
 fn payload(name: &str, variables: &Value) -> Value {
-    let machines = definition::machines();
-    let mut tasks = machines.iter().flat_map(Machine::tasks);
-    let (_, task) = tasks.find(|(found, _)| found == name).unwrap_or_else(|| panic!("nobody calls {name}"));
+    let tasks = definition::machines().into_iter().flat_map(|machine| machine.tasks());
+    let (_, task) = tasks.into_iter().find(|(state, _)| state == name).unwrap_or_else(|| panic!("nobody calls {name}"));
     evaluate(&task["Arguments"]["Payload"], variables)
 }
 
@@ -449,6 +450,7 @@ fn every_answer_has_what_its_state_reads() {
                 reported: vec![],
             }),
         ),
+        ("AuditShares", json(audit_shares::Output { progress: None, report: None, table: None })),
     ];
     for (name, task) in definition::machines().iter().flat_map(Machine::tasks) {
         for text in definition::strings(&task["Assign"]) {
@@ -471,7 +473,7 @@ fn choices_compare_with_what_steps_answer() {
     let available = json(describe_usage_report::State::Available);
     let expected = format!("{{% $usageState = '{}' %}}", available.as_str().unwrap());
     assert_eq!(revoke_state("CheckUsageReport")["Choices"][0]["Condition"], expected);
-    let check = format!("$progress.phase = '{}'", json(ami_share_core::revoke::Phase::Check).as_str().unwrap());
+    let check = format!("$soFar.phase = '{}'", json(ami_share_core::revoke::Phase::Check).as_str().unwrap());
     for choice in revoke_state("ChooseRound")["Choices"].as_array().unwrap().iter().take(2) {
         assert!(choice["Condition"].as_str().unwrap().contains(&check), "{choice}");
     }

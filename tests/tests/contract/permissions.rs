@@ -416,6 +416,9 @@ fn a_functions_role_may_do_nothing_else() {
         if reads_the_notes(name) {
             expected.extend(ami_share_record::HUB_ACTIONS.map(str::to_owned));
         }
+        if name == "AuditShares" {
+            expected.extend(audit_shares::HUB_ACTIONS.map(str::to_owned));
+        }
         let statements = inline(&role);
         assert_eq!(allowed(&statements), expected, "{name}");
         for statement in &statements {
@@ -424,6 +427,9 @@ fn a_functions_role_may_do_nothing_else() {
                 let index = json!({ "Fn::Sub": "${RecordTable.Arn}/index/ByImage" });
                 let table = json!([{ "Fn::GetAtt": ["RecordTable", "Arn"] }, index]);
                 assert_eq!(statement["Resource"], table, "{name}");
+            }
+            if statement["Action"] == json!(ami_share_record::SCAN) {
+                assert_eq!(statement["Resource"], json!({ "Fn::Sub": "${RecordTable.Arn}/index/ByImage" }), "{name}");
             }
         }
         let log_group = format!("{name}FunctionLogGroup");
@@ -517,6 +523,29 @@ fn undo_share_is_started_for_exactly_the_executions_that_were_stopped_or_timed_o
         "detail": { "stateMachineArn": [{ "Ref": "ShareAmiStateMachine" }], "status": ["ABORTED", "TIMED_OUT"] }
     });
     assert_eq!(rules[0]["Properties"]["Pattern"], expected);
+}
+
+/// With an input of its own: what EventBridge would send otherwise is no request.
+#[test]
+fn an_audit_is_started_by_the_schedule_that_is_asked_for_and_by_nothing_else() {
+    let hub = template(HUB);
+    assert_eq!(hub["Parameters"]["AuditSchedule"]["Default"], "");
+    let empty = json!({ "Fn::Not": [{ "Fn::Equals": [{ "Ref": "AuditSchedule" }, ""] }] });
+    assert_eq!(hub["Conditions"]["ScheduleAudits"], empty);
+    for id in ["AuditScheduleRule", "AuditScheduleRole"] {
+        assert_eq!(hub["Resources"][id]["Condition"], "ScheduleAudits", "{id}");
+    }
+    let rule = properties(&hub, "AuditScheduleRule");
+    assert_eq!(rule["ScheduleExpression"], json!({ "Ref": "AuditSchedule" }));
+    let machine = json!({ "Ref": "AuditSharesStateMachine" });
+    assert_eq!(rule["Targets"].as_array().unwrap().len(), 1);
+    let target = &rule["Targets"][0];
+    assert_eq!((&target["Arn"], &target["Input"]), (&machine, &json!("{}")));
+    assert_eq!(target["RoleArn"], json!({ "Fn::GetAtt": ["AuditScheduleRole", "Arn"] }));
+    let statements = inline(&properties(&hub, "AuditScheduleRole"));
+    assert_eq!(statements.len(), 1);
+    assert_eq!((&statements[0]["Action"], &statements[0]["Resource"]), (&json!("states:StartExecution"), &machine));
+    assert!(properties(&hub, "AuditSharesStateMachine")["Events"].is_null());
 }
 
 #[test]

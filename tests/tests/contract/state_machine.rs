@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Set,
-    definition::{self, Machine, Scope, machines, revoke_share, share_ami, undo_share},
+    definition::{self, Machine, Scope, audit_shares, machines, revoke_share, share_ami, undo_share},
 };
 
 /// What JSONata and Step Functions bring along, as far as the definition uses it as a value.
@@ -311,7 +311,7 @@ fn a_revoke_takes_the_image_first_and_asks_before() {
     assert_eq!(to_the_first, ["ChooseRound"]);
     for (choice, next) in [(0, "CheckUsage"), (1, "CheckLooked")] {
         let choice = &own.states["ChooseRound"]["Choices"][choice];
-        assert!(choice["Condition"].as_str().unwrap().contains("$progress.phase = 'check'"));
+        assert!(choice["Condition"].as_str().unwrap().contains("$soFar.phase = 'check'"));
         assert_eq!(choice["Next"], next);
     }
     assert_eq!(own.states["JudgeUsage"]["Assign"], json!({ "phase": "revoke" }));
@@ -576,6 +576,21 @@ fn names(rules: &Value) -> Set {
 fn split(machine: &Machine) -> (Scope, Vec<Scope>) {
     let mut scopes = machine.scopes();
     let own = scopes.remove(0);
-    assert!(!scopes.is_empty(), "{} has no Map", machine.path);
+    assert_eq!(scopes.is_empty(), machine.path == audit_shares().path, "{} and Maps", machine.path);
     (own, scopes)
+}
+
+/// It has nothing to undo; the notice is all that it sends, and a failure is one of its notices.
+#[test]
+fn an_audit_ends_with_a_notice_however_it_ends() {
+    let machine = audit_shares();
+    let caught = last_catch(&machine.state("AuditShares"))["Next"].clone();
+    assert_eq!(caught, "NotifyFailure");
+    for (state, next) in [("Notify", "FinishAudit"), ("NotifyFailure", "FailAudit")] {
+        let state = machine.state(state);
+        assert_eq!(state["Resource"], "arn:aws:states:::sns:publish");
+        assert_eq!((&state["Next"], &last_catch(&state)["Next"]), (&json!(next), &json!("FailAudit")));
+    }
+    assert_eq!(machine.state("Notify")["Arguments"]["Message"], "{% $table %}");
+    assert_eq!(machine.state("Notify")["Output"], "{% $report %}");
 }

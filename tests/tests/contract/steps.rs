@@ -52,6 +52,7 @@ pub(crate) fn steps() -> Vec<Step> {
         step("DescribeUsageReport", describe_usage_report::ACTIONS, describe_usage_report::describe_usage_report),
         step("JudgeUsage", judge_usage::ACTIONS, judge_usage::judge_usage),
         step("ReportRevoke", report_revoke::ACTIONS, report_revoke::report_revoke),
+        step("AuditShares", audit_shares::ACTIONS, audit_shares::audit_shares),
     ]
 }
 

@@ -150,6 +150,10 @@ async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
     let run = stage.run("plan", &plan).await?;
     assert!(run.succeeded(), "plan: {}", run.summary());
     journal.extend(run.journal);
+    let audit = &stage.local.hub.stack.resources["AuditSharesStateMachine"];
+    let run = stage.run_on(audit, "audit", &json!({})).await?;
+    assert!(run.succeeded(), "audit: {}", run.summary());
+    journal.extend(run.journal);
 
     stage.reset();
     let kept =

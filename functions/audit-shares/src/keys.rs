@@ -1,0 +1,163 @@
+//! Who may use a key, as far as its policy and its grants name them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ami_share_core::{
+    Error, aws,
+    ids::{AccountId, KeyArn},
+    key_policy::{KeyPolicy, Others, account_in},
+    share::Source,
+};
+use ami_share_key_grants::{all, target_of};
+use aws_sdk_kms::{Client, error::ProvideErrorMetadata, types::GrantListEntry};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
+
+use crate::CONCURRENCY;
+
+pub(crate) const GET_KEY_POLICY: &str = "kms:GetKeyPolicy";
+pub(crate) const LIST_KEYS: &str = "kms:ListKeys";
+
+/// How an account may come to use a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Way {
+    /// Both of ami-share's statements name it.
+    AmiShareStatements,
+    /// One of them does, which is of no use to it.
+    OneAmiShareStatement,
+    /// ami-share's grant to it is there.
+    AmiShareGrant,
+    /// Somebody else's statement that allows kms:Decrypt names it, or a principal of it.
+    OthersStatement,
+    /// Somebody else's grant of kms:Decrypt is to it, or to a principal of it.
+    OthersGrant,
+    /// Somebody else's statement names everybody; its conditions are not looked at.
+    StatementForEverybody,
+    /// The policy or the grants could not be read.
+    NotRead,
+}
+
+impl Way {
+    /// Whether it may be access to the key.
+    pub(crate) fn is_access(self) -> bool {
+        self != Self::OneAmiShareStatement
+    }
+}
+
+/// What a key's policy and grants say.
+#[derive(Debug, Default)]
+pub(crate) struct KeyAccess {
+    /// Accounts that both of our statements name.
+    statements: BTreeSet<AccountId>,
+    /// Accounts that one of our statements names.
+    pub(crate) half: BTreeSet<AccountId>,
+    /// Accounts with a grant of ours.
+    grants: BTreeSet<AccountId>,
+    others: Others,
+    others_grants: BTreeSet<AccountId>,
+    /// Why nothing of it is known.
+    pub(crate) not_read: Option<String>,
+}
+
+impl KeyAccess {
+    fn not_read(reason: impl ToString) -> Self {
+        Self { not_read: Some(reason.to_string()), ..Self::default() }
+    }
+
+    /// Accounts that ami-share's statements or grants give the use of the key.
+    pub(crate) fn ours(&self) -> BTreeSet<&AccountId> {
+        self.statements.iter().chain(&self.grants).collect()
+    }
+
+    pub(crate) fn ways(&self, account: &AccountId) -> Vec<Way> {
+        let ways = [
+            (Way::AmiShareStatements, self.statements.contains(account)),
+            (Way::OneAmiShareStatement, self.half.contains(account)),
+            (Way::AmiShareGrant, self.grants.contains(account)),
+            (Way::OthersStatement, self.others.accounts.contains(account)),
+            (Way::OthersGrant, self.others_grants.contains(account)),
+            (Way::StatementForEverybody, self.others.everybody),
+            (Way::NotRead, self.not_read.is_some()),
+        ];
+        ways.into_iter().filter_map(|(way, found)| found.then_some(way)).collect()
+    }
+}
+
+/// What is known of each of `keys`.
+pub(crate) async fn read(
+    kms: &Client,
+    source: &Source,
+    retiring: &str,
+    keys: impl IntoIterator<Item = KeyArn>,
+) -> Result<BTreeMap<KeyArn, KeyAccess>, Error> {
+    stream::iter(keys)
+        .map(|key| async move {
+            let access = read_one(kms, source, retiring, &key).await?;
+            Ok::<_, Error>((key, access))
+        })
+        .buffered(CONCURRENCY)
+        .try_collect()
+        .await
+}
+
+/// A key that may not be looked at does not keep the others from being.
+async fn read_one(kms: &Client, source: &Source, retiring: &str, key: &KeyArn) -> Result<KeyAccess, Error> {
+    if key.account_id() != source.account_id {
+        return Ok(KeyAccess::not_read(format!("it belongs to account {}", key.account_id())));
+    }
+    let policy = match kms.get_key_policy().key_id(key.as_str()).policy_name("default").send().await {
+        Ok(answer) => KeyPolicy::parse(key, answer.policy().unwrap_or_default()),
+        Err(error) if error.code() == Some("NotFoundException") => {
+            return Ok(KeyAccess::not_read("it is not there any more"));
+        }
+        Err(error) => Err(aws::failure(&source.account_id, GET_KEY_POLICY, error)),
+    };
+    let grants = match &policy {
+        Ok(_) => all(kms, key).await,
+        Err(_) => Ok(vec![]),
+    };
+    let (policy, grants) = match (policy, grants) {
+        (Ok(policy), Ok(grants)) => (policy, grants),
+        (Err(error), _) | (_, Err(error)) => {
+            return match error {
+                Error::AccessDenied { .. } | Error::KeyPolicyConflict { .. } => Ok(KeyAccess::not_read(error)),
+                error => Err(error),
+            };
+        }
+    };
+    let mut access = KeyAccess {
+        statements: policy.accounts(),
+        half: policy.half_named(),
+        others: policy.others(),
+        ..KeyAccess::default()
+    };
+    for grant in grants {
+        match target_of(key, retiring, &grant) {
+            Some(account) => drop(access.grants.insert(account)),
+            None if lets_decrypt(&grant) => {
+                access.others_grants.extend(grant.grantee_principal().and_then(account_in));
+            }
+            None => {}
+        }
+    }
+    Ok(access)
+}
+
+/// EBS makes a grant for each volume that is attached, in the name of whoever launched the instance, to a role of
+/// AWS's own in that account ("How Amazon EBS uses AWS KMS", KMS developer guide): that is use, and no access.
+fn lets_decrypt(grant: &GrantListEntry) -> bool {
+    let for_ec2 = grant.grantee_principal().is_some_and(|grantee| grantee.contains(":assumed-role/aws:"));
+    !for_ec2 && grant.operations().iter().any(|operation| operation.as_str() == "Decrypt")
+}
+
+/// Every key of the source account in the Region.
+pub(crate) async fn list(kms: &Client, source: &Source) -> Result<BTreeSet<KeyArn>, Error> {
+    let mut pages = kms.list_keys().into_paginator().page_size(1000).items().send();
+    let mut keys = BTreeSet::new();
+    while let Some(key) = pages.next().await {
+        let key = key.map_err(|error| aws::failure(&source.account_id, LIST_KEYS, error))?;
+        keys.extend(key.key_arn().and_then(|arn| KeyArn::parse(arn).ok()));
+    }
+    Ok(keys)
+}

@@ -1,0 +1,127 @@
+//! AuditShares: lists who can use the source account's images and the keys under them, what of it ami-share gave,
+//! and what is half there. It changes nothing.
+//!
+//! An account may have thousands of images, and EC2 answers a call for each. So a run looks at some of them and
+//! hands on how far it came; the state machine calls again until there is nothing left to look at. How many calls
+//! that takes does not depend on how many accounts the images are shared with, but for the pages of grants.
+
+mod allowed;
+mod grantee;
+mod images;
+mod keys;
+mod notes;
+mod report;
+mod run;
+mod shares;
+mod table;
+
+use std::collections::BTreeSet;
+
+use ami_share_core::{
+    Error, Hub,
+    hub::Actions,
+    ids::{AccountId, ExecutionName},
+    request::AuditRequest,
+    share::Source,
+};
+use ami_share_record::Record;
+use aws_sdk_ec2::config::retry::RetryConfig;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use allowed::Refused;
+use images::Inventory;
+use notes::Notes;
+use run::World;
+
+pub use report::{Kind, Report};
+pub use run::Progress;
+
+pub const ACTIONS: Actions = Actions {
+    source: &[
+        images::DESCRIBE_IMAGES,
+        images::DESCRIBE_SNAPSHOTS,
+        images::DESCRIBE_IMAGE_ATTRIBUTE,
+        images::DESCRIBE_SNAPSHOT_ATTRIBUTE,
+        keys::LIST_KEYS,
+        keys::GET_KEY_POLICY,
+        ami_share_key_grants::LIST_GRANTS,
+    ],
+    target: &[],
+    launcher: &[],
+};
+
+/// How many calls are made at a time.
+const CONCURRENCY: usize = 8;
+
+/// How often a call is tried that EC2 throttles. The SDK's adaptive mode also slows down for the ones after it.
+const ATTEMPTS: u32 = 10;
+
+/// What it calls in the hub account, as its own role.
+pub const HUB_ACTIONS: [&str; 2] = [ami_share_record::HUB_ACTIONS[0], ami_share_record::SCAN];
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Input {
+    pub execution: ExecutionName,
+    /// The input of the execution, as it was given.
+    pub request: Value,
+    /// How far the run before this one came; nothing for the first one.
+    pub progress: Option<Progress>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Output {
+    /// Nothing when there is nothing left to look at.
+    pub progress: Option<Progress>,
+    /// Of the last run.
+    pub report: Option<Report>,
+    /// The report for people.
+    pub table: Option<String>,
+}
+
+/// # Errors
+/// [`Error::InvalidRequest`]; [`Error::ImageNotFound`] for an image that is not there and that nothing is noted of;
+/// [`Error::AccessDenied`] where the source account's images or the list of its keys may not be looked at.
+#[tracing::instrument(skip_all, fields(execution = %input.execution))]
+pub async fn audit_shares(hub: &Hub, input: Input) -> Result<Output, Error> {
+    let request = read_request(hub, &input.request)?;
+    let source = &request.source;
+    let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
+    let config = config.to_builder().retry_config(RetryConfig::adaptive().with_max_attempts(ATTEMPTS)).build();
+    let ec2 = aws_sdk_ec2::Client::new(&config);
+    let world = World {
+        hub,
+        execution: &input.execution,
+        request: &request,
+        source_role: hub.source_role(&source.account_id, &source.region),
+        inventory: Inventory::read(&ec2, source).await?,
+        ec2,
+        kms: aws_sdk_kms::Client::new(&config),
+    };
+    let mut notes = Notes::read(Record::open(hub)?, &request).await?;
+    let mut progress = input.progress.unwrap_or_else(|| Progress::new(&request));
+    run::run(&world, &mut notes, &mut progress).await?;
+    Ok(match progress.finished() {
+        Ok(report) => Output { progress: None, table: Some(table::table(&report)), report: Some(report) },
+        Err(progress) => Output { progress: Some(progress), report: None, table: None },
+    })
+}
+
+fn read_request(hub: &Hub, request: &Value) -> Result<AuditRequest, Error> {
+    let region = hub.region().map_err(|rule| Error::invalid("region", "", rule))?;
+    let default_source = Source { account_id: hub.settings.source_account.clone(), region };
+    AuditRequest::parse(request, &default_source).map_err(Error::InvalidRequest)
+}
+
+/// Which of `accounts` may not be targets. Where Organizations cannot be asked, that is said of the accounts that it
+/// would have to be asked about: it is no reason to say nothing of the rest.
+async fn refused(hub: &Hub, execution: &ExecutionName, accounts: &BTreeSet<AccountId>) -> Result<Refused, Error> {
+    match ami_share_allow_list::check(hub, execution, accounts).await {
+        Ok(()) => Ok(Refused::default()),
+        Err(Error::TargetNotAllowed { refused, .. }) => Ok(Refused::of(refused)),
+        Err(error @ Error::AccessDenied { .. }) => Ok(Refused::unknown(&error)),
+        Err(error) => Err(error),
+    }
+}
