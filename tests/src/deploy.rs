@@ -134,6 +134,8 @@ pub struct Hub {
     pub stack: Stack,
     /// The ARN of share-ami.
     pub state_machine: String,
+    /// The ARN of revoke-share.
+    pub revoke_share: String,
 }
 
 /// Deploys `template.yaml`, its functions built by `make build-functions`.
@@ -141,9 +143,9 @@ pub async fn deploy_hub(engine: &Engine, parameters: &[(&str, &str)]) -> Result<
     deploy_bucket(engine).await?;
     let template = template::read(&checkout().join("template.yaml"))?;
     let stack = deploy(engine, HUB, "ami-share", package(engine, "hub", template)?, parameters).await?;
-    let state_machine =
-        stack.resources.get("ShareAmiStateMachine").ok_or("the hub stack has no ShareAmiStateMachine")?;
-    Ok(Hub { state_machine: state_machine.clone(), stack })
+    let machine = |id: &str| stack.resources.get(id).cloned().ok_or_else(|| format!("the hub stack has no {id}"));
+    let (state_machine, revoke_share) = (machine("ShareAmiStateMachine")?, machine("RevokeShareStateMachine")?);
+    Ok(Hub { state_machine, revoke_share, stack })
 }
 
 impl Hub {
@@ -162,11 +164,23 @@ impl Hub {
         logical_id: &str,
         replacement: &str,
     ) -> Result<String> {
+        self.machine_with(engine, &self.state_machine, name, logical_id, replacement).await
+    }
+
+    /// The same of any of the deployed state machines.
+    pub async fn machine_with(
+        &self,
+        engine: &Engine,
+        machine: &str,
+        name: &str,
+        logical_id: &str,
+        replacement: &str,
+    ) -> Result<String> {
         let client = aws_sdk_sfn::Client::new(&clients::root_of(HUB, &engine.endpoint()));
-        let deployed = client.describe_state_machine().state_machine_arn(&self.state_machine).send().await?;
+        let deployed = client.describe_state_machine().state_machine_arn(machine).send().await?;
         let function = self.function(logical_id)?;
         if !deployed.definition.contains(&function) {
-            return Err(format!("share-ami does not use {logical_id}").into());
+            return Err(format!("{machine} does not use {logical_id}").into());
         }
         let created = client
             .create_state_machine()

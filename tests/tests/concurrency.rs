@@ -66,7 +66,7 @@ async fn all_that_succeed_have_access_and_none_that_failed() -> Result<()> {
         let request = json!({ "imageId": image.image_id, "targets": [{ "accountId": account }] });
         execution::start(&engine, &local.hub.state_machine, &name(index), &request).await?;
     }
-    let ended = follow_all(&local).await?;
+    let ended = follow_all(&local, &local.hub.state_machine).await?;
 
     for index in 0..EXECUTIONS {
         let expected = if fails(index) { ExecutionStatus::Failed } else { ExecutionStatus::Succeeded };
@@ -96,15 +96,19 @@ async fn all_that_succeed_have_access_and_none_that_failed() -> Result<()> {
 
 /// Three reads of key policies are stale for each execution, at different moments: by a change, or
 /// by some. A fourth one in a row would be believed, as a policy that somebody put back.
-fn faults(index: usize) -> Vec<Fault> {
-    let read = Matcher { session: Some(format!("{}*", name(index))), ..Matcher::action("kms:GetKeyPolicy") };
-    // ResolveImage makes the first two.
+fn stale_reads(name: &str, index: usize) -> Vec<Fault> {
+    let read = Matcher { session: Some(format!("{name}*")), ..Matcher::action("kms:GetKeyPolicy") };
+    // ResolveImage, or ResolveRevoke, makes the first two.
     let first = u32::try_from(index % 5).unwrap_or_default();
-    let mut faults: Vec<Fault> = [first, first + 1, first + 3]
+    [first, first + 1, first + 3]
         .into_iter()
         .enumerate()
         .map(|(nth, skip)| Fault::once(read.clone(), FaultKind::Stale { writes: 1 + (index + nth) % 6 }).after(skip))
-        .collect();
+        .collect()
+}
+
+fn faults(index: usize) -> Vec<Fault> {
+    let mut faults = stale_reads(&name(index), index);
     if fails(index) {
         let kind = FaultKind::Error {
             code: "InsufficientInstanceCapacity".to_owned(),
@@ -165,12 +169,12 @@ async fn statements(local: &Local, key: &str) -> Result<(Vec<Value>, BTreeMap<St
     Ok((theirs, ours))
 }
 
-/// Waits until no execution of share-ami runs; how each ended, by its name.
-async fn follow_all(local: &Local) -> Result<BTreeMap<String, ExecutionStatus>> {
+/// Waits until no execution of `machine` runs; how each ended, by its name.
+async fn follow_all(local: &Local, machine: &str) -> Result<BTreeMap<String, ExecutionStatus>> {
     let client = aws_sdk_sfn::Client::new(&root_of(HUB, &local.engine.endpoint()));
     let started = Instant::now();
     loop {
-        let listed = client.list_executions().state_machine_arn(&local.hub.state_machine).max_results(1000);
+        let listed = client.list_executions().state_machine_arn(machine).max_results(1000);
         let executions = listed.send().await?.executions;
         let running = executions.iter().filter(|execution| execution.status == ExecutionStatus::Running).count();
         if running == 0 {
@@ -222,6 +226,61 @@ async fn launch(local: &Local, account: &str, image_id: &str) -> Result<String> 
             state => return Ok(state.map_or_else(|| "no state".to_owned(), |state| state.to_string())),
         }
     }
+}
+
+/// Targets that have the image lose it while others get it, all by the policies of the same keys.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_are_shared_have_access_and_none_that_are_revoked() -> Result<()> {
+    let targets: Vec<String> = (0..EXECUTIONS).map(target).collect();
+    let local = Local::start(Settings { targets: targets.clone(), ..Settings::default() }).await?;
+    let image = seed::image(&local.sandbox.endpoint(), SOURCE, "golden-image").await?;
+    let mut foreign = BTreeMap::new();
+    for key in image.key_arns() {
+        foreign.insert(key.to_owned(), add_foreign_statements(&local, key).await?);
+    }
+    let engine = local.engine.endpoint();
+    let request = |accounts: &[String]| -> Value {
+        let targets: Vec<Value> = accounts.iter().map(|account| json!({ "accountId": account })).collect();
+        json!({ "imageId": image.image_id, "targets": targets })
+    };
+    let (having, getting) = targets.split_at(EXECUTIONS / 2);
+    execution::start(&engine, &local.hub.state_machine, "before", &request(having)).await?;
+    assert_eq!(follow_all(&local, &local.hub.state_machine).await?["before"], ExecutionStatus::Succeeded);
+
+    let revoke = |index: usize| format!("revoke-{index:02}");
+    for index in 0..having.len() {
+        let faults = [stale_reads(&name(index), index), stale_reads(&revoke(index), index)].concat();
+        faults.into_iter().for_each(|fault| local.sandbox.world().faults.add(fault));
+    }
+    for (index, (losing, getting)) in having.iter().zip(getting).enumerate() {
+        let one = request(std::slice::from_ref(getting));
+        execution::start(&engine, &local.hub.state_machine, &name(index), &one).await?;
+        let all_the_same = json!({ "imageId": image.image_id, "targets": [losing], "force": index % 2 == 0 });
+        execution::start(&engine, &local.hub.revoke_share, &revoke(index), &all_the_same).await?;
+    }
+    for machine in [&local.hub.state_machine, &local.hub.revoke_share] {
+        for (name, status) in follow_all(&local, machine).await? {
+            assert_eq!(status, ExecutionStatus::Succeeded, "{name}");
+        }
+    }
+    let left = local.sandbox.world().faults.faults().len();
+    assert_eq!(left, 0, "reads that were to be stale were not made");
+
+    let shared: BTreeSet<String> = getting.iter().cloned().collect();
+    for (key, foreign) in &foreign {
+        let (theirs, ours) = statements(&local, key).await?;
+        assert_eq!(theirs, *foreign, "{key}");
+        assert_eq!(ours.keys().collect::<Vec<_>>(), [GRANT_SID, USE_SID], "{key}");
+        for (sid, accounts) in ours {
+            assert_eq!(accounts, shared, "{sid} of {key}");
+        }
+    }
+    for account in &targets {
+        let launched = launch(&local, account, &image.image_id).await?;
+        let expected = if shared.contains(account) { "running" } else { "InvalidAMIID.NotFound" };
+        assert_eq!(launched, expected, "{account}");
+    }
+    Ok(())
 }
 
 /// ShareKey writes the first key's policy and fails at the second one's: nobody was told what it

@@ -1,4 +1,4 @@
-//! UndoCopyImage: removes the copy that this execution made, with its snapshots.
+//! UndoCopyImage: removes the copy that an execution made, with its snapshots.
 
 use ami_share_core::{
     Error, Hub, aws,
@@ -28,7 +28,7 @@ pub struct UndoOutput {
     pub removed: Vec<String>,
 }
 
-/// Deregisters the target's images that carry this execution's tag and deletes its snapshots that
+/// Deregisters the target's images that carry the tag of one of the executions, and deletes its snapshots that
 /// do, also where the image is gone already or never came to be. What is not there is as good as
 /// removed; one thing that fails does not keep the others from being tried. A copy that an earlier
 /// execution made stays: where there was one, this execution made none.
@@ -39,7 +39,7 @@ pub struct UndoOutput {
 /// after its image was deregistered.
 #[tracing::instrument(skip_all, fields(execution = %input.execution, account = %input.target.account_id))]
 pub async fn undo_copy_image(hub: &Hub, input: UndoInput) -> Result<UndoOutput, Error> {
-    let UndoInput { execution, source, target } = &input;
+    let UndoInput { execution, made_by, source, target } = &input;
     if target.copy_id.is_some() {
         return Ok(UndoOutput { removed: Vec::new() });
     }
@@ -48,10 +48,10 @@ pub async fn undo_copy_image(hub: &Hub, input: UndoInput) -> Result<UndoOutput, 
     let ec2 = Client::new(&config);
     let (mut removed, mut errors) = (Vec::new(), Vec::new());
 
-    let mut pages = ec2.describe_images().owners("self").filters(of(execution)).into_paginator().send();
+    let mut pages = ec2.describe_images().owners("self").filters(of(made_by)).into_paginator().send();
     while let Some(page) = pages.next().await {
         let page = page.map_err(|error| aws::failure(account, DESCRIBE_IMAGES, error))?;
-        for image in page.images().iter().filter(|image| is_of(execution, image.tags())) {
+        for image in page.images().iter().filter(|image| is_of(made_by, image.tags())) {
             let id = image.image_id().unwrap_or_default();
             match ec2.deregister_image().image_id(id).send().await {
                 Ok(_) => {
@@ -69,10 +69,10 @@ pub async fn undo_copy_image(hub: &Hub, input: UndoInput) -> Result<UndoOutput, 
         }
     }
 
-    let mut pages = ec2.describe_snapshots().owner_ids("self").filters(of(execution)).into_paginator().send();
+    let mut pages = ec2.describe_snapshots().owner_ids("self").filters(of(made_by)).into_paginator().send();
     while let Some(page) = pages.next().await {
         let page = page.map_err(|error| aws::failure(account, DESCRIBE_SNAPSHOTS, error))?;
-        for snapshot in page.snapshots().iter().filter(|snapshot| is_of(execution, snapshot.tags())) {
+        for snapshot in page.snapshots().iter().filter(|snapshot| is_of(made_by, snapshot.tags())) {
             let id = snapshot.snapshot_id().unwrap_or_default();
             match ec2.delete_snapshot().snapshot_id(id).send().await {
                 Ok(_) => {
@@ -88,13 +88,15 @@ pub async fn undo_copy_image(hub: &Hub, input: UndoInput) -> Result<UndoOutput, 
     Ok(UndoOutput { removed })
 }
 
-fn of(execution: &ExecutionName) -> Filter {
-    Filter::builder().name(format!("tag:{EXECUTION_TAG}")).values(execution.as_str()).build()
+fn of(executions: &[ExecutionName]) -> Filter {
+    let names = executions.iter().map(ToString::to_string).collect();
+    Filter::builder().name(format!("tag:{EXECUTION_TAG}")).set_values(Some(names)).build()
 }
 
 /// A filter takes `*` and `?` for wildcards: what it finds is looked at again.
-fn is_of(execution: &ExecutionName, tags: &[Tag]) -> bool {
-    tags.iter().any(|tag| tag.key() == Some(EXECUTION_TAG) && tag.value() == Some(execution.as_str()))
+fn is_of(executions: &[ExecutionName], tags: &[Tag]) -> bool {
+    let by = tags.iter().find(|tag| tag.key() == Some(EXECUTION_TAG)).and_then(|tag| tag.value());
+    by.is_some_and(|by| executions.iter().any(|execution| execution.as_str() == by))
 }
 
 #[cfg(test)]
@@ -102,10 +104,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_carries_exactly_this_execution_is_ours() {
-        let execution = ExecutionName::parse("nightly*").unwrap();
+    fn only_what_carries_exactly_one_of_the_executions_is_ours() {
+        let execution = ["nightly*", "weekly"].map(|name| ExecutionName::parse(name).unwrap());
         let tag = |key: &str, value: &str| vec![Tag::builder().key(key).value(value).build()];
         assert!(is_of(&execution, &tag(EXECUTION_TAG, "nightly*")));
+        assert!(is_of(&execution, &tag(EXECUTION_TAG, "weekly")));
         assert!(!is_of(&execution, &tag(EXECUTION_TAG, "nightly-2")));
         assert!(!is_of(&execution, &tag("Name", "nightly*")));
         assert!(!is_of(&execution, &[]));

@@ -10,7 +10,10 @@ use std::{error::Error as StdError, fmt};
 use lambda_runtime::Diagnostic;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AccountId, ImageId, InstanceId, KeyArn, PrincipalArn, Region};
+use crate::{
+    ids::{AccountId, ImageId, InstanceId, KeyArn, PrincipalArn, Region},
+    revoke::Use,
+};
 
 /// What an error was caused by.
 pub type Cause = Box<dyn StdError + Send + Sync>;
@@ -165,6 +168,14 @@ pub enum Error {
     #[error("volume {volume} in account {account} is not encrypted as asked: it {found}, and should be {expected}")]
     VolumeNotReencrypted { volume: String, account: AccountId, found: String, expected: String },
 
+    #[error(
+        "image {image} is still in use: {}{}; have it replaced there, or revoke with force, which takes it back all \
+         the same (what runs goes on running; what is launched from then on fails)",
+        listed(uses),
+        if *unlisted > 0 { format!("; and {unlisted} more") } else { String::new() }
+    )]
+    ImageInUse { image: ImageId, uses: Vec<Use>, unlisted: usize },
+
     /// `reason` has AWS's code, message and request id.
     #[error("{call} in account {account} failed: {reason}")]
     Aws {
@@ -206,13 +217,14 @@ impl Error {
             Self::LaunchFailed { .. } => "LaunchFailed",
             Self::InstanceDied { .. } => "InstanceDied",
             Self::VolumeNotReencrypted { .. } => "VolumeNotReencrypted",
+            Self::ImageInUse { .. } => "ImageInUse",
             Self::Aws { .. } => "Aws",
             Self::Several(errors) => errors.first().map_or("Aws", Self::name),
         }
     }
 
     /// Every name there is, for the contract test between this enum, the state machine and README.md.
-    pub const NAMES: [&str; 22] = [
+    pub const NAMES: [&str; 23] = [
         "InvalidRequest",
         "TargetNotAllowed",
         "ImageNotFound",
@@ -234,6 +246,7 @@ impl Error {
         "LaunchFailed",
         "InstanceDied",
         "VolumeNotReencrypted",
+        "ImageInUse",
         "Aws",
     ];
 
@@ -288,7 +301,10 @@ const MAX_REFUSAL: usize = 24_000;
 impl From<Error> for Diagnostic {
     fn from(error: Error) -> Self {
         let longest = match error {
-            Error::InvalidRequest(_) | Error::TargetNotAllowed { .. } | Error::Several(_) => MAX_REFUSAL,
+            Error::InvalidRequest(_)
+            | Error::TargetNotAllowed { .. }
+            | Error::ImageInUse { .. }
+            | Error::Several(_) => MAX_REFUSAL,
             _ => MAX_MESSAGE,
         };
         Self { error_type: error.name().to_owned(), error_message: shortened(error.to_string(), longest) }

@@ -350,6 +350,11 @@ pub fn client_token(execution: &ExecutionName, account: &AccountId, purpose: &st
     hexadecimal(&Sha256::digest(format!("{execution}\n{account}\n{purpose}")))
 }
 
+/// The token of the one instance that an execution launches in `account`, by which it is found again.
+pub fn launch_token(execution: &ExecutionName, account: &AccountId) -> String {
+    client_token(execution, account, "launch")
+}
+
 /// The execution's name as a session name: 2 to 64 characters of `[\w+=,.@-]` (STS API reference,
 /// AssumeRole). A name that does not fit is cut and told apart by a hash.
 fn session_name(execution: &ExecutionName) -> String {

@@ -5,6 +5,7 @@
 //! - [`ids`]: account ids, image ids, key ARNs and the like, checked when they are made.
 //! - [`request`]: the input of the state machine, parsed with every problem named at once.
 //! - [`share`]: what the states pass to each other.
+//! - [`revoke`]: the same of revoke-share, and its request.
 //! - [`error`]: the one error enum; its names are the contract with `statemachine/share-ami.asl.json`.
 //! - [`aws`]: from an SDK error to one of ours.
 //! - [`hub`]: settings of the deployment, and the roles a step assumes.
@@ -27,6 +28,7 @@ pub mod plan;
 pub mod polling;
 pub mod principal_policy;
 pub mod request;
+pub mod revoke;
 pub mod share;
 pub mod step;
 

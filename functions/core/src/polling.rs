@@ -21,6 +21,9 @@ pub const INSTANCE: Polling = Polling { shortest: 10, longest: 60, patience: 10 
 /// A copy under another key is a full copy; of terabytes it takes hours.
 pub const COPY: Polling = Polling { shortest: 30, longest: 15 * 60, patience: 12 * 60 * 60 };
 
+/// A report on who uses an image takes minutes; how long at most, EC2's documents do not say.
+pub const USAGE_REPORT: Polling = Polling { shortest: 15, longest: 5 * 60, patience: 6 * 60 * 60 };
+
 impl Polling {
     /// The next wait, for what has taken `age` so far: a fifth of it.
     pub fn wait(self, age: u64) -> u64 {

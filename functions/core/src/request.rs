@@ -75,9 +75,9 @@ impl Request {
     }
 }
 
-type Problems = RefCell<Vec<Problem>>;
+pub(crate) type Problems = RefCell<Vec<Problem>>;
 
-fn collected<T>(read: impl FnOnce(&Problems) -> Option<T>) -> Result<T, Vec<Problem>> {
+pub(crate) fn collected<T>(read: impl FnOnce(&Problems) -> Option<T>) -> Result<T, Vec<Problem>> {
     let problems = RefCell::default();
     let parsed = read(&problems);
     let problems = problems.into_inner();
@@ -133,7 +133,7 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
     })
 }
 
-fn read_source(fields: &Fields, default_source: &Source) -> Option<Source> {
+pub(crate) fn read_source(fields: &Fields, default_source: &Source) -> Option<Source> {
     let Some(value) = fields.get("source") else { return Some(default_source.clone()) };
     let fields = Fields::of(value, "source", fields.problems)?;
     let account_id = fields.or("accountId", default_source.account_id.clone(), AccountId::parse);
@@ -295,14 +295,7 @@ fn read_launch(value: &Value, path: &str, problems: &Problems) -> Option<Launch>
             id.strip_prefix("subnet-").is_some_and(|hex| !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_hexdigit()));
         if whole { Ok(id) } else { Err("a subnet id (subnet-…)".to_owned()) }
     });
-    let keep = match fields.get("keep") {
-        None => Some(false),
-        Some(Value::Bool(keep)) => Some(*keep),
-        Some(other) => {
-            fields.problem("keep", Some(other.to_string()), "must be true or false".to_owned());
-            None
-        }
-    };
+    let keep = fields.flag("keep");
     let prove = fields
         .or("prove", Prove::OnChange, |v| one_of(&v, &[("onChange", Prove::OnChange), ("always", Prove::Always)], &[]));
     if fields.get("roleArn").is_some() {
@@ -323,14 +316,14 @@ fn one_of<T: Copy>(value: &str, known: &[(&str, T)], refused: &[(&str, &str)]) -
 }
 
 /// The fields of one JSON object, and where to note what is wrong with them.
-struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     path: &'a str,
     object: &'a Map<String, Value>,
     problems: &'a Problems,
 }
 
 impl<'a> Fields<'a> {
-    fn of(value: &'a Value, path: &'a str, problems: &'a Problems) -> Option<Self> {
+    pub(crate) fn of(value: &'a Value, path: &'a str, problems: &'a Problems) -> Option<Self> {
         if let Some(object) = value.as_object() {
             return Some(Self { path, object, problems });
         }
@@ -346,16 +339,16 @@ impl<'a> Fields<'a> {
         if self.path.is_empty() { field.to_owned() } else { format!("{}.{field}", self.path) }
     }
 
-    fn problem(&self, field: &str, value: Option<String>, rule: String) {
+    pub(crate) fn problem(&self, field: &str, value: Option<String>, rule: String) {
         self.problems.borrow_mut().push(Problem { field: self.path(field), value, rule });
     }
 
-    fn get(&self, field: &str) -> Option<&'a Value> {
+    pub(crate) fn get(&self, field: &str) -> Option<&'a Value> {
         self.object.get(field)
     }
 
     /// `None` when there is a problem, which is noted.
-    fn required<T>(&self, field: &str, parse: impl FnOnce(String) -> Result<T, String>) -> Option<T> {
+    pub(crate) fn required<T>(&self, field: &str, parse: impl FnOnce(String) -> Result<T, String>) -> Option<T> {
         let Some(value) = self.get(field) else {
             self.problem(field, None, "is required".to_owned());
             return None;
@@ -375,6 +368,18 @@ impl<'a> Fields<'a> {
 
     fn or<T>(&self, field: &str, default: T, parse: impl FnOnce(String) -> Result<T, String>) -> Option<T> {
         self.optional(field, parse).map(|value| value.unwrap_or(default))
+    }
+
+    /// `false` where it is not there.
+    pub(crate) fn flag(&self, field: &str) -> Option<bool> {
+        match self.get(field) {
+            None => Some(false),
+            Some(Value::Bool(flag)) => Some(*flag),
+            Some(other) => {
+                self.problem(field, Some(other.to_string()), "must be true or false".to_owned());
+                None
+            }
+        }
     }
 
     fn list(&self, field: &str) -> Option<&'a Vec<Value>> {
@@ -404,7 +409,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn refuse_others(&self, known: &[&str]) {
+    pub(crate) fn refuse_others(&self, known: &[&str]) {
         for (field, value) in self.object.iter().filter(|(field, _)| !known.contains(&field.as_str())) {
             let rule = format!("is not a field here; known are {}", known.join(", "));
             self.problem(field, Some(value.to_string()), rule);

@@ -239,7 +239,10 @@ impl Target {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UndoInput {
+    /// Who takes back: what sessions are named after.
     pub execution: ExecutionName,
+    /// Whose things are taken back.
+    pub made_by: Vec<ExecutionName>,
     pub source: Source,
     pub target: Target,
 }

@@ -4,8 +4,8 @@ mod undo;
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::{Actions, client_token, making_encrypted},
-    ids::{AccountId, ExecutionName, ImageId, InstanceId},
+    hub::{Actions, launch_token, making_encrypted},
+    ids::{ExecutionName, ImageId, InstanceId},
     share::{EXECUTION_TAG, Image, Mode, SOURCE_IMAGE_TAG, Source, Target},
 };
 use aws_sdk_ec2::{
@@ -65,7 +65,7 @@ pub async fn launch_instance(hub: &Hub, input: Input) -> Result<Output, Error> {
         .set_block_device_mappings(Some(mappings))
         .tag_specifications(tagged(ResourceType::Instance, &input))
         .tag_specifications(tagged(ResourceType::Volume, &input))
-        .client_token(token(execution, &target.account_id))
+        .client_token(launch_token(execution, &target.account_id))
         .send()
         .await
         .map_err(|error| failure(&input, error))?;
@@ -77,10 +77,6 @@ pub async fn launch_instance(hub: &Hub, input: Input) -> Result<Output, Error> {
     })?;
     tracing::info!(instance = %instance_id, "instance launched");
     Ok(Output { instance_id })
-}
-
-fn token(execution: &ExecutionName, account: &AccountId) -> String {
-    client_token(execution, account, "launch")
 }
 
 /// What is to be otherwise than the image says, for each of its EBS volumes.
@@ -167,7 +163,7 @@ fn advice(code: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use ami_share_core::{
-        ids::SnapshotId,
+        ids::{AccountId, SnapshotId},
         share::{Launch, SourceChanges, Volume},
     };
 

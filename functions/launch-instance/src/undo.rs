@@ -1,14 +1,16 @@
-//! UndoLaunchInstance: terminates the instance that this execution launched.
+//! UndoLaunchInstance: terminates the instance that an execution launched.
 
-use ami_share_core::{Error, Hub, aws, hub::Actions, share::UndoInput};
+use ami_share_core::{
+    Error, Hub, aws,
+    hub::{Actions, launch_token},
+    share::UndoInput,
+};
 use aws_sdk_ec2::{
     Client,
     error::ProvideErrorMetadata,
     types::{Filter, Instance, InstanceStateName},
 };
 use serde::Serialize;
-
-use crate::token;
 
 pub const UNDO_ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &[DESCRIBE, TERMINATE] };
 
@@ -22,8 +24,8 @@ pub struct UndoOutput {
     pub terminated: Vec<String>,
 }
 
-/// Finds the instance by its client token, which is known even when the answer of the launch was
-/// lost, and terminates it. None, or one that is gone already, is as good as terminated.
+/// Finds the instance of each execution by its client token, which is known even when the answer of the
+/// launch was lost, and terminates it. None, or one that is gone already, is as good as terminated.
 ///
 /// For some seconds after a launch whose answer was lost, EC2 may list no such instance. They have
 /// passed: share-ami tries the launch again, with the same token, before it gives up, and undo-share
@@ -33,14 +35,14 @@ pub struct UndoOutput {
 /// [`Error::AccessDenied`], and whatever else EC2 refuses with.
 #[tracing::instrument(skip_all, fields(execution = %input.execution, account = %input.target.account_id))]
 pub async fn undo_launch_instance(hub: &Hub, input: UndoInput) -> Result<UndoOutput, Error> {
-    let UndoInput { execution, source, target } = &input;
+    let UndoInput { execution, made_by, source, target } = &input;
     let account = &target.account_id;
     let config = hub.as_launcher(account, &source.region, execution, UNDO_ACTIONS).await?;
     let ec2 = Client::new(&config);
-    let token = token(execution, account);
+    let tokens = made_by.iter().map(|execution| launch_token(execution, account)).collect();
     let answer = ec2
         .describe_instances()
-        .filters(Filter::builder().name("client-token").values(&token).build())
+        .filters(Filter::builder().name("client-token").set_values(Some(tokens)).build())
         .send()
         .await
         .map_err(|error| aws::failure(account, DESCRIBE, error))?;

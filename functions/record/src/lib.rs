@@ -38,6 +38,13 @@ pub struct Gift {
     pub target: Target,
 }
 
+impl Gift {
+    /// As it is noted.
+    pub fn to_text(&self) -> String {
+        serde_json::json!(self).to_string()
+    }
+}
+
 /// The record table, as far as it can be read.
 pub struct Record {
     client: Client,

@@ -4,8 +4,6 @@
 //! Keys and principals are shared between images. Another execution may have found there what this
 //! one added, and have relied on it.
 
-mod images;
-
 use std::collections::{BTreeMap, BTreeSet};
 
 use ami_share_core::{
@@ -14,10 +12,11 @@ use ami_share_core::{
     ids::{AccountId, ExecutionName, ImageId, KeyArn},
     share::{Image, Kept, KeyChange, Source, Target},
 };
+use ami_share_launchable as launchable;
 use serde::{Deserialize, Serialize};
 
 pub const ACTIONS: Actions =
-    Actions { source: &[images::DESCRIBE_IMAGES, images::DESCRIBE_SNAPSHOTS], target: &[], launcher: &[] };
+    Actions { source: &[launchable::DESCRIBE_IMAGES, launchable::DESCRIBE_SNAPSHOTS], target: &[], launcher: &[] };
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -59,7 +58,9 @@ pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
     }
     let source = &input.source;
     let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
-    let needs = images::needs(&aws_sdk_ec2::Client::new(&config), source, &input.image.image_id, accounts).await?;
+    let ec2 = aws_sdk_ec2::Client::new(&config);
+    let others = launchable::besides(&ec2, source, &input.image.image_id, accounts).await?;
+    let needs = others.into_iter().map(|(account, launchable)| (account, launchable.keys)).collect();
     let output = narrowed(input, &needs);
     for Kept { account_id, image_id } in &output.kept {
         tracing::info!(account = %account_id, needed_by = %image_id, "access is kept");

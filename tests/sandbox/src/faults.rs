@@ -69,7 +69,7 @@ pub enum FaultKind {
     /// The caller's account is read as it was before its latest `writes` changes
     /// (counted from when the fault was set).
     Stale { writes: usize },
-    /// The call succeeds; the copy or launch that it starts fails for that reason.
+    /// The call succeeds; the copy, launch or report that it starts fails for that reason.
     Fail { reason: String },
 }
 

@@ -36,7 +36,7 @@ pub struct Settings {
     pub grants_per_key: usize,
     /// Milliseconds from RunInstances (or StartInstances) to running or terminated.
     pub launch_delay_ms: u64,
-    /// Milliseconds from a copy's or snapshot's start to its end.
+    /// Milliseconds from a copy's, snapshot's or usage report's start to its end.
     pub copy_delay_ms: u64,
     /// Token buckets, each per account, region and action. Off when empty.
     pub rate_limits: Vec<RateLimit>,

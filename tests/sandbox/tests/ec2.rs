@@ -7,4 +7,5 @@ mod images;
 mod launch;
 mod sharing;
 mod stage;
+mod usage;
 mod volumes;

@@ -1,5 +1,5 @@
-//! `make demo`: shares an encrypted image four ways on simulated accounts, shows what happened, and
-//! fails if anything is not as it should be.
+//! `make demo`: shares an encrypted image four ways on simulated accounts, takes the first share back, shows
+//! what happened, and fails if anything is not as it should be.
 
 use std::{
     collections::BTreeMap,
@@ -116,9 +116,11 @@ async fn demonstrate() -> Result<bool> {
     let mut audited = Value::Null;
     for scenario in &SCENARIOS {
         local.sandbox.world().accounts = accounts.clone();
+        let before = snapshots(&local);
         runs.push(run(&local, &world, scenario).await?);
-        if runs.len() == 1 {
+        if scenario.name == "plain" {
             audited = audit(&local).await?;
+            runs.push(revoke(&local, &world, &before).await?);
         }
     }
     let directory = checkout().join("target/demo");
@@ -233,48 +235,60 @@ fn request(world: &World, scenario: &Scenario) -> Value {
     json!({ "imageId": world.image.image_id, "targets": [target] })
 }
 
-async fn run(local: &Local, world: &World, scenario: &Scenario) -> Result<Run> {
-    let request = request(world, scenario);
-    let (before, seen) = {
-        let mut sandbox = local.sandbox.world();
-        if scenario.sabotage {
-            sandbox.faults.add_hook(sabotage::detach_before_launch());
-        }
-        ([sandbox.snapshot(SOURCE), sandbox.snapshot(TARGET)], sandbox.journal.last_seq())
-    };
+/// Source and target as they are.
+fn snapshots(local: &Local) -> [Value; 2] {
+    [SOURCE, TARGET].map(|account| local.sandbox.world().snapshot(account))
+}
 
-    println!("\n{}\n", bold(&format!("{} ({})", scenario.title, scenario.name)));
-    println!("$ aws stepfunctions start-execution --state-machine-arn {} \\", local.hub.state_machine);
-    println!("    --name {} --input '{request}'\n", scenario.name);
+async fn run(local: &Local, world: &World, scenario: &Scenario) -> Result<Run> {
+    let before = snapshots(local);
+    if scenario.sabotage {
+        local.sandbox.world().faults.add_hook(sabotage::detach_before_launch());
+    }
+    let request = request(world, scenario);
+    let mut run = execute(local, &local.hub.state_machine, scenario.name, scenario.title, request).await?;
+    run.problems = if scenario.sabotage {
+        check_failure(&run, &before, &snapshots(local))
+    } else {
+        check_success(local, world, scenario, &run).await?
+    };
+    print!("{}", run.tables(&world.names()));
+    Ok(run)
+}
+
+/// Takes the share back that was just made: the accounts are as they were before it.
+async fn revoke(local: &Local, world: &World, before: &[Value; 2]) -> Result<Run> {
+    let request = json!({ "imageId": world.image.image_id, "targets": [TARGET] });
+    let title = "The same share, taken back";
+    let mut run = execute(local, &local.hub.revoke_share, "revoke", title, request).await?;
+    run.problems = differences(before, &snapshots(local));
+    let status = run.ended.output.as_ref().map(|report| report["status"].clone()).unwrap_or_default();
+    if status != "revoked" {
+        run.problems.push(format!("the status is {status}: {:?}", run.ended.cause));
+    }
+    print!("{}", run.tables(&world.names()));
+    if run.problems.is_empty() {
+        println!("\n  Both accounts are as they were before the share.");
+    }
+    Ok(run)
+}
+
+/// Starts an execution as a user would, and shows each state as it is entered.
+async fn execute(local: &Local, machine: &str, name: &str, title: &str, request: Value) -> Result<Run> {
+    let seen = local.sandbox.world().journal.last_seq();
+    println!("\n{}\n", bold(&format!("{title} ({name})")));
+    println!("$ aws stepfunctions start-execution --state-machine-arn {machine} \\");
+    println!("    --name {name} --input '{request}'\n");
     let engine = local.engine.endpoint();
-    let arn = execution::start_with_cli(&engine, &local.hub.state_machine, scenario.name, &request)?;
+    let arn = execution::start_with_cli(&engine, machine, name, &request)?;
     let ended = execution::follow(&engine, &arn, |entered| {
         println!("  {:>6.2} s  {}", entered.after.as_secs_f64(), entered.state);
         let _ = io::stdout().flush();
     })
     .await?;
     println!("  {:>6.2} s  {}\n", ended.duration.as_secs_f64(), ended.status.as_str());
-
-    let (after, journal) = {
-        let mut sandbox = local.sandbox.world();
-        ([sandbox.snapshot(SOURCE), sandbox.snapshot(TARGET)], sandbox.journal.since(seen).to_vec())
-    };
-    let mut run = Run {
-        name: scenario.name.to_owned(),
-        title: scenario.title.to_owned(),
-        request,
-        ended,
-        journal,
-        problems: Vec::new(),
-    };
-    let problems = if scenario.sabotage {
-        check_failure(&run, &before, &after)
-    } else {
-        check_success(local, world, scenario, &run).await?
-    };
-    run.problems = problems;
-    print!("{}", run.tables(&world.names()));
-    Ok(run)
+    let journal = local.sandbox.world().journal.since(seen).to_vec();
+    Ok(Run { name: name.to_owned(), title: title.to_owned(), request, ended, journal, problems: Vec::new() })
 }
 
 async fn check_success(local: &Local, world: &World, scenario: &Scenario, run: &Run) -> Result<Vec<String>> {
@@ -358,10 +372,16 @@ fn check_failure(run: &Run, before: &[Value; 2], after: &[Value; 2]) -> Vec<Stri
             problems.push(format!("the cause does not name {part}"));
         }
     }
-    for (account, before, after) in [(SOURCE, &before[0], &after[0]), (TARGET, &before[1], &after[1])] {
-        if before != after {
-            problems.push(format!("account {account} is not as it was before: {after} instead of {before}"));
-        }
-    }
+    problems.extend(differences(before, after));
     problems
+}
+
+fn differences(before: &[Value; 2], after: &[Value; 2]) -> Vec<String> {
+    let accounts = [(SOURCE, &before[0], &after[0]), (TARGET, &before[1], &after[1])];
+    let differing = accounts.into_iter().filter(|(_, before, after)| before != after);
+    differing
+        .map(|(account, before, after)| {
+            format!("account {account} is not as it was before: {after} instead of {before}")
+        })
+        .collect()
 }

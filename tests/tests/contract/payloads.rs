@@ -4,6 +4,7 @@
 use ami_share_core::{
     ids::{ImageId, InstanceId},
     plan::PlannedPolicies,
+    revoke::Round,
     share::{Resolution, Target},
     step,
 };
@@ -16,7 +17,14 @@ use crate::{
 };
 
 /// Fields that may be null, and so may be left out as far as serde can tell.
-const NULLABLE: [(&str, &str); 3] = [("Report", "resolution"), ("Report", "failure"), ("AuditShares", "progress")];
+const NULLABLE: [(&str, &str); 6] = [
+    ("Report", "resolution"),
+    ("Report", "failure"),
+    ("ResolveRevoke", "progress"),
+    ("ReportRevoke", "progress"),
+    ("ReportRevoke", "failure"),
+    ("AuditShares", "progress"),
+];
 
 fn target() -> Value {
     json!({
@@ -79,6 +87,69 @@ fn kept() -> Value {
     json!({ "accountId": "222222222222", "imageId": "ami-0123456789abcdef2" })
 }
 
+/// As ResolveRevoke answers; [`the_sample_is_a_round`] holds it to that.
+fn round() -> Value {
+    let change = json!({ "keyArn": "arn:aws:kms:eu-west-1:111111111111:key/1234", "accountIds": ["222222222222"] });
+    let made = json!({ "copiesOf": ["nightly-1-0123abcd"], "instancesOf": ["nightly-1-0123abcd"] });
+    let with_made = |mut value: Value| {
+        for (name, executions) in made.as_object().unwrap() {
+            value[name] = executions.clone();
+        }
+        value
+    };
+    json!({
+        "execution": "revoke-1-0123abcd",
+        "source": { "accountId": "111111111111", "region": "eu-west-1" },
+        "imageId": "ami-0123456789abcdef0",
+        "imageFound": true,
+        "force": false,
+        "accounts": [with_made(json!({ "accountId": "222222222222" }))],
+        "launchPermissions": ["222222222222"],
+        "snapshotChanges": [{ "snapshotId": "snap-0123456789abcdef0", "accountIds": ["222222222222"] }],
+        "targets": [with_made(json!({ "target": target(), "principalAccess": "attach" }))],
+        "keyChanges": [change.clone()],
+        "grantChanges": [change],
+        "notes": [{
+            "accountId": "222222222222",
+            "imageId": "ami-0123456789abcdef0",
+            "execution": "nightly-1-0123abcd",
+            "gift": "{}"
+        }],
+        "more": true,
+        "progress": progress()
+    })
+}
+
+fn progress() -> Value {
+    json!({
+        "phase": "revoke",
+        "after": "222222222222",
+        "until": "444444444444",
+        "remaining": 3,
+        "spent": 100,
+        "revoked": ["222222222222"],
+        "kept": [kept()],
+        "notOurs": ["222222222222"],
+        "stays": ["222222222222"],
+        "left": [left()],
+        "unlisted": 1
+    })
+}
+
+fn left() -> Value {
+    json!({ "accountId": "222222222222", "state": "UndoCopyImage", "error": "Aws", "cause": "it did" })
+}
+
+fn used() -> Value {
+    json!({
+        "accountId": "222222222222",
+        "imageId": "ami-0123456789abcdef0",
+        "resource": "launchTemplate",
+        "count": 1,
+        "ids": ["lt-0123"]
+    })
+}
+
 /// Every variable of the definitions, and what Step Functions brings along.
 fn variables() -> Value {
     json!({
@@ -93,7 +164,6 @@ fn variables() -> Value {
             "grantChanges": resolution()["grantChanges"].clone(),
             "targets": [target()]
         },
-        "request": {},
         "progress": null,
         "plan": { "status": "planned" },
         "planned": { "arn:aws:kms:eu-west-1:111111111111:key/1234": { "before": "00ff", "after": "ff00" } },
@@ -101,6 +171,14 @@ fn variables() -> Value {
         "superseded": { "arn:aws:kms:eu-west-1:111111111111:key/1234": [{ "digest": "00ff", "replacedAt": 1_700_000_000 }] },
         "target": target(),
         "undoTarget": target(),
+        "round": round(),
+        "undone": round()["targets"][0].clone(),
+        "request": { "imageId": "ami-0123456789abcdef0", "targets": "all" },
+        "phase": "check",
+        "soFar": progress(),
+        "usage": { "asked": ["222222222222"], "unasked": ["444444444444"], "uses": [used()], "unlisted": 0 },
+        "reportId": "report-0123",
+        "reported": [used()],
         "targetFailure": failure(),
         "startedAt": "2026-11-24T03:00:00.000Z",
         "launchImageId": "ami-0123456789abcdef1",
@@ -158,6 +236,10 @@ fn state(name: &str) -> Value {
     definition::share_ami().state(name)
 }
 
+fn revoke_state(name: &str) -> Value {
+    definition::revoke_share().state(name)
+}
+
 /// What the first machine that has that step sends to it. What undo-share sends is the same as share-ami: see
 /// [`both_machines_send_a_step_the_same`].
 fn payload(name: &str, variables: &Value) -> Value {
@@ -175,9 +257,18 @@ fn the_sample_is_a_resolution() {
 }
 
 #[test]
+fn the_sample_is_a_round() {
+    let parsed: Round = serde_json::from_value(round()).unwrap();
+    assert_eq!(serde_json::to_value(parsed).unwrap(), round());
+}
+
+#[test]
 fn every_payload_is_what_its_step_takes() {
-    for step in steps() {
-        (step.decode)(payload(step.state, &variables())).unwrap_or_else(|error| panic!("{}: {error}", step.state));
+    let steps = steps();
+    for (name, task) in definition::machines().iter().flat_map(Machine::tasks) {
+        let step = steps.iter().find(|step| step.state == name).unwrap_or_else(|| panic!("nobody is {name}"));
+        let payload = evaluate(&task["Arguments"]["Payload"], &variables());
+        (step.decode)(payload).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 }
 
@@ -260,7 +351,10 @@ fn report_takes_a_request_that_was_refused() {
 #[test]
 fn report_takes_what_an_undo_could_not_take_back() {
     let mut seen = 0;
-    for (name, task) in definition::machines().iter().flat_map(Machine::states) {
+    let machines = definition::machines();
+    let states =
+        machines.iter().flat_map(|machine| machine.states().into_iter().map(move |state| (machine.path, state)));
+    for (machine, (name, task)) in states {
         for text in definition::strings(&task["Catch"]) {
             let Some((_, object)) = text.split_once("{'").filter(|_| text.contains("$states.errorOutput")) else {
                 continue;
@@ -271,7 +365,11 @@ fn report_takes_what_an_undo_could_not_take_back() {
             }
             let mut variables = variables();
             variables["left"] = json!([left]);
-            decode_report(&variables);
+            if machine == definition::revoke_share().path {
+                decode_report_revoke(&variables);
+            } else {
+                decode_report(&variables);
+            }
             seen += 1;
         }
     }
@@ -282,6 +380,39 @@ fn decode_report(variables: &Value) {
     let payload = payload("Report", variables);
     if let Err(error) = step::decode::<report::Input>(payload.clone()) {
         panic!("{error}: {payload:#}");
+    }
+}
+
+fn decode_report_revoke(variables: &Value) {
+    let payload = payload("ReportRevoke", variables);
+    if let Err(error) = step::decode::<report_revoke::Input>(payload.clone()) {
+        panic!("{error}: {payload:#}");
+    }
+}
+
+/// Before anything is known, and when a state other than an undo fails.
+#[test]
+fn report_revoke_takes_what_revoke_share_begins_and_ends_with() {
+    let mut variables = variables();
+    let begun = evaluate(&revoke_state("BeginRevoke")["Assign"], &variables);
+    for (name, value) in begun.as_object().unwrap() {
+        variables[name] = value.clone();
+    }
+    decode_report_revoke(&variables);
+    let mut seen = 0;
+    for (_, task) in definition::revoke_share().tasks() {
+        let failure = &task["Catch"][0]["Assign"]["failure"];
+        if !failure.is_null() {
+            variables["failure"] = evaluate(failure, &variables);
+            decode_report_revoke(&variables);
+            seen += 1;
+        }
+    }
+    assert!(seen >= 5, "{seen}");
+    // What the first round is told, and who was asked before it.
+    for name in ["ResolveRevoke", "CheckUsage", "JudgeUsage"] {
+        let step = steps().into_iter().find(|step| step.state == name).unwrap();
+        (step.decode)(payload(name, &variables)).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 }
 
@@ -309,6 +440,16 @@ fn every_answer_has_what_its_state_reads() {
             json(describe_instance::Output { state: describe_instance::State::Running, wait_seconds: 10 }),
         ),
         ("VerifyVolumes", json(verify_volumes::Output { volumes: vec![] })),
+        ("ResolveRevoke", round()),
+        ("CreateUsageReport", json(create_usage_report::Output { report_id: "report-1".to_owned(), wait_seconds: 15 })),
+        (
+            "DescribeUsageReport",
+            json(describe_usage_report::Output {
+                state: describe_usage_report::State::Available,
+                wait_seconds: 0,
+                reported: vec![],
+            }),
+        ),
         ("AuditShares", json(audit_shares::Output { progress: None, report: None, table: None })),
     ];
     for (name, task) in definition::machines().iter().flat_map(Machine::tasks) {
@@ -329,6 +470,18 @@ fn choices_compare_with_what_steps_answer() {
         ("CheckInstance", "instanceState", json(describe_instance::State::Running)),
         ("ChooseReencryption", "target.mode", json(ami_share_core::share::Mode::CopyImage)),
     ];
+    let available = json(describe_usage_report::State::Available);
+    let expected = format!("{{% $usageState = '{}' %}}", available.as_str().unwrap());
+    assert_eq!(revoke_state("CheckUsageReport")["Choices"][0]["Condition"], expected);
+    let check = format!("$soFar.phase = '{}'", json(ami_share_core::revoke::Phase::Check).as_str().unwrap());
+    for choice in revoke_state("ChooseRound")["Choices"].as_array().unwrap().iter().take(2) {
+        assert!(choice["Condition"].as_str().unwrap().contains(&check), "{choice}");
+    }
+    for (name, phase) in
+        [("JudgeUsage", revoke_state("JudgeUsage")), ("CheckLooked", revoke_state("CheckLooked")["Choices"][1].clone())]
+    {
+        assert_eq!(phase["Assign"]["phase"], json(ami_share_core::revoke::Phase::Revoke), "{name}");
+    }
     let plan = json(ami_share_core::share::Action::Plan);
     let plan = format!("$resolution.action = '{}'", plan.as_str().unwrap());
     for name in ["ChoosePlan", "CheckPlan"] {

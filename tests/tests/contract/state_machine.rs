@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Set,
-    definition::{self, Machine, Scope, audit_shares, machines, share_ami, undo_share},
+    definition::{self, Machine, Scope, audit_shares, machines, revoke_share, share_ami, undo_share},
 };
 
 /// What JSONata and Step Functions bring along, as far as the definition uses it as a value.
@@ -91,8 +91,9 @@ fn every_machine_and_every_task_ends_in_time() {
 fn every_task_has_a_payload_of_its_own() {
     for (name, state) in definition::all_tasks() {
         let payload = state["Arguments"]["Payload"].as_object().unwrap_or_else(|| panic!("{name} has no Payload"));
-        // ResolveImage makes the name that the others are given.
-        let field = if name.ends_with("ResolveImage") { "id" } else { "execution" };
+        // These two make the name that the others are given.
+        let first = ["ResolveImage", "ResolveRevoke"].iter().any(|first| name.ends_with(first));
+        let field = if first { "id" } else { "execution" };
         assert!(payload.contains_key(field), "{name} does not say which execution it works for");
     }
 }
@@ -266,6 +267,81 @@ fn nothing_is_taken_back_but_what_resolve_undo_leaves() {
     }
 }
 
+/// revoke-share undoes with the same states, but for whose changes they are and in which order.
+#[test]
+fn what_is_revoked_is_undone_as_what_failed() {
+    let mut compared = 0;
+    for (name, state) in
+        revoke_share().states().into_iter().filter(|(name, _)| is_undo(name) || name.to_lowercase().contains("lock"))
+    {
+        if name == "UndoTargets" {
+            continue;
+        }
+        let undone = share_ami().state(&name);
+        for field in ["Type", "Resource", "TimeoutSeconds", "Retry", "Assign"] {
+            let (undone, revoked) = (&undone[field], &state[field]);
+            assert!(undone == revoked || (field == "Assign" && name == "UndoLaunchInstance"), "{name}: {field}");
+        }
+        let source = |text: String| text.replace("$resolution.", "$round.").replace("$undo.", "$round.");
+        if state["Resource"] != "arn:aws:states:::lambda:invoke" {
+            assert_eq!(state["Arguments"].to_string(), source(undone["Arguments"].to_string()), "{name}");
+        }
+        compared += 1;
+    }
+    assert!(compared >= 8, "{compared}");
+}
+
+/// What a target can see, it can use; and nobody loses anything while somebody may still be asked.
+#[test]
+fn a_revoke_takes_the_image_first_and_asks_before() {
+    let machine = revoke_share();
+    let order =
+        ["UndoShareImage", "UndoShareSnapshots", "UndoTargets", "UndoGrantKeys", "UndoShareKey", "RewriteNotes"];
+    let (own, _) = split(&machine);
+    let mut states = own.states.keys();
+    for name in order {
+        assert!(states.any(|state| state == name), "{name} does not come in its order");
+    }
+    let to_the_first: Vec<&String> = own
+        .states
+        .iter()
+        .filter(|(_, state)| definition::transitions(state).iter().any(|next| next == order[0]))
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(to_the_first, ["ChooseRound"]);
+    for (choice, next) in [(0, "CheckUsage"), (1, "CheckLooked")] {
+        let choice = &own.states["ChooseRound"]["Choices"][choice];
+        assert!(choice["Condition"].as_str().unwrap().contains("$soFar.phase = 'check'"));
+        assert_eq!(choice["Next"], next);
+    }
+    assert_eq!(own.states["JudgeUsage"]["Assign"], json!({ "phase": "revoke" }));
+}
+
+/// The history of an execution is counted in Rust by what the states are.
+#[test]
+fn a_round_has_the_states_that_its_events_are_counted_for() {
+    let (own, maps) = split(&revoke_share());
+    let names: Vec<&String> = own.states.keys().collect();
+    let from = names.iter().position(|name| *name == "UndoShareImage").unwrap();
+    let to = names.iter().position(|name| *name == "CheckRound").unwrap();
+    let of_kind = |scope: &[&String], states: &serde_json::Map<String, Value>, kind: &str| {
+        scope.iter().filter(|name| states[**name]["Type"] == kind).count()
+    };
+    let round = &names[from..=to];
+    let kinds = ["Task", "Choice", "Map"].map(|kind| of_kind(round, &own.states, kind));
+    // And ChooseRound.
+    assert_eq!(kinds, [6, 3, 2]);
+    let inside = |map: &str| maps.iter().find(|scope| scope.map.as_deref() == Some(map)).unwrap();
+    let count = |map: &str| {
+        let scope = inside(map);
+        let names: Vec<&String> = scope.states.keys().collect();
+        ["Task", "Choice", "Pass"].map(|kind| of_kind(&names, &scope.states, kind))
+    };
+    assert_eq!(count("UndoTargets"), [3, 3, 2]);
+    // One of the two.
+    assert_eq!(count("RewriteNotes"), [2, 1, 0]);
+}
+
 /// A key policy is written as a whole and has no version.
 #[test]
 fn key_policies_are_written_only_under_the_lock() {
@@ -300,6 +376,8 @@ fn each_drive_of_an_execution_holds_the_lock_in_its_own_name() {
     assert_eq!((&taken["taker"], &taken["stopped"]), (&taken["execution"], &json!("nobody")));
     let claimed = undo_share().state("ClaimShare")["Assign"].clone();
     assert_eq!(claimed["taker"], "{% $states.context.Execution.Id %}");
+    let begun = revoke_share().state("BeginRevoke")["Assign"].clone();
+    assert_eq!((&begun["taker"], &begun["stopped"]), (&claimed["taker"], &json!("nobody")));
     let stopped = undo_share().state("DescribeShare")["Assign"]["stopped"].clone();
     assert_eq!(stopped, "{% $execution & '#' & $states.result.RedriveCount %}");
     let redrive = "$exists($states.context.Execution.RedriveCount) ? $states.context.Execution.RedriveCount : 0";
@@ -374,9 +452,12 @@ fn a_redriven_execution_and_its_undo_know_of_each_other() {
 /// of the longest (full jitter).
 #[test]
 fn whoever_waits_for_the_lock_waits_longer_than_a_lease() {
-    for (machine, name) in
-        [(share_ami(), "LockKeys"), (share_ami(), "LockKeysToUndo"), (undo_share(), "LockKeysToUndo")]
-    {
+    for (machine, name) in [
+        (share_ami(), "LockKeys"),
+        (share_ami(), "LockKeysToUndo"),
+        (undo_share(), "LockKeysToUndo"),
+        (revoke_share(), "LockKeysToUndo"),
+    ] {
         let state = machine.state(name);
         let until = state["Arguments"]["ExpressionAttributeValues"][":until"]["N"].as_str().unwrap();
         let lease: u64 = until.split_once("$millis() + ").unwrap().1.split_once(')').unwrap().0.parse().unwrap();

@@ -46,6 +46,12 @@ pub(crate) fn steps() -> Vec<Step> {
         step("VerifyVolumes", verify_volumes::ACTIONS, verify_volumes::verify_volumes),
         step("TerminateInstance", terminate_instance::ACTIONS, terminate_instance::terminate_instance),
         step("Report", report::ACTIONS, report::report),
+        step("ResolveRevoke", resolve_revoke::ACTIONS, resolve_revoke::resolve_revoke),
+        step("CheckUsage", check_usage::ACTIONS, check_usage::check_usage),
+        step("CreateUsageReport", create_usage_report::ACTIONS, create_usage_report::create_usage_report),
+        step("DescribeUsageReport", describe_usage_report::ACTIONS, describe_usage_report::describe_usage_report),
+        step("JudgeUsage", judge_usage::ACTIONS, judge_usage::judge_usage),
+        step("ReportRevoke", report_revoke::ACTIONS, report_revoke::report_revoke),
         step("AuditShares", audit_shares::ACTIONS, audit_shares::audit_shares),
     ]
 }

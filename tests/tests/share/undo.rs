@@ -217,7 +217,7 @@ async fn a_copy_that_was_there_before_stays_whatever_its_tags_say() -> Result<()
             "launch": {},
         });
         let source = json!({ "accountId": SOURCE, "region": REGION });
-        let payload = json!({ "execution": execution, "source": source, "target": target });
+        let payload = json!({ "execution": "by-hand", "madeBy": [execution], "source": source, "target": target });
         let answer = stage.local.engine.directory().join("answer.json");
         let output = deploy::aws(HUB, &stage.local.engine.endpoint())?
             .args(["lambda", "invoke", "--function-name", &stage.local.hub.function("UndoCopyImageFunction")?])

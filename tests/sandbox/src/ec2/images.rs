@@ -240,7 +240,7 @@ pub(super) fn tags_seen(ec2: Option<&Ec2>, viewer: &str, image: &Image) -> Tags 
 
 /// The caller's own image named by parameter `ImageId`, the caller being allowed
 /// to do the called action on it.
-fn own_image(request: &mut Request<'_>) -> Result<Image, ApiError> {
+pub(super) fn own_image(request: &mut Request<'_>) -> Result<Image, ApiError> {
     let id = request.params.require("ImageId")?;
     let arn = shared_arn(request.region, "image", id);
     request.world.note_resource(arn.clone());

@@ -11,16 +11,20 @@ mod encryption;
 mod filters;
 mod images;
 mod instances;
+mod launch_templates;
 mod schedule;
 mod snapshots;
 mod tags;
+mod usage_reports;
 mod volumes;
 
 pub use images::{Device, DeviceKind, Image, ImageState, LaunchPermission};
 pub use instances::{Instance, InstanceState};
+pub use launch_templates::{LaunchTemplate, Version as LaunchTemplateVersion};
 pub use schedule::{Schedule, settle};
 pub use snapshots::{Snapshot, SnapshotState};
 pub use tags::Tags;
+pub use usage_reports::{ReportState, UsageReport};
 pub use volumes::{Attachment, Volume};
 
 use crate::auth::{self, Caller, Context};
@@ -50,6 +54,9 @@ pub struct Ec2 {
     pub snapshots: BTreeMap<String, Snapshot>,
     pub volumes: BTreeMap<String, Volume>,
     pub instances: BTreeMap<String, Instance>,
+    pub launch_templates: BTreeMap<String, LaunchTemplate>,
+    /// EC2 deletes them by itself, so that they are no part of a snapshot.
+    pub usage_reports: BTreeMap<String, UsageReport>,
     /// What ModifyEbsDefaultKmsKeyId set: a key ARN, or as given when it names no key.
     pub default_key: Option<String>,
     pub encryption_by_default: bool,
@@ -81,6 +88,9 @@ pub fn handle(world: &mut World, caller: &Caller, region: &str, action: &str, pa
         "ModifyImageAttribute" => images::modify_attribute(request),
         "DisableImage" => images::disable(request),
         "EnableImage" => images::enable(request),
+        "CreateImageUsageReport" => usage_reports::create(request),
+        "DescribeImageUsageReports" => usage_reports::describe(request),
+        "DescribeImageUsageReportEntries" => usage_reports::describe_entries(request),
         "CreateSnapshot" => snapshots::create(request),
         "CopySnapshot" => copies::copy_snapshot(request),
         "DeleteSnapshot" => snapshots::delete(request),
@@ -97,6 +107,9 @@ pub fn handle(world: &mut World, caller: &Caller, region: &str, action: &str, pa
         "TerminateInstances" => instances::terminate(request),
         "StopInstances" => instances::stop(request),
         "StartInstances" => instances::start(request),
+        "CreateLaunchTemplate" => launch_templates::create(request),
+        "CreateLaunchTemplateVersion" => launch_templates::create_version(request),
+        "DescribeLaunchTemplateVersions" => launch_templates::describe_versions(request),
         "CreateTags" => tags::create(request),
         "DeleteTags" => tags::delete(request),
         "GetEbsDefaultKmsKeyId" => encryption::get_default_key(request),
@@ -236,11 +249,14 @@ pub fn snapshot(ec2: &Ec2) -> serde_json::Value {
         .filter(|(_, volume)| !instances::goes_down_with_its_instance(ec2, volume))
         .map(|(id, volume)| (id, volumes::picture(volume)))
         .collect();
+    let launch_templates: BTreeMap<_, _> =
+        ec2.launch_templates.iter().map(|(id, template)| (id, launch_templates::picture(template))).collect();
     let tags_on_others: BTreeMap<_, _> = ec2.tags_on_others.iter().filter(|(_, tags)| !tags.is_empty()).collect();
     if images.is_empty()
         && snapshots.is_empty()
         && instances.is_empty()
         && volumes.is_empty()
+        && launch_templates.is_empty()
         && tags_on_others.is_empty()
         && ec2.default_key.is_none()
         && !ec2.encryption_by_default
@@ -252,6 +268,7 @@ pub fn snapshot(ec2: &Ec2) -> serde_json::Value {
         "snapshots": snapshots,
         "instances": instances,
         "volumes": volumes,
+        "launchTemplates": launch_templates,
         "tagsOnOthers": tags_on_others,
         "defaultKey": ec2.default_key,
         "encryptionByDefault": ec2.encryption_by_default,

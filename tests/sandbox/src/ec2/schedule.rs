@@ -1,7 +1,7 @@
 //! What happens some time after the call that started it. The outcome is known
 //! from the start; the clock reveals it.
 
-use super::{Ec2, ImageState, InstanceState, SnapshotState, StateReason, instances, volumes::VolumeState};
+use super::{Ec2, ImageState, InstanceState, ReportState, SnapshotState, StateReason, instances, volumes::VolumeState};
 use crate::world::World;
 use std::collections::BTreeMap;
 
@@ -42,6 +42,8 @@ pub(super) enum Change {
     VolumeVanishes(String),
     VolumeAttaches(String),
     VolumeDetaches(String),
+    /// From pending to that.
+    ReportEnds(String, ReportState),
 }
 
 /// Lets `change` happen `delay_ms` from now.
@@ -154,6 +156,11 @@ fn apply(ec2: &mut Ec2, change: Change) {
         Change::VolumeAttaches(id) => {
             if let Some(volume) = ec2.volumes.get_mut(&id) {
                 volume.finish_attaching();
+            }
+        }
+        Change::ReportEnds(id, state) => {
+            if let Some(report) = ec2.usage_reports.get_mut(&id) {
+                report.state = state;
             }
         }
         Change::VolumeDetaches(id) => {

@@ -1,4 +1,4 @@
-//! The other images that a target can launch, and the keys under them.
+//! The other images that a target can launch, and the keys under them: what it needs its access to keys for.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,10 +14,8 @@ use aws_sdk_ec2::{
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use crate::Needs;
-
-pub(crate) const DESCRIBE_IMAGES: &str = "ec2:DescribeImages";
-pub(crate) const DESCRIBE_SNAPSHOTS: &str = "ec2:DescribeSnapshots";
+pub const DESCRIBE_IMAGES: &str = "ec2:DescribeImages";
+pub const DESCRIBE_SNAPSHOTS: &str = "ec2:DescribeSnapshots";
 
 /// How many calls are made at a time.
 const CONCURRENCY: usize = 16;
@@ -26,16 +24,28 @@ const CONCURRENCY: usize = 16;
 const SNAPSHOTS_PER_CALL: usize = 200;
 
 /// An image with its snapshots.
-type Launchable = (ImageId, Vec<String>);
+type WithSnapshots = (ImageId, Vec<String>);
 
-/// What each of `accounts` needs for images other than `this_image`.
-pub(crate) async fn needs(
+/// The images that an account can launch, and the keys of the source account under them, each with one of
+/// these images.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Launchable {
+    pub images: BTreeSet<ImageId>,
+    pub keys: BTreeMap<KeyArn, ImageId>,
+}
+
+/// What each of `accounts` can launch besides `this_image`: one call for each account, and one for each
+/// 200 snapshots.
+///
+/// # Errors
+/// [`Error::NotYetVisible`] when an image goes while it is looked at; whatever AWS answers.
+pub async fn besides(
     ec2: &Client,
     source: &Source,
     this_image: &ImageId,
     accounts: BTreeSet<AccountId>,
-) -> Result<Needs, Error> {
-    let images: Vec<(AccountId, Vec<Launchable>)> = stream::iter(accounts)
+) -> Result<BTreeMap<AccountId, Launchable>, Error> {
+    let images: Vec<(AccountId, Vec<WithSnapshots>)> = stream::iter(accounts)
         .map(|account| async move {
             let images = launchable(ec2, source, this_image, &account).await?;
             Ok((account, images))
@@ -46,7 +56,11 @@ pub(crate) async fn needs(
     let of_all = images.iter().flat_map(|(_, images)| images);
     let snapshots: BTreeSet<&String> = of_all.flat_map(|(_, snapshots)| snapshots).collect();
     let keys = keys(ec2, source, snapshots.into_iter().cloned().collect()).await?;
-    Ok(images.into_iter().map(|(account, images)| (account, keys_under(&images, &keys))).collect())
+    let launchable = |images: Vec<WithSnapshots>| Launchable {
+        keys: keys_under(&images, &keys),
+        images: images.into_iter().map(|(image, _)| image).collect(),
+    };
+    Ok(images.into_iter().map(|(account, images)| (account, launchable(images))).collect())
 }
 
 /// The images of the source account, other than `this_image`, that `account` has a launch permission
@@ -58,7 +72,7 @@ async fn launchable(
     source: &Source,
     this_image: &ImageId,
     account: &AccountId,
-) -> Result<Vec<Launchable>, Error> {
+) -> Result<Vec<WithSnapshots>, Error> {
     let request = ec2.describe_images().owners("self").executable_users(account.as_str());
     let mut pages = request.into_paginator().page_size(1000).items().send();
     let mut images = Vec::new();
@@ -74,13 +88,17 @@ async fn launchable(
     Ok(images)
 }
 
-fn snapshots(image: &types::Image) -> Vec<String> {
+/// The snapshots that an image is made of.
+pub fn snapshots(image: &types::Image) -> Vec<String> {
     let mappings = image.block_device_mappings().iter();
     mappings.filter_map(|mapping| mapping.ebs()?.snapshot_id().map(str::to_owned)).collect()
 }
 
 /// The key of each snapshot that is under one of the source account's.
-async fn keys(ec2: &Client, source: &Source, snapshots: Vec<String>) -> Result<BTreeMap<String, KeyArn>, Error> {
+///
+/// # Errors
+/// As [`besides`].
+pub async fn keys(ec2: &Client, source: &Source, snapshots: Vec<String>) -> Result<BTreeMap<String, KeyArn>, Error> {
     let batches: Vec<Vec<String>> = snapshots.chunks(SNAPSHOTS_PER_CALL).map(<[String]>::to_vec).collect();
     let found: Vec<Vec<(String, KeyArn)>> =
         stream::iter(batches).map(|batch| keys_of(ec2, source, batch)).buffered(CONCURRENCY).try_collect().await?;
@@ -108,7 +126,7 @@ async fn keys_of(ec2: &Client, source: &Source, batch: Vec<String>) -> Result<Ve
 }
 
 /// Each key under `images`, with the first of them that is under it.
-fn keys_under(images: &[Launchable], keys: &BTreeMap<String, KeyArn>) -> BTreeMap<KeyArn, ImageId> {
+fn keys_under(images: &[WithSnapshots], keys: &BTreeMap<String, KeyArn>) -> BTreeMap<KeyArn, ImageId> {
     let mut under = BTreeMap::new();
     for (image, snapshots) in images {
         for key in snapshots.iter().filter_map(|snapshot| keys.get(snapshot)) {

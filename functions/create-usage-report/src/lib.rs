@@ -1,0 +1,80 @@
+//! CreateUsageReport: has EC2 report which other accounts use the image. It is the owner's view: it needs
+//! nothing in a target, knows also of accounts that cannot be asked, and looks at more versions of a launch
+//! template than its latest.
+
+use ami_share_core::{
+    Error, Hub, aws,
+    hub::{Actions, client_token},
+    ids::{ExecutionName, ImageId},
+    revoke::UsingResource,
+    share::Source,
+};
+use aws_sdk_ec2::{Client, error::ProvideErrorMetadata, types::ImageUsageResourceTypeRequest};
+use serde::{Deserialize, Serialize};
+
+pub const ACTIONS: Actions = Actions { source: &[CREATE], target: &[], launcher: &[] };
+
+const CREATE: &str = "ec2:CreateImageUsageReport";
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Input {
+    pub execution: ExecutionName,
+    pub source: Source,
+    pub image_id: ImageId,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Output {
+    pub report_id: String,
+    pub wait_seconds: u64,
+}
+
+/// Starts the report, for every account: EC2 deletes it after 30 days. The same execution has one, however
+/// often this is called.
+///
+/// # Errors
+/// Whatever AWS answers, with what to do: without a report nobody can say whether the image is in use.
+#[tracing::instrument(skip_all, fields(execution = %input.execution, image = %input.image_id))]
+pub async fn create_usage_report(hub: &Hub, input: Input) -> Result<Output, Error> {
+    let Input { execution, source, image_id } = &input;
+    let config = hub.as_source(&source.account_id, &source.region, execution, ACTIONS).await?;
+    let kind =
+        |resource: UsingResource| ImageUsageResourceTypeRequest::builder().resource_type(resource.name()).build();
+    let created = Client::new(&config)
+        .create_image_usage_report()
+        .image_id(image_id.as_str())
+        .resource_types(kind(UsingResource::Instance))
+        .resource_types(kind(UsingResource::LaunchTemplate))
+        .client_token(client_token(execution, &source.account_id, "usage"))
+        .send()
+        .await;
+    let report_id = match created {
+        Ok(created) => created.report_id,
+        Err(error) if error.code() == Some("InvalidAMIID.NotFound") => {
+            let (account, region) = (source.account_id.clone(), source.region.to_string());
+            return Err(Error::ImageNotFound { image: image_id.clone(), account, region });
+        }
+        Err(error) => {
+            return Err(match aws::failure(&source.account_id, CREATE, error) {
+                Error::Aws { account, call, reason, source } => Error::Aws {
+                    reason: format!(
+                        "{reason}; so nobody can say whether image {image_id} is in use: revoke it with force, or later"
+                    ),
+                    account,
+                    call,
+                    source,
+                },
+                error => error,
+            });
+        }
+    };
+    let report_id = report_id.ok_or_else(|| Error::Unavailable {
+        account: source.account_id.clone(),
+        call: CREATE,
+        source: Some("the answer holds no report id".into()),
+    })?;
+    tracing::info!(report = report_id, "usage report asked for");
+    Ok(Output { report_id, wait_seconds: ami_share_core::polling::USAGE_REPORT.shortest })
+}

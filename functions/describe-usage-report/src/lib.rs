@@ -1,0 +1,145 @@
+//! DescribeUsageReport: looks whether EC2's report on who uses the image is there, and reads what it says
+//! of the targets.
+
+use std::{collections::BTreeSet, time::SystemTime};
+
+use ami_share_core::{
+    Error, Hub, aws,
+    hub::Actions,
+    ids::{AccountId, ExecutionName, ImageId},
+    polling::USAGE_REPORT,
+    revoke::{Usage, Use, UsingResource},
+    share::Source,
+};
+use aws_sdk_ec2::{Client, error::ProvideErrorMetadata, primitives::DateTime, types::ImageUsageReportEntry};
+use serde::{Deserialize, Serialize};
+
+pub const ACTIONS: Actions = Actions { source: &[DESCRIBE, DESCRIBE_ENTRIES], target: &[], launcher: &[] };
+
+const DESCRIBE: &str = "ec2:DescribeImageUsageReports";
+const DESCRIBE_ENTRIES: &str = "ec2:DescribeImageUsageReportEntries";
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Input {
+    pub execution: ExecutionName,
+    pub source: Source,
+    pub image_id: ImageId,
+    pub report_id: String,
+    /// Whose use it is about.
+    pub usage: Usage,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Output {
+    pub state: State,
+    /// Until the next look.
+    pub wait_seconds: u64,
+    /// What the report says of the targets.
+    pub reported: Vec<Use>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum State {
+    Pending,
+    Available,
+}
+
+/// # Errors
+/// [`Error::Aws`] for a report that came to nothing, also when it has been pending for six hours: without it
+/// nobody can say whether the image is in use. [`Error::NotYetVisible`].
+#[tracing::instrument(skip_all, fields(execution = %input.execution, report = %input.report_id))]
+pub async fn describe_usage_report(hub: &Hub, input: Input) -> Result<Output, Error> {
+    let Input { execution, source, report_id, .. } = &input;
+    let config = hub.as_source(&source.account_id, &source.region, execution, ACTIONS).await?;
+    let ec2 = Client::new(&config);
+    let found = match ec2.describe_image_usage_reports().report_ids(report_id).send().await {
+        Ok(answer) => answer.image_usage_reports.unwrap_or_default().into_iter().next(),
+        Err(error) if error.code().is_some_and(|code| code.ends_with(".NotFound")) => None,
+        Err(error) => return Err(aws::failure(&source.account_id, DESCRIBE, error)),
+    };
+    let Some(report) = found else {
+        return Err(Error::NotYetVisible {
+            what: format!("usage report {report_id} of image {}", input.image_id),
+            account: source.account_id.clone(),
+            call: DESCRIBE,
+        });
+    };
+    match report.state() {
+        Some("available") => {
+            Ok(Output { state: State::Available, wait_seconds: 0, reported: reported(&ec2, &input).await? })
+        }
+        Some("pending") => {
+            let age = DateTime::from(SystemTime::now()).secs() - report.creation_time().map_or(0, DateTime::secs);
+            let age = u64::try_from(age).unwrap_or_default();
+            if age > USAGE_REPORT.patience {
+                return Err(unknown(&input, "it has been pending for over six hours"));
+            }
+            Ok(Output { state: State::Pending, wait_seconds: USAGE_REPORT.wait(age), reported: vec![] })
+        }
+        state => {
+            let reason = report.state_reason().unwrap_or("no reason is given");
+            Err(unknown(&input, &format!("it is in state {}: {reason}", state.unwrap_or("unknown"))))
+        }
+    }
+}
+
+fn unknown(input: &Input, why: &str) -> Error {
+    Error::Aws {
+        account: input.source.account_id.clone(),
+        call: DESCRIBE,
+        reason: format!(
+            "usage report {} came to nothing ({why}); so nobody can say whether image {} is in use: revoke it with \
+             force, or later",
+            input.report_id, input.image_id
+        ),
+        source: None,
+    }
+}
+
+async fn reported(ec2: &Client, input: &Input) -> Result<Vec<Use>, Error> {
+    let mut pages =
+        ec2.describe_image_usage_report_entries().report_ids(&input.report_id).into_paginator().items().send();
+    let mut reported = Vec::new();
+    let targets: BTreeSet<&AccountId> = input.usage.asked.iter().chain(&input.usage.unasked).collect();
+    while let Some(entry) = pages.next().await {
+        let entry = entry.map_err(|error| aws::failure(&input.source.account_id, DESCRIBE_ENTRIES, error))?;
+        reported.extend(read(&entry, &input.image_id).filter(|used| targets.contains(&used.account_id)));
+    }
+    Ok(reported)
+}
+
+/// Nothing for an entry that says of no use.
+fn read(entry: &ImageUsageReportEntry, image: &ImageId) -> Option<Use> {
+    let resource = UsingResource::named(entry.resource_type()?)?;
+    let count = u64::try_from(entry.usage_count()?).ok().filter(|count| *count > 0)?;
+    let account_id = AccountId::parse(entry.account_id()?).ok()?;
+    Some(Use { account_id, image_id: image.clone(), resource, count, ids: vec![] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_says_who_uses_the_image_how_often() {
+        let image = ImageId::parse("ami-0123abcd").unwrap();
+        let entry = |resource: &str, count: i64| {
+            ImageUsageReportEntry::builder()
+                .resource_type(resource)
+                .account_id("222222222222")
+                .usage_count(count)
+                .build()
+        };
+        let used = read(&entry("ec2:LaunchTemplate", 3), &image).unwrap();
+        assert_eq!(
+            (used.account_id.as_str(), used.resource, used.count),
+            ("222222222222", UsingResource::LaunchTemplate, 3)
+        );
+        assert_eq!(read(&entry("ec2:Instance", 1), &image).unwrap().resource, UsingResource::Instance);
+        assert_eq!(read(&entry("ec2:Instance", 0), &image), None);
+        assert_eq!(read(&entry("imagebuilder:ImageRecipe", 1), &image), None);
+    }
+}

@@ -1,0 +1,200 @@
+//! The source account: whether it has the image, who can launch it, and what its keys say.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ami_share_core::{
+    Error, Hub, aws,
+    ids::{AccountId, ExecutionName, KeyArn, SnapshotId},
+    key_policy::KeyPolicy,
+    revoke::RevokeRequest,
+};
+use ami_share_key_grants::KeyGrant;
+use ami_share_launchable::{self as launchable, Launchable};
+use ami_share_record::Gift;
+use aws_sdk_ec2::types::{Filter, ImageAttributeName, ImageState};
+use aws_sdk_kms::error::ProvideErrorMetadata;
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use crate::{ACTIONS, target};
+
+pub(crate) const DESCRIBE_IMAGES: &str = launchable::DESCRIBE_IMAGES;
+pub(crate) const DESCRIBE_SNAPSHOTS: &str = launchable::DESCRIBE_SNAPSHOTS;
+pub(crate) const DESCRIBE_IMAGE_ATTRIBUTE: &str = "ec2:DescribeImageAttribute";
+pub(crate) const GET_KEY_POLICY: &str = "kms:GetKeyPolicy";
+pub(crate) const LIST_GRANTS: &str = ami_share_key_grants::LIST_GRANTS;
+
+/// How many grants are looked for at a time.
+const CONCURRENCY: usize = 16;
+
+/// As far as it concerns the targets at hand.
+#[derive(Debug, Default)]
+pub(crate) struct SourceState {
+    /// Whether it has the image, be it disabled.
+    pub(crate) image_found: bool,
+    /// Of the snapshots that a permission is noted of, those that it still has.
+    pub(crate) snapshots: BTreeSet<SnapshotId>,
+    /// Who has a launch permission of the image.
+    pub(crate) permitted: BTreeSet<AccountId>,
+    /// What each target can launch besides.
+    pub(crate) others: BTreeMap<AccountId, Launchable>,
+    /// Accounts that our statements name in the policy of a key of theirs.
+    pub(crate) statements: BTreeSet<(AccountId, KeyArn)>,
+    /// Accounts with grants of ours on a key of theirs.
+    pub(crate) grants: BTreeSet<(AccountId, KeyArn)>,
+    /// Keys that are not there any more, and nothing can be taken from.
+    pub(crate) gone_keys: BTreeSet<KeyArn>,
+}
+
+impl SourceState {
+    pub(crate) fn statements(&self, account: &AccountId) -> BTreeSet<KeyArn> {
+        of(&self.statements, account)
+    }
+
+    pub(crate) fn grants(&self, account: &AccountId) -> BTreeSet<KeyArn> {
+        of(&self.grants, account)
+    }
+}
+
+fn of(pairs: &BTreeSet<(AccountId, KeyArn)>, account: &AccountId) -> BTreeSet<KeyArn> {
+    pairs.iter().filter(|(named, _)| named == account).map(|(_, key)| key.clone()).collect()
+}
+
+/// A key's policy, as far as it can be told.
+enum PolicyState {
+    Read(KeyPolicy),
+    /// It is for UndoShareKey to say why.
+    Unreadable,
+    Gone,
+}
+
+pub(crate) async fn find(
+    hub: &Hub,
+    execution: &ExecutionName,
+    request: &RevokeRequest,
+    gifts: &BTreeMap<AccountId, Vec<Gift>>,
+) -> Result<SourceState, Error> {
+    let source = &request.source;
+    let config = hub.as_source(&source.account_id, &source.region, execution, ACTIONS).await?;
+    let (ec2, kms) = (aws_sdk_ec2::Client::new(&config), aws_sdk_kms::Client::new(&config));
+    let mut state = SourceState::default();
+    let mut image_keys = BTreeSet::new();
+    if let Some(snapshots) = image_snapshots(&ec2, request).await? {
+        state.image_found = true;
+        image_keys.extend(launchable::keys(&ec2, source, snapshots).await?.into_values());
+        state.permitted = permitted(&ec2, request).await?;
+    }
+    state.snapshots = snapshots(&ec2, request, gifts).await?;
+    state.others = launchable::besides(&ec2, source, &request.image_id, gifts.keys().cloned().collect()).await?;
+
+    let retiring = hub.source_role(&source.account_id, &source.region);
+    let keys_of = |account: &AccountId, gifts: &[Gift]| {
+        let nothing = Launchable::default();
+        let launchable = state.others.get(account).unwrap_or(&nothing);
+        let mut keys = target::noted_keys(request, launchable, gifts);
+        keys.extend(image_keys.iter().cloned());
+        keys
+    };
+    let pairs: Vec<(AccountId, KeyArn)> = gifts
+        .iter()
+        .flat_map(|(account, gifts)| keys_of(account, gifts).into_iter().map(|key| (account.clone(), key)))
+        .collect();
+    let mut policies = BTreeMap::new();
+    for key in pairs.iter().map(|(_, key)| key).collect::<BTreeSet<_>>() {
+        policies.insert(key.clone(), policy(&kms, key).await?);
+    }
+    let gone = policies.iter().filter(|(_, policy)| matches!(policy, PolicyState::Gone));
+    state.gone_keys = gone.map(|(key, _)| key.clone()).collect();
+    let in_policy = |(account, key): &&(AccountId, KeyArn)| match &policies[key] {
+        PolicyState::Read(policy) => policy.without([account]).is_some(),
+        PolicyState::Unreadable => true,
+        PolicyState::Gone => false,
+    };
+    state.statements = pairs.iter().filter(in_policy).cloned().collect();
+    let (kms, retiring, gone_keys) = (&kms, retiring.as_str(), &state.gone_keys);
+    let granted: Vec<Option<(AccountId, KeyArn)>> =
+        stream::iter(pairs.into_iter().filter(|(_, key)| !gone_keys.contains(key)))
+            .map(|(account, key)| async move {
+                let found = KeyGrant { key: &key, account: &account, retiring }.find(kms).await;
+                match found {
+                    Ok(grants) => Ok((!grants.is_empty()).then_some((account, key))),
+                    // Where none can be listed, none can have been given by this role: a note says it.
+                    Err(Error::AccessDenied { .. }) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            })
+            .buffered(CONCURRENCY)
+            .try_collect()
+            .await?;
+    state.grants = granted.into_iter().flatten().collect();
+    Ok(state)
+}
+
+/// The snapshots under the image; nothing where the source account does not have it.
+async fn image_snapshots(ec2: &aws_sdk_ec2::Client, request: &RevokeRequest) -> Result<Option<Vec<String>>, Error> {
+    let RevokeRequest { image_id, source, .. } = request;
+    let answer = ec2.describe_images().owners("self").image_ids(image_id.as_str()).include_disabled(true).send().await;
+    let images = match answer {
+        Ok(answer) => answer.images.unwrap_or_default(),
+        Err(error) if matches!(error.code(), Some("InvalidAMIID.NotFound" | "InvalidAMIID.Unavailable")) => vec![],
+        Err(error) => return Err(aws::failure(&source.account_id, DESCRIBE_IMAGES, error)),
+    };
+    // EC2 goes on naming an image for some time after it was deregistered.
+    let image = images.iter().find(|image| image.state() != Some(&ImageState::Deregistered));
+    Ok(image.map(launchable::snapshots))
+}
+
+/// What is not there any more cannot be taken from: EC2 would not even say that it is not there, as the role is
+/// allowed to change what is the account's own.
+async fn snapshots(
+    ec2: &aws_sdk_ec2::Client,
+    request: &RevokeRequest,
+    gifts: &BTreeMap<AccountId, Vec<Gift>>,
+) -> Result<BTreeSet<SnapshotId>, Error> {
+    let gifts = gifts.values().flatten().filter(|gift| gift.image.image_id == request.image_id);
+    let noted: BTreeSet<String> =
+        gifts.flat_map(|gift| &gift.target.source_changes.snapshot_ids).map(ToString::to_string).collect();
+    if noted.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let noted = Filter::builder().name("snapshot-id").set_values(Some(noted.into_iter().collect())).build();
+    let mut pages = ec2.describe_snapshots().owner_ids("self").filters(noted).into_paginator().items().send();
+    let mut found = BTreeSet::new();
+    while let Some(snapshot) = pages.next().await {
+        let snapshot = snapshot.map_err(|error| aws::failure(&request.source.account_id, DESCRIBE_SNAPSHOTS, error))?;
+        found.extend(snapshot.snapshot_id().and_then(|id| SnapshotId::parse(id).ok()));
+    }
+    Ok(found)
+}
+
+async fn permitted(ec2: &aws_sdk_ec2::Client, request: &RevokeRequest) -> Result<BTreeSet<AccountId>, Error> {
+    let attribute = ec2
+        .describe_image_attribute()
+        .image_id(request.image_id.as_str())
+        .attribute(ImageAttributeName::LaunchPermission);
+    match attribute.send().await {
+        Ok(answer) => {
+            let accounts = answer.launch_permissions().iter().filter_map(|permission| permission.user_id());
+            Ok(accounts.filter_map(|account| AccountId::parse(account).ok()).collect())
+        }
+        // A disabled image has none.
+        Err(error) if matches!(error.code(), Some("InvalidAMIID.NotFound" | "InvalidAMIID.Unavailable")) => {
+            Ok(BTreeSet::new())
+        }
+        Err(error) => Err(aws::failure(&request.source.account_id, DESCRIBE_IMAGE_ATTRIBUTE, error)),
+    }
+}
+
+async fn policy(kms: &aws_sdk_kms::Client, key: &KeyArn) -> Result<PolicyState, Error> {
+    let account = &key.account_id();
+    let answer = match kms.get_key_policy().key_id(key.as_str()).policy_name("default").send().await {
+        Ok(answer) => answer,
+        Err(error) if error.code() == Some("NotFoundException") => return Ok(PolicyState::Gone),
+        Err(error) => {
+            return match aws::failure(account, GET_KEY_POLICY, error) {
+                Error::AccessDenied { .. } => Ok(PolicyState::Unreadable),
+                error => Err(error),
+            };
+        }
+    };
+    Ok(KeyPolicy::parse(key, answer.policy().unwrap_or_default()).map_or(PolicyState::Unreadable, PolicyState::Read))
+}
