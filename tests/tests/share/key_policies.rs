@@ -75,6 +75,11 @@ enum Ends {
 
 use Ends::{Failed, Refused, Well};
 
+/// Shares by grant under policies that ami-share cannot read, or not understand. A revoke looks for statements of
+/// ours in them, which may be there from other shares: it takes the grants back, and says that it could not look.
+const NOT_LOOKED_AT: [(&str, &str); 2] =
+    [("our-sid-grant", "AmiShareUse is not one that ami-share wrote"), ("deny-get-grant", "refused kms:GetKeyPolicy")];
+
 /// A policy of the key under the root volume.
 struct Odd {
     name: &'static str,
@@ -284,6 +289,7 @@ async fn every_odd_policy_ends_in_a_clear_error_or_works_and_nothing_is_lost() -
             stage.reset();
             old_policy(&stage, odd.make);
             let before = policy(&stage, key)?;
+            let untouched = stage.local.sandbox.world().snapshot(SOURCE);
             let mut request = stage.request(json!({}));
             request["keyAccess"] = json!(access);
             let name = format!("{}-{access}", odd.name);
@@ -299,6 +305,23 @@ async fn every_odd_policy_ends_in_a_clear_error_or_works_and_nothing_is_lost() -
             let run = stage.run(&name, &request).await?;
             found.extend(judge(&name, ends, &run));
             found.extend(compare(&name, &before, &policy(&stage, key)?, works && access == "policy"));
+            if works {
+                let revoked = format!("{name}-revoked");
+                let request = json!({ "imageId": stage.image.image_id, "targets": [TARGET] });
+                let run = stage.run_on(&stage.local.hub.revoke_share, &revoked, &request).await?;
+                match NOT_LOOKED_AT.iter().find(|(share, _)| *share == name) {
+                    None => found.extend(judge(&revoked, &Well, &run)),
+                    Some((_, said)) if run.error() == "RevokeIncomplete" && run.cause().contains(said) => {}
+                    Some((_, said)) => found.push(format!("{revoked}: does not say {said}: {}", run.summary())),
+                }
+                found.extend(compare(&revoked, &before, &policy(&stage, key)?, false));
+                if run.after[SOURCE] != untouched {
+                    found.push(format!(
+                        "{revoked}: the source account was {untouched:#}\nand is {:#}",
+                        run.after[SOURCE]
+                    ));
+                }
+            }
             if !is_administered(&stage, key).await? {
                 found.push(format!("{name}: the administrator cannot write the policy any more"));
             }
