@@ -73,12 +73,13 @@ pub enum Kind {
     SnapshotPermissionWithoutLaunchPermission,
     NoteWithoutImage,
     NotOnAllowList,
+    AllowListNotChecked,
     KeyNotRead,
 }
 
 impl Kind {
     /// Every one there is, for the contract test with README.md.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::LaunchPermissionWithoutKeyAccess,
         Self::KeyAccessWithoutLaunchPermission,
         Self::KeyAccessWithoutImage,
@@ -86,6 +87,7 @@ impl Kind {
         Self::SnapshotPermissionWithoutLaunchPermission,
         Self::NoteWithoutImage,
         Self::NotOnAllowList,
+        Self::AllowListNotChecked,
         Self::KeyNotRead,
     ];
 }
@@ -202,6 +204,13 @@ impl Report {
         }
     }
 
+    /// Says once what is so of the whole audit.
+    pub(crate) fn find_once(&mut self, finding: Finding) {
+        if !self.summary.findings.contains_key(&finding.kind) {
+            self.find([finding]);
+        }
+    }
+
     pub(crate) fn find(&mut self, findings: impl IntoIterator<Item = Finding>) {
         let mut used = written(&self.findings);
         for finding in findings {
@@ -229,9 +238,8 @@ impl Report {
     }
 
     pub(crate) fn not_looked_at(&mut self, what: String) {
-        if self.not_looked_at.len() < NOT_LOOKED_AT {
-            self.not_looked_at.insert(what);
-        }
+        let room = self.not_looked_at.len() < NOT_LOOKED_AT || self.not_looked_at.contains(&what);
+        self.not_looked_at.insert(if room { what } else { "more, that there is no room to name".to_owned() });
     }
 
     /// Says what there was no room for.

@@ -382,7 +382,9 @@ impl World<'_> {
     async fn refused(&self, accounts: &BTreeSet<AccountId>, report: &mut Report) -> Result<Refused, Error> {
         let refused = refused(self.hub, self.execution, accounts).await?;
         if let Some(reason) = &refused.unknown {
-            report.not_looked_at(format!("whether accounts that are not listed may be targets: {reason}"));
+            report.find_once(Finding::new(Kind::AllowListNotChecked, vec![], |_| {
+                format!("Whether accounts that are not listed may be targets is not known: {reason}.")
+            }));
         }
         Ok(refused)
     }

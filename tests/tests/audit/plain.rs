@@ -132,7 +132,8 @@ async fn accounts_are_looked_up_in_the_organization_that_is_allowed() -> Result<
     // The hub is in no organization, so it cannot ask.
     let audit = stage.audit("nobody-to-ask", &json!({})).await?;
     assert_eq!(not_allowed(&audit), [Value::Null; 0]);
-    let unknown = audit.report["notLookedAt"].to_string();
+    let unknown = audit.report["findings"].to_string();
+    assert!(unknown.contains("AllowListNotChecked"), "{unknown}");
     assert!(unknown.contains("not listed may be targets") && unknown.contains("OrganizationsRoleArn"), "{unknown}");
 
     for (account, state) in [(HUB, None), (SECOND, None), (suspended, Some("SUSPENDED"))] {
