@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ami_share_core::{
     Error, aws,
     ids::{AccountId, KeyArn},
-    key_policy::{KeyPolicy, Others, account_in},
+    key_policy::{KeyPolicy, Others, account_in, explained},
     share::Source,
 };
 use ami_share_key_grants::{all, target_of};
@@ -111,7 +111,7 @@ async fn read_one(kms: &Client, source: &Source, retiring: &str, key: &KeyArn) -
         Err(error) if error.code() == Some("NotFoundException") => {
             return Ok(KeyAccess::not_read("it is not there any more"));
         }
-        Err(error) => Err(aws::failure(&source.account_id, GET_KEY_POLICY, error)),
+        Err(error) => Err(explained(key, aws::failure(&source.account_id, GET_KEY_POLICY, error))),
     };
     let grants = match &policy {
         Ok(_) => all(kms, key).await,

@@ -241,6 +241,29 @@ impl KeyPolicy {
     }
 }
 
+/// `error` of a call that has to do with the policy of `key`, with what to do where it was refused: whatever IAM allows a
+/// role, a key policy may keep it out ("Key policies in AWS KMS", KMS developer guide).
+pub fn explained(key: &KeyArn, error: Error) -> Error {
+    match error {
+        Error::AccessDenied { account, call, reason, source } => {
+            let tagged = match call {
+                "kms:PutKeyPolicy" => "; deployed with OnlyTaggedKeys, that role changes only keys with the tag",
+                _ => "",
+            };
+            Error::AccessDenied {
+                reason: format!(
+                    "{reason}; the policy of key {key} must let IAM of account {account} decide about {call}, or allow \
+                     it to the role that ami-share assumes there, and no statement may deny it{tagged}"
+                ),
+                account,
+                call,
+                source,
+            }
+        }
+        other => other,
+    }
+}
+
 /// What in a statement under one of our Sids ami-share never writes. That an action is missing, or
 /// a condition has another value, it puts right.
 fn foreign(statement: &Value, actions: &[&str]) -> Option<String> {

@@ -13,7 +13,7 @@ use ami_share_core::{
 };
 use aws_sdk_kms::{
     Client,
-    types::{GrantListEntry, GrantOperation},
+    types::{GrantConstraints, GrantListEntry, GrantOperation},
 };
 
 pub const LIST_GRANTS: &str = "kms:ListGrants";
@@ -64,10 +64,20 @@ impl KeyGrant<'_> {
         let ours = Self::operations();
         grant.name() == Some(self.name().as_str())
             && grant.grantee_principal() == Some(self.grantee().as_str())
-            && grant.retiring_principal() == Some(self.retiring)
-            && grant.constraints().is_none()
+            && grant.retiring_principal().is_some_and(|principal| self.is_retiring(principal))
+            && grant.constraints().is_none_or(is_empty)
             && operations == ours.iter().map(GrantOperation::as_str).collect()
     }
+
+    /// KMS names a role by its unique id while it does not know it yet, and when it was deleted ("IAM
+    /// identifiers", IAM user guide).
+    fn is_retiring(&self, principal: &str) -> bool {
+        principal == self.retiring || principal.starts_with("AROA")
+    }
+}
+
+fn is_empty(constraints: &GrantConstraints) -> bool {
+    *constraints == GrantConstraints::builder().build()
 }
 
 /// The account that `grant` on `key` gives the use of it, if the grant is ours.
@@ -127,8 +137,6 @@ async fn list(kms: &Client, key: &KeyArn, grantee: Option<String>) -> Result<Vec
 
 #[cfg(test)]
 mod tests {
-    use aws_sdk_kms::types::GrantConstraints;
-
     use super::*;
 
     const ROLE: &str = "arn:aws:iam::111111111111:role/AmiShareSource";
@@ -150,12 +158,17 @@ mod tests {
         assert_eq!(target_of(&key, ROLE, &listed().name("ami-share-333333333333").build()), None);
         let backwards = KeyGrant::operations().into_iter().rev().collect();
         assert!(ours.is(&listed().set_operations(Some(backwards)).build()));
+        assert!(ours.is(&listed().constraints(GrantConstraints::builder().build()).build()));
+        assert!(
+            ours.is(&listed().retiring_principal("AROAEXAMPLEID").build()),
+            "KMS does not know the role's name yet"
+        );
         for other in [
             listed().name("by-hand"),
             listed().set_name(None),
             listed().grantee_principal("arn:aws:iam::222222222222:role/app"),
             listed().set_retiring_principal(None),
-            listed().retiring_principal("AROAEXAMPLEID"),
+            listed().retiring_principal("arn:aws:iam::111111111111:role/other"),
             listed().operations(GrantOperation::Encrypt),
             listed().set_operations(Some(vec![GrantOperation::Decrypt])),
             listed().constraints(GrantConstraints::builder().encryption_context_subset("a", "b").build()),

@@ -12,7 +12,7 @@ use ami_share_core::{
     Error, Hub, aws,
     hub::Actions,
     ids::ExecutionName,
-    key_policy::KeyPolicy,
+    key_policy::{self, KeyPolicy},
     plan::PlannedPolicies,
     share::{Action, KeyChange, Resolution},
 };
@@ -97,7 +97,7 @@ async fn read_policies<'r>(hub: &Hub, input: &'r Input) -> Result<Vec<PolicyChan
             .policy_name("default")
             .send()
             .await
-            .map_err(|error| aws::failure(&source.account_id, READ, error))?;
+            .map_err(|error| key_policy::explained(key, aws::failure(&source.account_id, READ, error)))?;
         policies.push(PolicyChange::new(change, answer.policy.unwrap_or_default())?);
     }
     Ok(policies)

@@ -3,7 +3,7 @@
 use ami_share_core::{
     Error, aws,
     ids::{AccountId, KeyArn},
-    key_policy::KeyPolicy,
+    key_policy::{self, KeyPolicy},
     share::{KeyAccess, KeyChange, Source},
 };
 use ami_share_key_grants::KeyGrant;
@@ -94,7 +94,7 @@ async fn shareable(kms: &Client, key: &KeyArn, devices: &[String]) -> Result<(),
         Err(error) if error.code() == Some("NotFoundException") => {
             return Err(not_usable("it does not exist".to_owned()));
         }
-        Err(error) => return Err(aws::failure(&account, "kms:DescribeKey", error)),
+        Err(error) => return Err(key_policy::explained(key, aws::failure(&account, "kms:DescribeKey", error))),
     };
     let metadata = described.key_metadata();
     if metadata.and_then(|key| key.key_manager()) == Some(&KeyManagerType::Aws) {
@@ -125,7 +125,7 @@ async fn policy_change(kms: &Client, key: &KeyArn, accounts: &[AccountId]) -> Re
         .policy_name("default")
         .send()
         .await
-        .map_err(|error| aws::failure(&account, "kms:GetKeyPolicy", error))?;
+        .map_err(|error| key_policy::explained(key, aws::failure(&account, "kms:GetKeyPolicy", error)))?;
     let policy = KeyPolicy::parse(key, answer.policy().unwrap_or_default())?;
     let Some(merged) = policy.with(accounts) else { return Ok(None) };
     // What ShareKey could not write is refused here, before anything is changed.

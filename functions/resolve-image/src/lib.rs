@@ -15,7 +15,7 @@ use ami_share_core::{
     share::{KeyAccess, KeyChange, Mode, Prove, Resolution, SnapshotChange, Source, SourceChanges, Target},
 };
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use targets::TargetState;
 
@@ -77,7 +77,6 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
         KeyAccess::Policy => (changes, vec![]),
         KeyAccess::Grant => (vec![], changes),
     };
-    problems.extend(too_large(request.targets.len(), found.image.volumes.len()));
     let states = targets::find(hub, &execution, &request, &found.image, &mut problems).await;
     refuse(problems)?;
 
@@ -91,7 +90,7 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
         .collect();
     let snapshot_changes = image::without_snapshot_permission(&ec2, source, &found.image, &copying).await?;
     let lacking = Lacking { key_changes, grant_changes, snapshot_changes, launch_permissions };
-    Ok(resolution(execution, request, found.image, states, lacking))
+    fitting(resolution(execution, request, found.image, states, lacking))
 }
 
 fn read_request(hub: &Hub, request: &Value) -> Result<Request, Error> {
@@ -113,14 +112,22 @@ fn read_request(hub: &Hub, request: &Value) -> Result<Request, Error> {
     }
 }
 
-/// The report names every volume of every target, and what states pass to each other ends at
-/// 262,144 bytes; a volume takes about 150.
-fn too_large(targets: usize, volumes: usize) -> Option<Error> {
-    const MOST: usize = 800;
-    (targets * volumes > MOST).then(|| {
-        let found = format!("{targets} targets for an image of {volumes} volumes");
-        Error::invalid("targets", found, format!("must be at most {} for this image", MOST / volumes))
-    })
+/// What states pass to each other ends at 262,144 bytes (Step Functions service quotas), and then the execution
+/// fails without a Catch. Report is given the resolution, and what became of each target: its volumes at about 160
+/// bytes each, or an error, whose message core cuts at 3,000 characters.
+fn fitting(resolution: Resolution) -> Result<Resolution, Error> {
+    const MOST: usize = 262_144;
+    let (targets, volumes) = (resolution.targets.len(), resolution.image.volumes.len());
+    let results = targets * (3_300).max(300 + 160 * volumes);
+    let bytes = json!(resolution).to_string().len() + results;
+    if bytes < MOST {
+        return Ok(resolution);
+    }
+    let principals: usize = resolution.targets.iter().map(|target| target.principal_changes.len()).sum();
+    let found = format!("{targets} targets with {principals} principals, for an image of {volumes} volumes");
+    let rule =
+        format!("must be fewer, or have fewer principals: they take {bytes} of {MOST} bytes; use several requests");
+    Err(Error::invalid("targets", found, rule))
 }
 
 /// A passing fault hides what else may be wrong: it is reported alone, and tried again.
@@ -212,4 +219,85 @@ fn keys_of(changes: &[KeyChange], account: &AccountId) -> Vec<KeyArn> {
 
 fn mode(target: &RequestedTarget) -> Mode {
     target.reencrypt.as_ref().map(|reencrypt| reencrypt.mode).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use ami_share_core::{
+        ids::{ImageId, PrincipalArn, Region, SnapshotId},
+        request::{MAX_PRINCIPALS, MAX_TARGETS},
+        share::{Action, Image, Launch, OnFailure, PrincipalAccess, PrincipalChange, Volume},
+    };
+
+    use super::*;
+
+    /// For the most targets, each with the most principals, whose names are so long, and for four keys under
+    /// eight volumes. Nothing of it is there yet.
+    fn resolution(name: usize, inline: bool) -> Resolution {
+        let region = Region::parse("eu-west-1").unwrap();
+        let account = |index: usize| AccountId::parse(format!("2{index:011}")).unwrap();
+        let key = |index: usize| {
+            KeyArn::parse(format!("arn:aws:kms:eu-west-1:111111111111:key/0123abcd-0123-abcd-0123-0123abcd{index:04}"))
+        };
+        let keys: Vec<KeyArn> = (0..4).map(|index| key(index).unwrap()).collect();
+        let accounts: Vec<AccountId> = (0..MAX_TARGETS).map(account).collect();
+        let change = |key: &KeyArn| KeyChange { key_arn: key.clone(), account_ids: accounts.clone() };
+        let principal = |account: &AccountId, index: usize| PrincipalChange {
+            principal: PrincipalArn::parse(format!("arn:aws:iam::{account}:role/{index:0name$}")).unwrap(),
+            key_arns: if inline { keys.clone() } else { vec![] },
+        };
+        let target = |account: &AccountId| Target {
+            account_id: account.clone(),
+            principal_changes: (0..=MAX_PRINCIPALS).map(|index| principal(account, index)).collect(),
+            source_changes: SourceChanges {
+                launch_permission: true,
+                snapshot_ids: vec![],
+                key_arns: keys.clone(),
+                grant_key_arns: vec![],
+            },
+            mode: Mode::None,
+            kms_key_id: None,
+            copy_id: None,
+            launch: Launch::default(),
+        };
+        let volume = |index: usize| Volume {
+            device_name: format!("/dev/xvd{index}"),
+            snapshot_id: SnapshotId::parse(format!("snap-0123456789abcde{index:02}")).unwrap(),
+            key_arn: Some(keys[index % 4].clone()),
+        };
+        Resolution {
+            execution: ExecutionName::parse("nightly-0123abcd").unwrap(),
+            source: Source { account_id: AccountId::parse("111111111111").unwrap(), region },
+            image: Image {
+                image_id: ImageId::parse("ami-0123456789abcdef0").unwrap(),
+                name: "web".to_owned(),
+                architecture: "x86_64".to_owned(),
+                volumes: (0..8).map(volume).collect(),
+            },
+            key_changes: keys.iter().map(change).collect(),
+            grant_changes: vec![],
+            snapshot_changes: vec![],
+            launch_permissions: accounts.clone(),
+            targets: accounts.iter().map(target).collect(),
+            already_shared: vec![],
+            key_access: KeyAccess::Policy,
+            principal_access: if inline { PrincipalAccess::Inline } else { PrincipalAccess::Attach },
+            on_failure: OnFailure::Undo,
+            action: Action::Apply,
+            plan_hash: None,
+        }
+    }
+
+    #[test]
+    fn what_would_end_an_execution_without_a_catch_is_refused() {
+        for (name, inline) in [(64, false), (8, true)] {
+            let error = fitting(resolution(name, inline)).unwrap_err();
+            assert_eq!(error.name(), "InvalidRequest");
+            let text = error.to_string();
+            assert!(text.contains("50 targets with 1050 principals, for an image of 8 volumes"), "{text}");
+        }
+        let mut fewer = resolution(64, false);
+        fewer.targets.truncate(25);
+        assert!(fitting(fewer).is_ok());
+    }
 }

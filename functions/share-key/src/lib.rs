@@ -8,7 +8,7 @@ use ami_share_core::{
     Error, Hub, aws,
     hub::Actions,
     ids::{ExecutionName, KeyArn},
-    key_policy::KeyPolicy,
+    key_policy::{self, KeyPolicy},
     plan::PlannedPolicies,
     share::{KeyChange, Source},
 };
@@ -174,12 +174,15 @@ where
     match error.code() {
         Some("MalformedPolicyDocumentException") => Error::KeyPolicyConflict {
             key: key.clone(),
-            reason: format!("KMS refuses it ({call}: {message}); look for an account or principal that does not exist"),
+            reason: format!(
+                "KMS refuses it ({call}: {message}); look for an account or principal that does not exist, or for why \
+                 ami-share's role could not write it again"
+            ),
         },
         Some("NotFoundException" | "KMSInvalidStateException") => {
             Error::KeyNotUsable { key: key.to_string(), reason: format!("{call}: {message}") }
         }
-        _ => aws::failure(&key.account_id(), call, error),
+        _ => key_policy::explained(key, aws::failure(&key.account_id(), call, error)),
     }
 }
 

@@ -263,7 +263,11 @@ fn nothing_is_taken_back_but_what_resolve_undo_leaves() {
             }
         }
         assert_eq!(own.states["UndoTargets"]["Items"], "{% $undo.targets %}");
-        assert_eq!(own.states["UndoShareKey"]["Arguments"]["Payload"]["keys"], "{% $undo.keyChanges %}");
+        let payload = |state: &str| own.states[state]["Arguments"]["Payload"].clone();
+        assert_eq!(payload("UndoShareKey")["keys"], "{% $undo.keyChanges %}");
+        assert_eq!(payload("UndoGrantKeys")["keys"], "{% $undo.grantChanges %}");
+        assert_eq!(payload("UndoShareSnapshots")["snapshots"], "{% $undo.snapshotChanges %}");
+        assert_eq!(payload("UndoShareImage")["accountIds"], "{% $undo.launchPermissions %}");
     }
 }
 
@@ -411,6 +415,13 @@ fn a_lock_that_was_lost_is_taken_again() {
             assert_eq!(state["Arguments"]["Payload"]["lock"], "{% $lock %}");
         }
     }
+    // Who does not get it back takes back what was written under it.
+    let machine = share_ami();
+    assert_eq!(last_catch(&machine.state("LockKeys"))["Next"], "CheckLock");
+    let check = machine.state("CheckLock");
+    assert_eq!((&check["Choices"][0]["Condition"], &check["Default"]), (&json!("{% $lockLost %}"), &json!("Report")));
+    let (own, _) = split(&machine);
+    assert_eq!(first_undo(&own, check["Choices"][0]["Next"].as_str().unwrap(), "LockKeys"), "UndoShareKey");
 }
 
 /// An execution that is redriven may be taken back at the same time: what undo-share has claimed, and
@@ -423,9 +434,26 @@ fn a_redriven_execution_and_its_undo_know_of_each_other() {
     assert_eq!(undo_share.whole["StartAt"], "ClaimShare", "functions may still run while the note is claimed");
     assert_eq!(catch(&claim, LOCKED)["Next"], "FinishUndoShare");
     let check = undo_share.state("CheckShare");
-    assert_eq!(check["Choices"][0]["Condition"], "{% $status = 'ABORTED' or $status = 'TIMED_OUT' %}");
-    assert_eq!((&check["Choices"][0]["Next"], &check["Default"]), (&json!("ResolveUndo"), &json!("ReleaseShare")));
+    let stopped = "$status = 'ABORTED' or $status = 'TIMED_OUT'";
+    let (same, again) = (&check["Choices"][0], &check["Choices"][1]);
+    assert_eq!(same["Condition"], format!("{{% ({stopped}) and $redriven = $drive %}}"));
+    assert_eq!((&same["Next"], &check["Default"]), (&json!("TakeShare"), &json!("ReleaseShare")));
+    // Its functions may still run: they are waited for anew.
+    assert_eq!(again["Condition"], format!("{{% {stopped} %}}"));
+    assert_eq!((&again["Next"], &again["Assign"]["drive"]), (&json!("WaitForFunctions"), &json!("{% $redriven %}")));
+    let take = undo_share.state("TakeShare");
+    assert_eq!((&take["Next"], &catch(&take, LOCKED)["Next"]), (&json!("ResolveUndo"), &json!("FinishUndoShare")));
+    assert_eq!(take["Arguments"]["UpdateExpression"], "SET taken = :taken");
     assert_eq!(undo_share.state("ReleaseShare")["Arguments"]["UpdateExpression"], "REMOVE undoneBy");
+    for (state, condition) in [
+        ("TakeShare", "undoneBy = :me"),
+        ("ReleaseShare", "undoneBy = :me AND attribute_not_exists(taken)"),
+        ("ForgetShare", "undoneBy = :me"),
+    ] {
+        let state = undo_share.state(state);
+        assert_eq!(state["Arguments"]["ConditionExpression"], condition);
+        assert_eq!(catch(&state, LOCKED)["Next"], "FinishUndoShare");
+    }
 
     let condition = |state: &str| share_ami.state(state)["Arguments"]["ConditionExpression"].clone();
     assert_eq!(condition("RecordShare"), "attribute_not_exists(undoneBy)");
@@ -480,6 +508,7 @@ fn both_machines_mean_the_same_records() {
     let (id, part) = key(&share_ami, "RecordShare", "Item");
     let of = |arn: &str| (id.replace("$states.context.Execution.Id", arn), part.clone());
     assert_eq!(key(&undo_share, "ClaimShare", "Key"), of("$states.input.detail.executionArn"));
+    assert_eq!(key(&undo_share, "TakeShare", "Key"), of("$executionArn"));
     assert_eq!(key(&undo_share, "ReleaseShare", "Key"), of("$executionArn"));
     assert_eq!(key(&undo_share, "ForgetShare", "Key"), of("$executionArn"));
     assert_eq!(key(&share_ami, "ConfirmShare", "Key"), of("$states.context.Execution.Id"));

@@ -13,7 +13,7 @@ use crate::Stage;
 
 const SECOND: &str = "444444444444";
 const THIRD: &str = "555555555555";
-const ADMINISTRATOR: &str = "golden-image-key-admin";
+pub(crate) const ADMINISTRATOR: &str = "golden-image-key-admin";
 
 /// Statements as people write them: every element there is, names of every form, text in Latin-1,
 /// and elements in an order that no program would choose.
@@ -66,7 +66,7 @@ fn is_ours(statement: &Value) -> bool {
 }
 
 /// The text of the statements that are not ours, in their order.
-fn foreign(policy: &Value) -> Vec<String> {
+pub(crate) fn foreign(policy: &Value) -> Vec<String> {
     let statements = match &policy["Statement"] {
         Value::Array(statements) => statements.iter().collect(),
         single => vec![single],
@@ -75,7 +75,7 @@ fn foreign(policy: &Value) -> Vec<String> {
 }
 
 /// The accounts that each of our statements names; nothing where there are none.
-fn shared_with(policy: &Value) -> Vec<Vec<&str>> {
+pub(crate) fn shared_with(policy: &Value) -> Vec<Vec<&str>> {
     let ours = policy["Statement"].as_array().into_iter().flatten().filter(|statement| is_ours(statement));
     ours.map(|statement| match &statement["Principal"]["AWS"] {
         Value::Array(arns) => arns.iter().filter_map(|arn| arn.as_str()?.split(':').nth(4)).collect(),
@@ -84,8 +84,8 @@ fn shared_with(policy: &Value) -> Vec<Vec<&str>> {
     .collect()
 }
 
-/// Whether the role that administers the key can read and write its policy.
-async fn is_administered(stage: &Stage, key: &str) -> Result<bool> {
+/// KMS, as the role that administers the image's keys.
+pub(crate) fn as_administrator(stage: &Stage) -> Result<aws_sdk_kms::Client> {
     let role = format!("arn:aws:iam::{SOURCE}:role/{ADMINISTRATOR}");
     let session = issue_session(&mut stage.local.sandbox.world(), &role, "session").ok_or("no role")?;
     let credentials = Credentials::new(session.id, session.secret, session.token, None, "administrator");
@@ -93,7 +93,12 @@ async fn is_administered(stage: &Stage, key: &str) -> Result<bool> {
         .into_builder()
         .credentials_provider(SharedCredentialsProvider::new(credentials))
         .build();
-    let kms = aws_sdk_kms::Client::new(&config);
+    Ok(aws_sdk_kms::Client::new(&config))
+}
+
+/// Whether the role that administers the key can read and write its policy.
+async fn is_administered(stage: &Stage, key: &str) -> Result<bool> {
+    let kms = as_administrator(stage)?;
     let Ok(read) = kms.get_key_policy().key_id(key).policy_name("default").send().await else { return Ok(false) };
     let written = kms.put_key_policy().key_id(key).set_policy(read.policy).send().await;
     Ok(written.is_ok() && kms.describe_key().key_id(key).send().await.is_ok())

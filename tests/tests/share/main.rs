@@ -5,6 +5,7 @@ mod actions;
 mod again;
 mod foreign;
 mod grants;
+mod key_policies;
 mod lost_replies;
 mod modes;
 mod plan;

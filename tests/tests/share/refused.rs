@@ -1,19 +1,19 @@
 //! What ResolveImage refuses: before anything is changed, under the right name, with every problem
 //! named at once.
 
-use std::sync::Arc;
-
 use ami_share_core::Error;
 use ami_share_sandbox::{
     ec2::ImageState,
     kms::{self, KeyState},
-    policy::{Policy, PolicyKind},
-    world::Versioned,
 };
 use ami_share_tests::{REGION, Result, SOURCE, TARGET, clients::root_of, local::Settings, seed};
 use serde_json::{Value, json};
 
-use crate::{Run, Stage, ec2, image_mut, key_mut, merge};
+use crate::{
+    Run, Stage, ec2, image_mut, key_mut,
+    key_policies::{old_policy, push_statement},
+    merge,
+};
 
 /// Neither source nor target of anything.
 const STRANGER: &str = "444444444444";
@@ -45,7 +45,7 @@ impl Case {
 }
 
 /// What is not as it should be of a run that was to be refused.
-fn problems(name: &str, run: &Run, error: &str, says: &[String]) -> Vec<String> {
+pub(crate) fn problems(name: &str, run: &Run, error: &str, says: &[String]) -> Vec<String> {
     let mut problems = Vec::new();
     if run.error() != error {
         problems.push(format!("{name}: not {error} but {}", run.summary()));
@@ -83,41 +83,6 @@ fn source_key_state(stage: &Stage, index: usize, state: KeyState) {
 
 fn own_key_state(stage: &Stage, state: KeyState) {
     key_mut(&mut stage.local.sandbox.world(), &stage.target().key_arn).state = state;
-}
-
-/// Gives the root volume's key a policy that KMS would not take today, as it may have one from
-/// before.
-fn old_policy(stage: &Stage, change: impl FnOnce(&mut Value)) {
-    let mut world = stage.local.sandbox.world();
-    let key = key_mut(&mut world, stage.image.key_arns()[0]);
-    let text = key.policy.latest().text.clone();
-    let mut document: Value = serde_json::from_str(&text).expect("it is JSON");
-    change(&mut document);
-    let mut policy = Policy::parse(&text, PolicyKind::Key).expect("KMS took it");
-    policy.text = document.to_string();
-    key.policy = Versioned::new(Arc::new(policy));
-}
-
-fn push_statement(document: &mut Value, statement: Value) {
-    document["Statement"].as_array_mut().expect("a list").push(statement);
-}
-
-/// A statement that does nothing and whose Sid makes the policy's text `bytes` long.
-fn fill(document: &mut Value, bytes: usize) {
-    let statement = |sid: String| {
-        json!({
-            "Sid": sid,
-            "Effect": "Deny",
-            "Principal": { "AWS": format!("arn:aws:iam::{STRANGER}:root") },
-            "Action": "kms:Decrypt",
-            "Resource": "*",
-        })
-    };
-    push_statement(document, statement(String::new()));
-    let missing = bytes - document.to_string().len();
-    let last = document["Statement"].as_array_mut().and_then(|list| list.last_mut()).expect("there is one");
-    *last = statement("x".repeat(missing));
-    assert_eq!(document.to_string().len(), bytes);
 }
 
 fn cases(stage: &Stage) -> Vec<Case> {
@@ -161,39 +126,6 @@ fn cases(stage: &Stage) -> Vec<Case> {
             .spoil(|stage| root_key(stage, &format!("arn:aws:kms:{REGION}:{SOURCE}:key/gone"))),
         Case::new("key-of-another-account", "KeyNotShareable", &[STRANGER, "/dev/xvda", "share the copy"])
             .spoil(|stage| root_key(stage, &format!("arn:aws:kms:{REGION}:{STRANGER}:key/theirs"))),
-        Case::new("key-policy-too-large", "KeyPolicyTooLarge", &[keys[0], "32768"])
-            .spoil(|stage| old_policy(stage, |document| fill(document, 32_700))),
-        Case::new("key-policy-without-action", "KeyPolicyConflict", &[keys[0], "statement Old has no Action"]).spoil(
-            |stage| {
-                old_policy(stage, |document| {
-                    push_statement(
-                        document,
-                        json!({ "Sid": "Old", "Effect": "Allow", "Principal": "*", "Resource": "*" }),
-                    );
-                });
-            },
-        ),
-        Case::new(
-            "key-policy-without-resource",
-            "KeyPolicyConflict",
-            &[keys[0], "statement 3 (without Sid) has no Resource"],
-        )
-        .spoil(|stage| {
-            old_policy(stage, |document| {
-                push_statement(document, json!({ "Effect": "Deny", "Principal": "*", "Action": "kms:Encrypt" }));
-            });
-        }),
-        Case::new("key-policy-with-our-sid", "KeyPolicyConflict", &[keys[0], "AmiShareUse"]).spoil(|stage| {
-            old_policy(stage, |document| {
-                push_statement(
-                    document,
-                    json!({
-                        "Sid": "AmiShareUse", "Effect": "Deny", "Principal": "*",
-                        "Action": "kms:Encrypt", "Resource": "*",
-                    }),
-                );
-            });
-        }),
         Case::new("principal-missing", "PrincipalNotFound", &["role/app-nobody", "user/app-nobody", TARGET]).target(
             json!({ "principals": [
                 format!("arn:aws:iam::{TARGET}:role/app-nobody"), format!("arn:aws:iam::{TARGET}:user/app-nobody")
@@ -259,36 +191,6 @@ async fn what_can_never_work_is_refused_before_anything_is_changed() -> Result<(
         let run = stage.run(case.name, &stage.request(case.target)).await?;
         found.extend(problems(case.name, &run, case.error, &case.says));
     }
-    assert!(found.is_empty(), "{}", found.join("\n"));
-    Ok(())
-}
-
-/// One that is on the way out has no policy that can be written: the error is KMS's own id of it.
-#[tokio::test]
-async fn a_key_policy_that_names_somebody_deleted_is_refused_and_the_statement_named() -> Result<()> {
-    let stage = Stage::start(Settings::default()).await?;
-    let sandbox = stage.local.sandbox.endpoint();
-    let (kms, iam) =
-        (aws_sdk_kms::Client::new(&root_of(SOURCE, &sandbox)), aws_sdk_iam::Client::new(&root_of(SOURCE, &sandbox)));
-    let role = seed::role(&sandbox, SOURCE, "leaver").await?;
-    let user = iam.create_user().user_name("leaver").send().await?.user.ok_or("no user")?;
-    let key = stage.image.key_arns()[1];
-    let mut policy = seed::key_policy(SOURCE, "golden-image-key-admin");
-    for (sid, arn) in [("Of the role", &role), ("Of the user", &user.arn)] {
-        push_statement(
-            &mut policy,
-            json!({
-                "Sid": sid, "Effect": "Allow", "Principal": { "AWS": [arn] }, "Action": "kms:Decrypt", "Resource": "*",
-            }),
-        );
-    }
-    kms.put_key_policy().key_id(key).policy(policy.to_string()).send().await?;
-    let id = iam.get_role().role_name("leaver").send().await?.role.ok_or("no role")?.role_id;
-    iam.delete_role().role_name("leaver").send().await?;
-    iam.delete_user().user_name("leaver").send().await?;
-    let run = stage.run("leavers", &stage.request(json!({}))).await?;
-    let says = [key, "statement Of the role names", &id, "statement Of the user names", &user.user_id, "deleted"];
-    let found = problems("leavers", &run, "KeyPolicyConflict", &says.map(str::to_owned));
     assert!(found.is_empty(), "{}", found.join("\n"));
     Ok(())
 }

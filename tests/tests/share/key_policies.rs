@@ -1,0 +1,362 @@
+//! Key policies as they are in real accounts: full, with statements that KMS would not take today, without the account's
+//! own, with a Deny. Each share of an image under such a key ends in a clear error or works, nobody's
+//! statement is lost, and whoever administers the key can still do so.
+
+use std::sync::Arc;
+
+use ami_share_sandbox::{
+    faults::{Fault, FaultKind, Matcher},
+    policy::{Policy, PolicyKind},
+    world::Versioned,
+};
+use ami_share_tests::{Result, SOURCE, TARGET, clients::root_of, local::Settings, seed};
+use serde_json::{Value, json};
+
+use crate::{
+    Run, Stage,
+    foreign::{ADMINISTRATOR, as_administrator, foreign, shared_with},
+    key_mut,
+    refused::problems,
+};
+
+/// Neither source nor target of anything.
+const STRANGER: &str = "444444444444";
+
+/// The id that a role had that was deleted since.
+const ORPHAN: &str = "AROA0123456789ABCDEFG";
+
+/// Gives the root volume's key a policy that KMS would not take today, as it may have one from
+/// before.
+pub(crate) fn old_policy(stage: &Stage, change: impl FnOnce(&mut Value)) {
+    let mut world = stage.local.sandbox.world();
+    let key = key_mut(&mut world, stage.image.key_arns()[0]);
+    let text = key.policy.latest().text.clone();
+    let mut document: Value = serde_json::from_str(&text).expect("it is JSON");
+    change(&mut document);
+    let new = document.to_string();
+    // One that cannot be evaluated any more goes on as it was, and reads differently.
+    let mut policy = Policy::parse(&new, PolicyKind::Key)
+        .or_else(|_| Policy::parse(&text, PolicyKind::Key))
+        .expect("KMS took one of them");
+    policy.text = new;
+    key.policy = Versioned::new(Arc::new(policy));
+}
+
+pub(crate) fn push_statement(document: &mut Value, statement: Value) {
+    document["Statement"].as_array_mut().expect("a list").push(statement);
+}
+
+/// A statement that does nothing and whose Sid makes the policy's text `bytes` long.
+fn fill(document: &mut Value, bytes: usize) {
+    let statement = |sid: String| {
+        json!({
+            "Sid": sid,
+            "Effect": "Deny",
+            "Principal": { "AWS": format!("arn:aws:iam::{STRANGER}:root") },
+            "Action": "kms:Decrypt",
+            "Resource": "*",
+        })
+    };
+    push_statement(document, statement(String::new()));
+    let missing = bytes - document.to_string().len();
+    let last = document["Statement"].as_array_mut().and_then(|list| list.last_mut()).expect("there is one");
+    *last = statement("x".repeat(missing));
+    assert_eq!(document.to_string().len(), bytes);
+}
+
+/// How a share of an image under an odd key ends.
+enum Ends {
+    Well,
+    /// Before anything is changed, with this error, which says all of this.
+    Refused(&'static str, &'static [&'static str]),
+    /// On the way, and everything is taken back.
+    Failed(&'static str, &'static [&'static str]),
+}
+
+use Ends::{Failed, Refused, Well};
+
+/// Shares by grant under policies that ami-share cannot read, or not understand. A revoke looks for statements of
+/// ours in them, which may be there from other shares: it takes the grants back, and says that it could not look.
+const NOT_LOOKED_AT: [(&str, &str); 2] =
+    [("our-sid-grant", "AmiShareUse is not one that ami-share wrote"), ("deny-get-grant", "refused kms:GetKeyPolicy")];
+
+/// A policy of the key under the root volume.
+struct Odd {
+    name: &'static str,
+    make: fn(&mut Value),
+    /// With `keyAccess` policy, and grant.
+    by_policy: Ends,
+    by_grant: Ends,
+}
+
+fn statement(sid: &str, effect: &str, rest: &Value) -> Value {
+    let mut statement = json!({ "Sid": sid, "Effect": effect, "Principal": "*", "Resource": "*" });
+    for (element, value) in rest.as_object().into_iter().flatten() {
+        statement[element] = value.clone();
+    }
+    statement
+}
+
+/// Only the administrator's statement is left, and one that allows ami-share's role these actions.
+fn without_root(document: &mut Value, actions: &[&str]) {
+    let statements = document["Statement"].as_array_mut().expect("a list");
+    statements.retain(|statement| statement["Sid"] == "Key administrators");
+    if !actions.is_empty() {
+        let role = json!({ "AWS": format!("arn:aws:iam::{SOURCE}:role/AmiShareSource") });
+        statements.push(statement("Image sharing", "Allow", &json!({ "Principal": role, "Action": actions })));
+    }
+}
+
+/// Denied to everybody but the administrator.
+fn deny_others(action: &str) -> Value {
+    let administrator = format!("arn:aws:iam::{SOURCE}:role/{ADMINISTRATOR}");
+    let others = json!({ "ArnNotEquals": { "aws:PrincipalArn": administrator } });
+    statement("Only administrators", "Deny", &json!({ "Action": action, "Condition": others }))
+}
+
+fn odd_policies() -> Vec<Odd> {
+    const READ: [&str; 2] = ["kms:DescribeKey", "kms:GetKeyPolicy"];
+    vec![
+        Odd {
+            name: "full",
+            make: |document| fill(document, 32_700),
+            by_policy: Refused("KeyPolicyTooLarge", &["32768", "keyAccess grant"]),
+            by_grant: Well,
+        },
+        Odd {
+            name: "orphan",
+            make: |document| {
+                let principal = json!({ "AWS": [ORPHAN] });
+                push_statement(
+                    document,
+                    statement("Leaver", "Allow", &json!({ "Principal": principal, "Action": "kms:Decrypt" })),
+                );
+            },
+            by_policy: Refused("KeyPolicyConflict", &["statement Leaver names AROA0123456789ABCDEFG", "deleted"]),
+            by_grant: Well,
+        },
+        Odd {
+            name: "no-action",
+            make: |document| push_statement(document, statement("Old", "Allow", &json!({}))),
+            by_policy: Refused("KeyPolicyConflict", &["statement Old has no Action"]),
+            by_grant: Well,
+        },
+        Odd {
+            name: "no-resource",
+            make: |document| {
+                push_statement(document, json!({ "Effect": "Deny", "Principal": "*", "Action": "kms:Encrypt" }));
+            },
+            by_policy: Refused("KeyPolicyConflict", &["statement 3 (without Sid) has no Resource"]),
+            by_grant: Well,
+        },
+        Odd {
+            name: "our-sid",
+            make: |document| {
+                push_statement(document, statement("AmiShareUse", "Deny", &json!({ "Action": "kms:Encrypt" })));
+            },
+            by_policy: Refused("KeyPolicyConflict", &["AmiShareUse", "give it another Sid"]),
+            by_grant: Well,
+        },
+        // Administered by a role only, and ami-share's role is not named.
+        Odd {
+            name: "no-root",
+            make: |document| without_root(document, &[]),
+            by_policy: Refused(
+                "AccessDenied",
+                &["kms:DescribeKey", "AmiShareSource", "let IAM of account 111111111111 decide"],
+            ),
+            by_grant: Refused(
+                "AccessDenied",
+                &["kms:DescribeKey", "AmiShareSource", "let IAM of account 111111111111 decide"],
+            ),
+        },
+        Odd {
+            name: "no-root-read",
+            make: |document| without_root(document, &READ),
+            by_policy: Failed(
+                "AccessDenied",
+                &["kms:PutKeyPolicy", "let IAM of account 111111111111 decide", "taken back"],
+            ),
+            by_grant: Refused("AccessDenied", &["kms:ListGrants", "let IAM of account 111111111111 decide"]),
+        },
+        Odd {
+            name: "no-root-ours",
+            make: |document| {
+                let grants = ["kms:PutKeyPolicy", "kms:CreateGrant", "kms:ListGrants"];
+                without_root(document, &[READ.as_slice(), &grants].concat());
+            },
+            by_policy: Well,
+            by_grant: Well,
+        },
+        // As people guard a key against other accounts.
+        Odd {
+            name: "deny-accounts",
+            make: |document| {
+                let foreign = json!({ "StringNotEquals": { "kms:CallerAccount": SOURCE } });
+                push_statement(
+                    document,
+                    statement("No others", "Deny", &json!({ "Action": "kms:*", "Condition": foreign })),
+                );
+            },
+            by_policy: Failed("InstanceDied", &["denied by statement No others", "taken back"]),
+            by_grant: Failed("InstanceDied", &["denied by statement No others", "taken back"]),
+        },
+        Odd {
+            name: "deny-put",
+            make: |document| push_statement(document, deny_others("kms:PutKeyPolicy")),
+            by_policy: Failed("AccessDenied", &["kms:PutKeyPolicy", "explicit deny", "taken back"]),
+            by_grant: Well,
+        },
+        Odd {
+            name: "deny-get",
+            make: |document| push_statement(document, deny_others("kms:GetKeyPolicy")),
+            by_policy: Refused("AccessDenied", &["kms:GetKeyPolicy", "explicit deny"]),
+            by_grant: Well,
+        },
+        Odd {
+            name: "deny-grants",
+            make: |document| push_statement(document, deny_others("kms:CreateGrant")),
+            by_policy: Failed(
+                "InstanceDied",
+                &["kms:CreateGrant", "denied by statement Only administrators", "taken back"],
+            ),
+            by_grant: Failed("AccessDenied", &["kms:CreateGrant", "explicit deny", "taken back"]),
+        },
+    ]
+}
+
+fn policy(stage: &Stage, key: &str) -> Result<Value> {
+    let mut world = stage.local.sandbox.world();
+    Ok(serde_json::from_str(&key_mut(&mut world, key).policy.latest().text)?)
+}
+
+/// Whether the administrator can read the policy, and write it: without the statement that KMS would not take, and
+/// without one under a Sid of ours that is not ours, if there is such.
+async fn is_administered(stage: &Stage, key: &str) -> Result<bool> {
+    let kms = as_administrator(stage)?;
+    let read = kms.get_key_policy().key_id(key).policy_name("default").send().await?;
+    let mut document: Value = serde_json::from_str(read.policy().unwrap_or_default())?;
+    let statements = document["Statement"].as_array_mut().ok_or("no list")?;
+    statements.retain(|statement| {
+        statement["Action"] != Value::Null
+            && statement["Resource"] != Value::Null
+            && !statement.to_string().contains(ORPHAN)
+    });
+    Ok(kms.put_key_policy().key_id(key).policy(document.to_string()).send().await.is_ok())
+}
+
+/// What is not as it should be of one share.
+fn judge(name: &str, ends: &Ends, run: &Run) -> Vec<String> {
+    let (error, says, before) = match ends {
+        Well if run.succeeded() => return vec![],
+        Well => return vec![format!("{name}: {}", run.summary())],
+        Refused(error, says) => (*error, *says, true),
+        Failed(error, says) => (*error, *says, false),
+    };
+    if before {
+        return problems(name, run, error, &says.iter().map(|said| (*said).to_owned()).collect::<Vec<_>>());
+    }
+    let mut found = Vec::new();
+    if run.error() != error || says.iter().any(|said| !run.cause().contains(said)) {
+        found.push(format!("{name}: not {error} that says {says:?} but {}", run.summary()));
+    }
+    if !run.differences().is_empty() {
+        found.push(format!("{name}: {}", run.differences()));
+    }
+    found
+}
+
+/// What is not as it was of the policy `before`, but for our statements, which name the target where it is shared.
+fn compare(name: &str, before: &Value, after: &Value, shared: bool) -> Vec<String> {
+    let mut found = Vec::new();
+    if foreign(after) != foreign(before) {
+        found.push(format!("{name}: the statements were {before:#}\nand are {after:#}"));
+    }
+    let expected = if shared { vec![vec![TARGET]; 2] } else { shared_with(before) };
+    if shared_with(after) != expected {
+        found.push(format!("{name}: our statements name {:?}", shared_with(after)));
+    }
+    found
+}
+
+#[tokio::test]
+async fn every_odd_policy_ends_in_a_clear_error_or_works_and_nothing_is_lost() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    let key = stage.image.key_arns()[0];
+    let mut found = Vec::new();
+    for odd in odd_policies() {
+        for (access, ends) in [("policy", &odd.by_policy), ("grant", &odd.by_grant)] {
+            stage.reset();
+            old_policy(&stage, odd.make);
+            let before = policy(&stage, key)?;
+            let untouched = stage.local.sandbox.world().snapshot(SOURCE);
+            let mut request = stage.request(json!({}));
+            request["keyAccess"] = json!(access);
+            let name = format!("{}-{access}", odd.name);
+            let works = matches!(ends, Well);
+            if works {
+                let reason = FaultKind::Fail { reason: "Server.InternalError".to_owned() };
+                stage.local.sandbox.world().faults.add(Fault::once(Matcher::action("ec2:RunInstances"), reason));
+                let undone = format!("{name}-undone");
+                let run = stage.run(&undone, &request).await?;
+                found.extend(judge(&undone, &Failed("InstanceDied", &["taken back"]), &run));
+                found.extend(compare(&undone, &before, &policy(&stage, key)?, false));
+            }
+            let run = stage.run(&name, &request).await?;
+            found.extend(judge(&name, ends, &run));
+            found.extend(compare(&name, &before, &policy(&stage, key)?, works && access == "policy"));
+            if works {
+                let revoked = format!("{name}-revoked");
+                let request = json!({ "imageId": stage.image.image_id, "targets": [TARGET] });
+                let run = stage.run_on(&stage.local.hub.revoke_share, &revoked, &request).await?;
+                match NOT_LOOKED_AT.iter().find(|(share, _)| *share == name) {
+                    None => found.extend(judge(&revoked, &Well, &run)),
+                    Some((_, said)) if run.error() == "RevokeIncomplete" && run.cause().contains(said) => {}
+                    Some((_, said)) => found.push(format!("{revoked}: does not say {said}: {}", run.summary())),
+                }
+                found.extend(compare(&revoked, &before, &policy(&stage, key)?, false));
+                if run.after[SOURCE] != untouched {
+                    found.push(format!(
+                        "{revoked}: the source account was {untouched:#}\nand is {:#}",
+                        run.after[SOURCE]
+                    ));
+                }
+            }
+            if !is_administered(&stage, key).await? {
+                found.push(format!("{name}: the administrator cannot write the policy any more"));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+    Ok(())
+}
+
+/// One that is on the way out has no policy that can be written: the error is KMS's own id of it.
+#[tokio::test]
+async fn a_key_policy_that_names_somebody_deleted_is_refused_and_the_statement_named() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    let sandbox = stage.local.sandbox.endpoint();
+    let (kms, iam) =
+        (aws_sdk_kms::Client::new(&root_of(SOURCE, &sandbox)), aws_sdk_iam::Client::new(&root_of(SOURCE, &sandbox)));
+    let role = seed::role(&sandbox, SOURCE, "leaver").await?;
+    let user = iam.create_user().user_name("leaver").send().await?.user.ok_or("no user")?;
+    let key = stage.image.key_arns()[1];
+    let mut policy = seed::key_policy(SOURCE, "golden-image-key-admin");
+    for (sid, arn) in [("Of the role", &role), ("Of the user", &user.arn)] {
+        push_statement(
+            &mut policy,
+            json!({
+                "Sid": sid, "Effect": "Allow", "Principal": { "AWS": [arn] }, "Action": "kms:Decrypt", "Resource": "*",
+            }),
+        );
+    }
+    kms.put_key_policy().key_id(key).policy(policy.to_string()).send().await?;
+    let id = iam.get_role().role_name("leaver").send().await?.role.ok_or("no role")?.role_id;
+    iam.delete_role().role_name("leaver").send().await?;
+    iam.delete_user().user_name("leaver").send().await?;
+    let run = stage.run("leavers", &stage.request(json!({}))).await?;
+    let says = [key, "statement Of the role names", &id, "statement Of the user names", &user.user_id, "deleted"];
+    let found = problems("leavers", &run, "KeyPolicyConflict", &says.map(str::to_owned));
+    assert!(found.is_empty(), "{}", found.join("\n"));
+    Ok(())
+}
