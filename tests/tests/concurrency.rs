@@ -33,7 +33,7 @@ use serde_json::{Value, json};
 /// How many executions, each for a target of its own.
 const EXECUTIONS: usize = 50;
 
-const TIMEOUT: Duration = Duration::from_secs(240);
+const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Each fifth one finds no room for its proof, and takes everything back while others share.
 fn fails(index: usize) -> bool {

@@ -173,7 +173,7 @@ fn variables() -> Value {
         "superseded": { "arn:aws:kms:eu-west-1:111111111111:key/1234": [{ "digest": "00ff", "replacedAt": 1_700_000_000 }] },
         "target": target(),
         "undoTarget": target(),
-        "round": round(),
+        "thisRound": round(),
         "undone": round()["targets"][0].clone(),
         "request": { "imageId": "ami-0123456789abcdef0", "targets": "all" },
         "phase": "check",

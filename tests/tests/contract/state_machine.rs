@@ -286,7 +286,7 @@ fn what_is_revoked_is_undone_as_what_failed() {
             let (undone, revoked) = (&undone[field], &state[field]);
             assert!(undone == revoked || (field == "Assign" && name == "UndoLaunchInstance"), "{name}: {field}");
         }
-        let source = |text: String| text.replace("$resolution.", "$round.").replace("$undo.", "$round.");
+        let source = |text: String| text.replace("$resolution.", "$thisRound.").replace("$undo.", "$thisRound.");
         if state["Resource"] != "arn:aws:states:::lambda:invoke" {
             assert_eq!(state["Arguments"].to_string(), source(undone["Arguments"].to_string()), "{name}");
         }
@@ -537,6 +537,23 @@ fn no_map_assigns_a_variable_of_the_machine() {
             let both: Vec<String> = assigned(&map).intersection(&outer).cloned().collect();
             assert!(both.is_empty(), "{:?} assigns {both:?}", map.map);
         }
+    }
+}
+
+/// Of which of the two an expression would mean, the documents of Step Functions say nothing.
+#[test]
+fn no_variable_has_the_name_of_a_function_of_jsonata() {
+    // The functions of JSONata 2.0.6, and those of Step Functions.
+    const FUNCTIONS: &str = "string length substring substringBefore substringAfter uppercase lowercase trim pad \
+        contains split join match replace eval base64encode base64decode encodeUrlComponent encodeUrl \
+        decodeUrlComponent decodeUrl number abs floor ceil round power sqrt random formatNumber formatBase \
+        formatInteger parseInteger sum max min average boolean not exists count append sort reverse shuffle \
+        distinct zip keys lookup spread merge sift each error assert type now millis fromMillis toMillis map \
+        filter single reduce partition range hash randomSeed uuid parse states";
+    let taken: Set = FUNCTIONS.split_whitespace().map(str::to_owned).collect();
+    for scope in machines().iter().flat_map(Machine::scopes) {
+        let both: Vec<String> = assigned(&scope).intersection(&taken).cloned().collect();
+        assert!(both.is_empty(), "{both:?} are assigned");
     }
 }
 
