@@ -60,7 +60,11 @@ impl Settings {
         Self::from_variables(|name| std::env::var(name).ok())
     }
 
-    fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+    /// From variables that were not set for this process.
+    ///
+    /// # Errors
+    /// As [`Settings::from_env`].
+    pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
         let mut problems = Vec::new();
         let mut read = |name: &str| {
             get(name).unwrap_or_else(|| {

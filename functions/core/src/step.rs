@@ -60,7 +60,9 @@ pub fn decode<I: DeserializeOwned>(payload: Value) -> Result<I, Error> {
     })
 }
 
-fn encode<O: Serialize>(output: O) -> Result<Value, Error> {
+/// # Errors
+/// [`Error::InvalidRequest`]: no output of a step is so.
+pub fn encode<O: Serialize>(output: O) -> Result<Value, Error> {
     serde_json::to_value(output).map_err(|error| {
         Error::InvalidRequest(vec![Problem { field: "output".to_owned(), value: None, rule: error.to_string() }])
     })

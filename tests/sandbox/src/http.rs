@@ -15,18 +15,18 @@ const MAX_BODY: usize = 16 << 20;
 
 /// One request.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Request {
-    pub(crate) method: String,
-    pub(crate) path: String,
+pub struct Request {
+    pub method: String,
+    pub path: String,
     /// The query string, without the question mark.
-    pub(crate) query: String,
+    pub query: String,
     /// Names in lower case.
-    pub(crate) headers: BTreeMap<String, String>,
-    pub(crate) body: Vec<u8>,
+    pub headers: BTreeMap<String, String>,
+    pub body: Vec<u8>,
 }
 
 impl Request {
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+    pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
 
@@ -37,11 +37,11 @@ impl Request {
 
 /// One answer.
 #[derive(Debug, Clone)]
-pub(crate) struct Response {
-    pub(crate) status: u16,
-    pub(crate) content_type: &'static str,
-    pub(crate) request_id: String,
-    pub(crate) body: String,
+pub struct Response {
+    pub status: u16,
+    pub content_type: &'static str,
+    pub request_id: String,
+    pub body: String,
 }
 
 /// Reads one request; `buffer` holds what has been read beyond it. `None` when

@@ -35,7 +35,8 @@
 //! # Layout
 //!
 //! - [`world`]: accounts, settings, clock, ids, snapshots of an account's state.
-//! - `server`, `http`, [`wire`]: from an HTTP request to a handler and back.
+//! - `server`, [`http`], [`wire`]: from an HTTP request to a handler and back, over a socket or in this process
+//!   ([`respond_at_once`]).
 //! - [`auth`]: callers, and whether they may; [`policy`]: documents, on iam-rs.
 //! - [`sts`], [`iam`], [`kms`], [`ec2`], [`organizations`]: the services.
 //! - [`journal`]: every call, with what came of it. [`faults`]: what goes wrong on demand.
@@ -84,7 +85,7 @@ pub mod auth;
 mod control;
 pub mod ec2;
 pub mod faults;
-mod http;
+pub mod http;
 pub mod iam;
 pub mod journal;
 pub mod kms;
@@ -95,5 +96,5 @@ pub mod sts;
 pub mod wire;
 pub mod world;
 
-pub use server::Sandbox;
+pub use server::{Sandbox, respond_at_once};
 pub use world::{Settings, World};

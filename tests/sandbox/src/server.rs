@@ -118,28 +118,64 @@ async fn answer(world: &Mutex<World>, request: &Request) -> Option<Response> {
         Ok(call) => call,
         Err(error) => return Some(respond(Service::Sts, "", Err(error), String::new())),
     };
-    let request_id = lock(world).next_uuid();
-    let caller = match identify(world, &call).await {
-        Ok(caller) => caller,
-        Err(error) => {
-            journal_unknown(&mut lock(world), &call, &error, &request_id);
-            return Some(respond(call.service, &call.action, Err(error), request_id));
-        }
+    if let Err(error) = learn_caller(world, &call).await {
+        let world = &mut lock(world);
+        let request_id = world.next_uuid();
+        journal_unknown(world, &call, &error, &request_id);
+        return Some(respond(call.service, &call.action, Err(error), request_id));
+    }
+    let arrived = match Arrived::of(&mut lock(world), call) {
+        Ok(arrived) => arrived,
+        Err(refused) => return Some(refused),
     };
-    let fault = lock(world).faults.strike_call(&caller, &call.iam_action());
-    if let Some(FaultKind::Delay { ms }) = fault {
+    if let Some(FaultKind::Delay { ms }) = arrived.fault {
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
-    let reply = {
-        let world = &mut lock(world);
-        perform_with_fault(world, &caller, &call, fault.as_ref(), &request_id)
-    };
-    match fault {
-        Some(FaultKind::ReplyLost) => None,
-        Some(FaultKind::ReplyFailed) if reply.is_ok() => {
-            Some(respond(call.service, &call.action, Err(internal_error(call.service)), request_id))
+    arrived.perform(&mut lock(world))
+}
+
+/// The answer to one request by a caller in this process, at once; `None` is a connection that is closed without
+/// one. A fault cannot delay it, and an access key that nobody here issued is asked about nowhere.
+pub fn respond_at_once(world: &mut World, request: &Request) -> Option<Response> {
+    match ApiCall::read(request) {
+        Ok(call) => match Arrived::of(world, call) {
+            Ok(arrived) => arrived.perform(world),
+            Err(refused) => Some(refused),
+        },
+        Err(error) => Some(respond(Service::Sts, "", Err(error), String::new())),
+    }
+}
+
+/// A call of somebody who is known, and the fault that strikes it.
+struct Arrived {
+    call: ApiCall,
+    caller: Caller,
+    fault: Option<FaultKind>,
+    request_id: String,
+}
+
+impl Arrived {
+    fn of(world: &mut World, call: ApiCall) -> Result<Self, Response> {
+        let request_id = world.next_uuid();
+        let Some(caller) = sts::resolve(world, &call.access_key, call.token.as_deref()) else {
+            let error = sts::unknown_key(call.service);
+            journal_unknown(world, &call, &error, &request_id);
+            return Err(respond(call.service, &call.action, Err(error), request_id));
+        };
+        let fault = world.faults.strike_call(&caller, &call.iam_action());
+        Ok(Self { call, caller, fault, request_id })
+    }
+
+    fn perform(self, world: &mut World) -> Option<Response> {
+        let Self { call, caller, fault, request_id } = self;
+        let reply = perform_with_fault(world, &caller, &call, fault.as_ref(), &request_id);
+        match fault {
+            Some(FaultKind::ReplyLost) => None,
+            Some(FaultKind::ReplyFailed) if reply.is_ok() => {
+                Some(respond(call.service, &call.action, Err(internal_error(call.service)), request_id))
+            }
+            _ => Some(respond(call.service, &call.action, reply, request_id)),
         }
-        _ => Some(respond(call.service, &call.action, reply, request_id)),
     }
 }
 
@@ -244,8 +280,8 @@ impl ApiCall {
     }
 }
 
-/// Who calls; asks the upstream STS about a key that nobody here issued.
-async fn identify(world: &Mutex<World>, call: &ApiCall) -> Result<Caller, ApiError> {
+/// Asks the upstream STS about a key that nobody here issued.
+async fn learn_caller(world: &Mutex<World>, call: &ApiCall) -> Result<(), ApiError> {
     let upstream = {
         let world = lock(world);
         if world.credentials.knows(&call.access_key) { None } else { world.settings.upstream_sts.clone() }
@@ -258,7 +294,7 @@ async fn identify(world: &Mutex<World>, call: &ApiCall) -> Result<Caller, ApiErr
             lock(world).credentials.learn(&call.access_key, &arn);
         }
     }
-    sts::resolve(&lock(world), &call.access_key, call.token.as_deref()).ok_or_else(|| sts::unknown_key(call.service))
+    Ok(())
 }
 
 /// The ARN that the upstream's GetCallerIdentity gives for the caller's key. The

@@ -132,8 +132,16 @@ pub struct World {
     pub call: Call,
     pub(crate) schedule: Schedule,
     pub(crate) buckets: BTreeMap<String, (f64, u64)>,
-    started: Instant,
+    clock: Clock,
     ids: u64,
+}
+
+/// What tells the time since the sandbox started.
+#[derive(Debug)]
+enum Clock {
+    Running(Instant),
+    /// In milliseconds, as it was last set.
+    Set(u64),
 }
 
 impl World {
@@ -147,7 +155,7 @@ impl World {
             call: Call::default(),
             schedule: Schedule::default(),
             buckets: BTreeMap::new(),
-            started: Instant::now(),
+            clock: Clock::Running(Instant::now()),
             ids: 0,
         }
     }
@@ -163,7 +171,15 @@ impl World {
 
     /// Milliseconds since the sandbox started.
     pub fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        match self.clock {
+            Clock::Running(started) => u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            Clock::Set(now_ms) => now_ms,
+        }
+    }
+
+    /// Stops the clock at a time: for a simulation, whose time is not that of this machine. The time of day goes on.
+    pub fn set_now_ms(&mut self, now_ms: u64) {
+        self.clock = Clock::Set(now_ms);
     }
 
     /// The time of day as AWS writes it, `2026-01-31T23:59:59.000Z`.

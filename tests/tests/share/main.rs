@@ -12,7 +12,6 @@ mod plan;
 mod propagation;
 mod refused;
 #[path = "../contract/steps.rs"]
-#[expect(dead_code, reason = "the contract tests look at more of a step than its actions")]
 mod steps;
 mod targets;
 mod undo;

@@ -1,0 +1,308 @@
+//! Runs the state machines of statemachine/ and the functions that they call inside a test: in simulated time, on the
+//! sandbox, without a process, a socket or a wait.
+//!
+//! What ministack runs takes a second or two for each execution. Here it takes some milliseconds, and whatever happens
+//! at the same time happens in an order that a seed decides: thousands of worlds, faults and interleavings can be
+//! tried, and each one again.
+//!
+//! # Layout
+//! - [`simulation`]: simulated time, tasks, chance
+//! - `definition`, `expression`, `execution`: the language of the definitions, JSONata, the interpreter
+//! - [`steps`]: the functions; `lambda`: how they are invoked
+//! - [`services`]: their calls, and what goes wrong with them; [`table`]: the record table
+//!
+//! # What it does not model
+//!
+//! The permissions of the state machines' own roles (the functions' roles are evaluated, call by call); the SDKs'
+//! retries; time that passes for a function, which sees this machine's clock; Lambda's queues and limits; EventBridge but
+//! for the rule that starts undo-share; when a history has too many events, to the event. What is not known of the
+//! language is an error.
+//!
+//! It must not run inside a task of tokio, whose budget for such a task would never be renewed.
+
+mod definition;
+mod execution;
+mod expression;
+mod lambda;
+pub mod root;
+pub mod services;
+pub mod simulation;
+pub mod steps;
+pub mod table;
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    rc::Rc,
+    sync::{Arc, MutexGuard},
+};
+
+use ami_share_sandbox::World;
+use serde_json::{Value, json};
+
+pub use definition::Definition;
+pub use execution::{Record, Status};
+pub use lambda::Function;
+
+use execution::{Execution, Scope};
+use services::{Control, Fault, Services};
+use simulation::{Random, Simulation, Time};
+use steps::Step;
+use table::{Refused, Table};
+
+/// Of everything that runs here.
+const REGION: &str = "eu-west-1";
+const HUB: &str = "333333333333";
+
+/// The most steps of one simulation: what takes more does not come to an end.
+const MAX_STEPS: u64 = 4_000_000;
+
+/// What was deployed, as far as it is needed to run it here.
+#[derive(Debug, Clone)]
+pub struct Deployment {
+    /// By their state's name, such as `ShareKey`.
+    pub functions: BTreeMap<String, Function>,
+    /// By their name, such as `ShareAmi`.
+    pub definitions: BTreeMap<String, String>,
+    pub table_arn: String,
+    /// The roles and policies of each account, as [`World::export_iam`] gives them.
+    pub accounts: BTreeMap<String, Value>,
+}
+
+impl Deployment {
+    /// Accounts that have their roles, and nothing else.
+    ///
+    /// # Errors
+    /// Where they cannot be made.
+    pub fn world(&self, settings: ami_share_sandbox::Settings) -> Result<World, String> {
+        let mut world = World::new(settings);
+        for (account, iam) in &self.accounts {
+            world.import_iam(account, iam)?;
+        }
+        Ok(world)
+    }
+}
+
+/// What executions need of each other and of what was deployed.
+pub(crate) struct Runner {
+    pub(crate) simulation: Simulation,
+    pub(crate) services: Services,
+    functions: BTreeMap<String, Function>,
+    steps: BTreeMap<&'static str, Rc<Step>>,
+    definitions: BTreeMap<String, Rc<Definition>>,
+    executions: RefCell<BTreeMap<String, Rc<Execution>>>,
+    published: RefCell<Vec<Value>>,
+}
+
+impl Runner {
+    /// By its substitution's name, such as `ShareKeyFunctionArn`.
+    fn function(&self, substitution: &str) -> Result<(Rc<Step>, Function), String> {
+        let state = substitution.strip_suffix("FunctionArn").unwrap_or(substitution);
+        let step = self.steps.get(state).ok_or_else(|| format!("there is no step {state}"))?;
+        let function = self.functions.get(state).ok_or_else(|| format!("no function {state} was deployed"))?;
+        Ok((Rc::clone(step), function.clone()))
+    }
+
+    fn publish(&self, notice: Value) -> Result<Value, Refused> {
+        self.published.borrow_mut().push(notice);
+        Ok(json!({ "MessageId": "0" }))
+    }
+
+    fn describe_execution(&self, arguments: &Value) -> Result<Value, Refused> {
+        let arn = arguments["ExecutionArn"].as_str().unwrap_or_default();
+        let executions = self.executions.borrow();
+        let execution = executions.get(arn).ok_or_else(|| Refused {
+            name: "ExecutionDoesNotExistException",
+            message: format!("there is no execution {arn}"),
+        })?;
+        let record = execution.record.borrow();
+        let redrivable = !matches!(record.status, Status::Running | Status::Succeeded);
+        Ok(json!({
+            "ExecutionArn": arn,
+            "Name": execution.name,
+            "Status": record.status.name(),
+            "StartDate": execution.started_at,
+            "Input": execution.input.to_string(),
+            "RedriveCount": record.redrives,
+            "RedriveStatus": if redrivable { "REDRIVABLE" } else { "NOT_REDRIVABLE" },
+        }))
+    }
+}
+
+/// State machines, functions and accounts, and the time that they run in.
+pub struct Machine {
+    runner: Rc<Runner>,
+}
+
+impl Machine {
+    /// # Errors
+    /// What of a definition is not known here.
+    pub fn new(deployment: &Deployment, world: World, seed: u64) -> Result<Self, String> {
+        let simulation = Simulation::new(seed);
+        let mut definitions = BTreeMap::new();
+        for (name, text) in &deployment.definitions {
+            let definition = definition::parsed(text).map_err(|error| format!("{name}: {error}"))?;
+            definitions.insert(name.clone(), definition);
+        }
+        let runner = Runner {
+            services: Services::new(simulation.clock.clone(), world, &deployment.table_arn),
+            simulation,
+            functions: deployment.functions.clone(),
+            steps: steps::steps().into_iter().map(|step| (step.state, Rc::new(step))).collect(),
+            definitions,
+            executions: RefCell::default(),
+            published: RefCell::default(),
+        };
+        Ok(Self { runner: Rc::new(runner) })
+    }
+
+    /// The accounts, now.
+    pub fn world(&self) -> MutexGuard<'_, World> {
+        self.runner.services.world()
+    }
+
+    pub fn table(&self) -> MutexGuard<'_, Table> {
+        self.runner.services.table()
+    }
+
+    /// What was sent to the topic.
+    pub fn published(&self) -> Vec<Value> {
+        self.runner.published.borrow().clone()
+    }
+
+    pub fn now(&self) -> Time {
+        self.runner.simulation.clock.now()
+    }
+
+    /// How many calls functions and state machines have made.
+    pub fn calls(&self) -> u64 {
+        self.runner.services.traffic().calls
+    }
+
+    /// Strikes calls by their number, counted from the next one.
+    pub fn set_faults(&self, faults: impl IntoIterator<Item = (u64, Fault)>) {
+        let mut traffic = self.runner.services.traffic();
+        let calls = traffic.calls;
+        traffic.faults = faults.into_iter().map(|(number, fault)| (calls + number, fault)).collect();
+    }
+
+    /// Starts an execution of that state machine after `delay`; returns its ARN.
+    ///
+    /// # Errors
+    /// Where there is no such state machine, or an execution of that name.
+    pub fn start(&self, machine: &str, name: &str, input: Value, delay: Time) -> Result<String, String> {
+        start(&self.runner, machine, name, input, delay)
+    }
+
+    /// Stops an execution when it enters that state.
+    pub fn stop_in(&self, arn: &str, state: &str) {
+        *self.execution(arn).stop_in.borrow_mut() = Some(state.to_owned());
+    }
+
+    /// Stops an execution at its point of that number: each state that it enters is one, and each call that it or a
+    /// function of it makes.
+    pub fn stop_at(&self, arn: &str, point: u64) {
+        self.execution(arn).control.stop_at(point);
+    }
+
+    /// How many such points it has passed.
+    pub fn points(&self, arn: &str) -> u64 {
+        self.execution(arn).control.passed()
+    }
+
+    /// Lets an execution that has failed, was aborted or has timed out go on in the state where it ended, `delay` after
+    /// it has ended, or now if that was before ("Restarting state machine executions with redrive", Step Functions
+    /// developer guide).
+    pub fn redrive(&self, arn: &str, delay: Time) {
+        let (runner, execution) = (Rc::clone(&self.runner), self.execution(arn));
+        self.runner.simulation.spawn(async move {
+            while execution.record.borrow().status == Status::Running {
+                runner.services.clock.sleep(100).await;
+            }
+            runner.services.clock.sleep(delay).await;
+            if execution.redrive() {
+                run(&runner, execution).await;
+            }
+        });
+    }
+
+    /// Runs until everything has ended.
+    ///
+    /// # Errors
+    /// Where it does not end.
+    pub fn run(&self) -> Result<(), String> {
+        self.runner.simulation.run(MAX_STEPS)
+    }
+
+    /// # Panics
+    /// Where there is none: a test that names one has started it.
+    pub fn record(&self, arn: &str) -> Record {
+        self.execution(arn).record.borrow().clone()
+    }
+
+    /// The ARNs of all executions of a state machine.
+    pub fn executions(&self, machine: &str) -> Vec<String> {
+        let executions = self.runner.executions.borrow();
+        executions.values().filter(|execution| execution.machine == machine).map(|one| one.arn.clone()).collect()
+    }
+
+    fn execution(&self, arn: &str) -> Rc<Execution> {
+        let executions = self.runner.executions.borrow();
+        Rc::clone(executions.get(arn).unwrap_or_else(|| panic!("there is no execution {arn}")))
+    }
+}
+
+fn start(runner: &Rc<Runner>, machine: &str, name: &str, input: Value, delay: Time) -> Result<String, String> {
+    let definition = runner.definitions.get(machine).ok_or_else(|| format!("there is no state machine {machine}"))?;
+    let arn = format!("arn:aws:states:{REGION}:{HUB}:execution:{machine}:{name}");
+    if runner.executions.borrow().contains_key(&arn) {
+        return Err(format!("there is an execution {arn}"));
+    }
+    let execution = Rc::new(Execution {
+        arn: arn.clone(),
+        name: name.to_owned(),
+        machine: machine.to_owned(),
+        definition: Rc::clone(definition),
+        scope: Rc::new(RefCell::new(Scope::start(&definition.states, input.clone()))),
+        input,
+        started_at: runner.services.clock.timestamp(),
+        control: Arc::new(Control::default()),
+        stop_in: RefCell::default(),
+        record: RefCell::new(Record::new()),
+    });
+    runner.executions.borrow_mut().insert(arn.clone(), Rc::clone(&execution));
+    let of = Rc::clone(runner);
+    runner.simulation.spawn(async move {
+        of.services.clock.sleep(delay).await;
+        run(&of, execution).await;
+    });
+    Ok(arn)
+}
+
+/// Runs an execution to its end, and starts what EventBridge starts then.
+async fn run(runner: &Rc<Runner>, execution: Rc<Execution>) {
+    execution.run(runner).await;
+    let status = execution.record.borrow().status;
+    if execution.machine != "ShareAmi" || !matches!(status, Status::Aborted | Status::TimedOut) {
+        return;
+    }
+    let drive = execution.record.borrow().redrives;
+    let detail = json!({
+        "executionArn": execution.arn,
+        "name": execution.name,
+        "status": status.name(),
+        "redriveCount": drive,
+    });
+    let event =
+        json!({ "source": "aws.states", "detail-type": "Step Functions Execution Status Change", "detail": detail });
+    // At least once ("Amazon EventBridge event delivery").
+    let deliveries = 1 + u64::from(runner.services.clock.chance(|random| random.below(4) == 0));
+    for delivery in 0..deliveries {
+        let delay = runner.services.clock.chance(Random::latency) * (1 + delivery * 100);
+        let name = format!("{}-undo-{drive}-{delivery}", execution.name);
+        if let Err(error) = start(runner, "UndoShare", &name, event.clone(), delay) {
+            // A name is given once only: there is such an execution for each end of this one.
+            execution.record.borrow_mut().cause = Some(error);
+        }
+    }
+}

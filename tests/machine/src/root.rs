@@ -1,0 +1,93 @@
+//! Calls as somebody else: an account's root, a role or a user of it; at once, without a function.
+
+use ami_share_sandbox::{World, http::Request, sts};
+use serde_json::Value;
+
+use crate::REGION;
+
+/// Whose calls they are.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    access_key: String,
+    token: Option<String>,
+}
+
+impl Caller {
+    pub fn root(account: &str) -> Self {
+        Self { access_key: account.to_owned(), token: None }
+    }
+
+    /// A role that nobody has to let assume it.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn role(world: &mut World, arn: &str) -> Result<Self, String> {
+        let key = sts::issue_session(world, arn, "somebody").ok_or_else(|| format!("there is no role {arn}"))?;
+        Ok(Self { access_key: key.id, token: key.token })
+    }
+
+    /// # Errors
+    /// Where there is none.
+    pub fn user(world: &mut World, arn: &str) -> Result<Self, String> {
+        let account = arn.split(':').nth(4).unwrap_or_default();
+        let name = arn.rsplit('/').next().unwrap_or_default();
+        let key = Self::root(account).call(world, "iam", "CreateAccessKey", &[("UserName", name)])?;
+        Ok(Self { access_key: element(&key, "AccessKeyId").unwrap_or_default(), token: None })
+    }
+
+    /// A call of EC2 or IAM, by the names that parameters have on the wire; returns the answer's XML.
+    ///
+    /// # Errors
+    /// The answer, where it is an error.
+    pub fn call(
+        &self,
+        world: &mut World,
+        service: &str,
+        action: &str,
+        parameters: &[(&str, &str)],
+    ) -> Result<String, String> {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.append_pair("Action", action).extend_pairs(parameters);
+        self.send(world, service, Request { body: form.finish().into_bytes(), ..self.request(service) })
+    }
+
+    /// A call of KMS; returns the answer.
+    ///
+    /// # Errors
+    /// The answer, where it is an error.
+    pub fn call_kms(&self, world: &mut World, action: &str, parameters: &Value) -> Result<Value, String> {
+        let mut request = Request { body: parameters.to_string().into_bytes(), ..self.request("kms") };
+        request.headers.insert("x-amz-target".to_owned(), format!("TrentService.{action}"));
+        let answer = self.send(world, "kms", request)?;
+        if answer.is_empty() {
+            Ok(Value::Null)
+        } else {
+            serde_json::from_str(&answer).map_err(|error| error.to_string())
+        }
+    }
+
+    fn request(&self, service: &str) -> Request {
+        let scope = format!("AWS4-HMAC-SHA256 Credential={}/20260101/{REGION}/{service}/aws4_request", self.access_key);
+        let token = self.token.iter().map(|token| ("x-amz-security-token".to_owned(), token.clone()));
+        Request {
+            method: "POST".to_owned(),
+            path: "/".to_owned(),
+            headers: [("authorization".to_owned(), scope)].into_iter().chain(token).collect(),
+            ..Request::default()
+        }
+    }
+
+    fn send(&self, world: &mut World, service: &str, request: Request) -> Result<String, String> {
+        match ami_share_sandbox::respond_at_once(world, &request) {
+            Some(response) if response.status == 200 => Ok(response.body),
+            Some(response) => Err(response.body),
+            None => Err(format!("{service} did not answer")),
+        }
+    }
+}
+
+/// The text of the first element of that name.
+pub fn element(xml: &str, name: &str) -> Option<String> {
+    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
+    Some(rest.split_once(&format!("</{name}>"))?.0.to_owned())
+}

@@ -1,0 +1,337 @@
+//! AWS, as functions and state machines call it: the sandbox and a table, in this process, at simulated moments, and
+//! with faults.
+
+use std::{
+    collections::BTreeMap,
+    fmt, future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use ami_share_sandbox::{
+    World, auth,
+    faults::{Fault as SandboxFault, FaultKind, Matcher},
+    http::{Request, Response},
+    sts,
+};
+use aws_smithy_runtime_api::{
+    client::{
+        http::{HttpConnector, HttpConnectorFuture},
+        orchestrator::{HttpRequest, HttpResponse},
+        result::ConnectorError,
+    },
+    http::StatusCode,
+};
+use aws_smithy_types::body::SdkBody;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use crate::{
+    simulation::Clock,
+    table::{Refused, Table},
+};
+
+/// What goes wrong with one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Refused for its rate; nothing is done.
+    Throttled,
+    /// A server error; nothing is done.
+    Failed,
+    /// It is done, and the answer is a server error.
+    ReplyFailed,
+    /// It is done, and the connection breaks before the answer comes.
+    ReplyLost,
+    /// It arrives some seconds after it was sent.
+    Late,
+    /// It is done, and no answer comes: the function runs into its time limit.
+    Hangs,
+    /// The function crashes just before it sends it.
+    CrashBefore,
+    /// The function crashes just after it was done.
+    CrashAfter,
+}
+
+/// The longest that a call is under way, in milliseconds: less than undo-share waits for.
+const LATE_MS: u64 = 5_000;
+
+/// The calls of a simulation.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) calls: u64,
+    /// By the number of the call, from 1.
+    pub(crate) faults: BTreeMap<u64, Fault>,
+    /// How many of them have struck.
+    pub(crate) struck: u64,
+}
+
+#[derive(Clone)]
+pub(crate) struct Services {
+    pub(crate) clock: Clock,
+    world: Arc<Mutex<World>>,
+    table: Arc<Mutex<Table>>,
+    traffic: Arc<Mutex<Traffic>>,
+    table_arn: Arc<str>,
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Services {
+    pub(crate) fn new(clock: Clock, world: World, table_arn: &str) -> Self {
+        Self {
+            clock,
+            world: Arc::new(Mutex::new(world)),
+            table: Arc::default(),
+            traffic: Arc::default(),
+            table_arn: table_arn.into(),
+        }
+    }
+
+    /// At the simulation's time.
+    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
+        let mut world = lock(&self.world);
+        world.set_now_ms(self.clock.now());
+        world
+    }
+
+    pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
+        lock(&self.table)
+    }
+
+    pub(crate) fn traffic(&self) -> MutexGuard<'_, Traffic> {
+        lock(&self.traffic)
+    }
+
+    /// A call begins: the fault that strikes it.
+    fn begin(&self, control: &Control) -> Option<Fault> {
+        control.pass();
+        let mut traffic = self.traffic();
+        traffic.calls += 1;
+        let number = traffic.calls;
+        let fault = traffic.faults.get(&number).copied();
+        traffic.struck += u64::from(fault.is_some());
+        fault
+    }
+
+    /// A call that the state machine itself makes, of a service whose name its errors start with.
+    ///
+    /// # Errors
+    /// The error's name, and what it says.
+    pub(crate) async fn call(
+        &self,
+        control: &Control,
+        service: &str,
+        act: impl FnOnce() -> Result<Value, Refused>,
+    ) -> Result<Value, (String, String)> {
+        let failed = |name: &str| Err((format!("{service}.{name}"), "it was to fail".to_owned()));
+        let fault = self.begin(control);
+        self.clock.sleep(self.clock.latency()).await;
+        if matches!(fault, Some(Fault::Throttled)) {
+            return failed("ThrottlingException");
+        }
+        if matches!(fault, Some(Fault::Failed | Fault::CrashBefore)) {
+            return failed("InternalServerErrorException");
+        }
+        let result = act();
+        if matches!(fault, Some(Fault::Hangs)) {
+            future::pending::<()>().await;
+        }
+        self.clock.sleep(self.clock.latency()).await;
+        if matches!(fault, Some(Fault::ReplyLost | Fault::ReplyFailed | Fault::CrashAfter)) {
+            return failed("SdkClientException");
+        }
+        result.map_err(|refused| (format!("{service}.{}", refused.name), refused.message))
+    }
+
+    /// The answer to a function's call; nothing where the connection breaks.
+    fn answer(&self, request: &Request, fault: Option<Fault>) -> Option<Response> {
+        let mut world = self.world();
+        let scope = request.header("authorization").and_then(|header| header.split("Credential=").nth(1));
+        let mut scope = scope.unwrap_or_default().split('/');
+        let (key, service) = (scope.next().unwrap_or_default(), scope.nth(2).unwrap_or_default());
+        if service == "dynamodb" {
+            return self.answer_query(&world, key, request, fault);
+        }
+        let kind = match fault {
+            Some(Fault::Throttled) => Some(FaultKind::Throttle),
+            Some(Fault::Failed) => Some(FaultKind::ServerError),
+            Some(Fault::ReplyFailed) => Some(FaultKind::ReplyFailed),
+            Some(Fault::ReplyLost) => Some(FaultKind::ReplyLost),
+            _ => None,
+        };
+        if let Some(kind) = kind {
+            world.faults.add(SandboxFault::once(Matcher::default(), kind));
+        }
+        ami_share_sandbox::respond_at_once(&mut world, request)
+    }
+
+    /// DynamoDB's Query, the one call of it that a function makes, with the function's own role.
+    fn answer_query(&self, world: &World, key: &str, request: &Request, fault: Option<Fault>) -> Option<Response> {
+        let refuse = |status: u16, name: &str, message: &str| {
+            Some(respond(status, &json!({ "__type": format!("com.amazonaws.dynamodb#{name}"), "message": message })))
+        };
+        match fault {
+            Some(Fault::Throttled) => return refuse(400, "ThrottlingException", "Rate exceeded"),
+            Some(Fault::Failed | Fault::ReplyFailed) => return refuse(500, "InternalServerError", "It was to fail"),
+            Some(Fault::ReplyLost) => return None,
+            _ => {}
+        }
+        let action = request.header("x-amz-target").unwrap_or_default().rsplit('.').next().unwrap_or_default();
+        let Some(caller) = sts::resolve(world, key, request.header("x-amz-security-token")) else {
+            return refuse(400, "UnrecognizedClientException", "The security token is invalid.");
+        };
+        let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+        let resource = match body["IndexName"].as_str() {
+            Some(index) => format!("{}/index/{index}", self.table_arn),
+            None => self.table_arn.to_string(),
+        };
+        let action = format!("dynamodb:{action}");
+        if let Err(denied) = auth::authorize(world, &caller, &action, &resource, &auth::Context::new()) {
+            return refuse(400, "AccessDeniedException", &denied.message());
+        }
+        if action != "dynamodb:Query" {
+            return refuse(400, "UnknownOperationException", &format!("{action} is not known here"));
+        }
+        match self.table().query(&body) {
+            Ok(found) => Some(respond(200, &found)),
+            Err(Refused { name, message }) => refuse(400, name, &message),
+        }
+    }
+}
+
+fn respond(status: u16, body: &Value) -> Response {
+    Response { status, content_type: "application/x-amz-json-1.0", request_id: String::new(), body: body.to_string() }
+}
+
+/// How an execution is stopped from outside.
+#[derive(Debug, Default)]
+pub(crate) struct Control(Mutex<Points>);
+
+#[derive(Debug, Default)]
+struct Points {
+    passed: u64,
+    /// The number of the point at which it is stopped.
+    stop_at: Option<u64>,
+    /// Tells the execution.
+    stop: Option<oneshot::Sender<()>>,
+}
+
+impl Control {
+    /// The execution is at a point where it may be stopped: it enters a state, or calls somebody, itself or by a
+    /// function.
+    pub(crate) fn pass(&self) {
+        let mut points = lock(&self.0);
+        points.passed += 1;
+        if points.stop_at.is_some_and(|at| points.passed >= at) {
+            points.stop_at = None;
+            drop(points);
+            self.stop();
+        }
+    }
+
+    pub(crate) fn passed(&self) -> u64 {
+        lock(&self.0).passed
+    }
+
+    /// Stops it at the point of that number, or at the next one if that is behind it.
+    pub(crate) fn stop_at(&self, number: u64) {
+        lock(&self.0).stop_at = Some(number);
+    }
+
+    pub(crate) fn stop(&self) {
+        if let Some(stop) = lock(&self.0).stop.take() {
+            // Where nobody listens, the execution has ended.
+            let _ = stop.send(());
+        }
+    }
+
+    /// Is told when it is stopped.
+    pub(crate) fn stopped(&self) -> oneshot::Receiver<()> {
+        let (stop, stopped) = oneshot::channel();
+        lock(&self.0).stop = Some(stop);
+        stopped
+    }
+}
+
+/// The HTTP client of one invocation of a function.
+#[derive(Clone)]
+pub(crate) struct Connector {
+    pub(crate) services: Services,
+    pub(crate) control: Arc<Control>,
+    /// Ends the invocation.
+    pub(crate) crash: Arc<Mutex<Option<oneshot::Sender<()>>>>,
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Connector")
+    }
+}
+
+impl Connector {
+    fn crash(&self) {
+        if let Some(crash) = lock(&self.crash).take() {
+            // Where nobody listens, the invocation has ended.
+            let _ = crash.send(());
+        }
+    }
+}
+
+impl HttpConnector for Connector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let fault = self.services.begin(&self.control);
+        if fault == Some(Fault::CrashBefore) {
+            self.crash();
+            return HttpConnectorFuture::new(future::pending());
+        }
+        let clock = self.services.clock.clone();
+        let late = if fault == Some(Fault::Late) { clock.chance(|random| random.below(LATE_MS)) } else { 0 };
+        let (reply, replied) = oneshot::channel::<Option<Response>>();
+        let connector = self.clone();
+        let request = read(&request);
+        // What was sent arrives, also where whoever sent it has ended meanwhile.
+        clock.after(clock.latency() + late, move || {
+            let response = connector.services.answer(&request, fault);
+            let clock = &connector.services.clock;
+            match fault {
+                Some(Fault::CrashAfter) => connector.crash(),
+                Some(Fault::Hangs) => drop(reply),
+                _ => clock.after(clock.latency(), move || {
+                    let _ = reply.send(response);
+                }),
+            }
+        });
+        HttpConnectorFuture::new(async move {
+            match replied.await {
+                Ok(Some(response)) => write(&response),
+                Ok(None) => Err(ConnectorError::io("the connection broke".into())),
+                // The invocation ends before this is known.
+                Err(_) => future::pending().await,
+            }
+        })
+    }
+}
+
+fn read(request: &HttpRequest) -> Request {
+    let uri = request.uri();
+    let after_host = uri.split_once("://").map_or(uri, |(_, rest)| rest);
+    let target = after_host.find('/').map_or("/", |at| &after_host[at..]);
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let headers = request.headers().iter().map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
+    Request {
+        method: request.method().to_owned(),
+        path: path.to_owned(),
+        query: query.to_owned(),
+        headers: headers.collect(),
+        body: request.body().bytes().unwrap_or_default().to_vec(),
+    }
+}
+
+fn write(response: &Response) -> Result<HttpResponse, ConnectorError> {
+    let status = StatusCode::try_from(response.status).map_err(|error| ConnectorError::other(error.into(), None))?;
+    let mut written = HttpResponse::new(status, SdkBody::from(response.body.clone()));
+    written.headers_mut().insert("content-type", response.content_type);
+    written.headers_mut().insert("x-amzn-requestid", response.request_id.clone());
+    Ok(written)
+}

@@ -1,0 +1,344 @@
+//! What must hold whatever happened: each a check with a sentence for who breaks it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ami_share_core::key_policy::{GRANT_SID, USE_SID};
+use ami_share_machine::root::{Caller, element};
+use ami_share_sandbox::{
+    World,
+    journal::{Entry, Outcome},
+};
+use ami_share_tests::{HUB, REGION, SOURCE};
+use serde_json::{Value, json};
+
+use crate::{
+    deployed::{self, UNLISTED},
+    request::{Asked, Request},
+    world::{Image, OTHER, Stage, launcher},
+};
+
+pub(crate) type Checked = Result<(), String>;
+
+/// Every account as it is.
+pub(crate) fn picture(world: &mut World) -> BTreeMap<String, Value> {
+    let accounts: Vec<&str> = deployed::accounts().chain([OTHER]).collect();
+    accounts.into_iter().map(|account| (account.to_owned(), world.snapshot(account))).collect()
+}
+
+/// Invariant 3: as it was before, everywhere, but for the access to keys of those who keep it, as another image needs it
+/// (ARCHITECTURE.md, "An undo looks at other images first").
+pub(crate) fn unchanged(
+    before: &BTreeMap<String, Value>,
+    after: &BTreeMap<String, Value>,
+    kept: &BTreeSet<String>,
+) -> Checked {
+    for (account, was) in before {
+        let (was, is) = (without_access_of(was, account, kept), without_access_of(&after[account], account, kept));
+        if let Some(difference) = difference(&was, &is, account) {
+            return Err(format!("not as before: {difference}"));
+        }
+    }
+    Ok(())
+}
+
+/// The accounts that the reports sent so far say keep access.
+pub(crate) fn kept(stage: &Stage) -> BTreeSet<String> {
+    let reports = stage
+        .machine
+        .published()
+        .into_iter()
+        .filter_map(|notice| serde_json::from_str::<Value>(notice["Message"].as_str()?).ok());
+    let kept = reports.flat_map(|report| report["kept"].as_array().cloned().unwrap_or_default());
+    kept.filter_map(|kept| kept["accountId"].as_str().map(str::to_owned)).collect()
+}
+
+fn without_access_of(picture: &Value, account: &str, kept: &BTreeSet<String>) -> Value {
+    let mut picture = picture.clone();
+    for key in picture["kms"][REGION].as_object_mut().into_iter().flat_map(|keys| keys.values_mut()) {
+        let mut statements = listed(&key["policy"]["Statement"].take());
+        for statement in statements.iter_mut().filter(|statement| is_ours(statement)) {
+            let mut named = listed(&statement["Principal"]["AWS"]);
+            named.retain(|arn| !kept.contains(arn.as_str().and_then(|arn| arn.split(':').nth(4)).unwrap_or_default()));
+            statement["Principal"]["AWS"] = json!(named);
+        }
+        statements.retain(|statement| !is_ours(statement) || statement["Principal"]["AWS"] != json!([]));
+        key["policy"]["Statement"] = json!(statements);
+        let of_kept = |name: &str| name.strip_prefix("ami-share-").is_some_and(|account| kept.contains(account));
+        if let Some(grants) = key["grants"].as_array_mut() {
+            grants.retain(|grant| !grant["name"].as_str().is_some_and(of_kept));
+        }
+    }
+    if kept.contains(account) {
+        without_policies_of_ours(&mut picture);
+    }
+    picture
+}
+
+fn without_policies_of_ours(picture: &mut Value) {
+    for kind in ["roles", "users"] {
+        for principal in picture["iam"][kind].as_object_mut().into_iter().flat_map(|all| all.values_mut()) {
+            if let Some(attached) = principal["attached"].as_array_mut() {
+                attached.retain(|arn| !arn.as_str().is_some_and(|arn| arn.ends_with("policy/AmiShareKeyAccess")));
+            }
+            if let Some(inline) = principal["inline"].as_object_mut() {
+                inline.retain(|name, _| !name.starts_with("AmiShare-"));
+            }
+        }
+    }
+}
+
+/// As [`unchanged`], but for all that the accounts `shared` have.
+pub(crate) fn others_unchanged(
+    before: &BTreeMap<String, Value>,
+    after: &BTreeMap<String, Value>,
+    shared: &BTreeSet<String>,
+) -> Checked {
+    let targets: BTreeSet<&str> = shared.iter().map(String::as_str).collect();
+    for (account, was) in before.iter().filter(|(account, _)| !shared.contains(*account)) {
+        let [was, is] = [was, &after[account]].map(|picture| {
+            let mut picture = without_access_of(picture, account, shared);
+            without_permissions_of(&mut picture, &targets);
+            picture
+        });
+        if let Some(difference) = difference(&was, &is, account) {
+            return Err(format!("not as before, and nobody's share: {difference}"));
+        }
+    }
+    Ok(())
+}
+
+/// The lock on key policies is nobody's once everything has ended.
+pub(crate) fn locks_are_free(stage: &Stage) -> Checked {
+    match stage.machine.table().items().find(|item| item.contains_key("heldBy")) {
+        Some(lock) => Err(format!("a lock is still held: {lock:?}")),
+        None => Ok(()),
+    }
+}
+
+/// The first place where the two are not the same.
+fn difference(was: &Value, is: &Value, place: &str) -> Option<String> {
+    match (was, is) {
+        (Value::Object(was), Value::Object(is)) => {
+            let names: BTreeSet<&String> = was.keys().chain(is.keys()).collect();
+            let nothing = Value::Null;
+            let of =
+                |fields: &serde_json::Map<String, Value>, name: &String| fields.get(name).unwrap_or(&nothing).clone();
+            names.into_iter().find_map(|name| difference(&of(was, name), &of(is, name), &format!("{place}/{name}")))
+        }
+        (was, is) if was == is => None,
+        (was, is) => Some(format!("{place} was {was}, and is {is}")),
+    }
+}
+
+/// Invariant 1: nobody else's statement, permission, grant or policy was changed or removed; what is ours may be, for
+/// the targets of these requests.
+pub(crate) fn foreign_is_kept(
+    before: &BTreeMap<String, Value>,
+    after: &BTreeMap<String, Value>,
+    requests: &[&Request],
+) -> Checked {
+    let targets: BTreeSet<&str> =
+        requests.iter().flat_map(|request| &request.targets).map(|target| target.account.as_str()).collect();
+    for (account, was) in before {
+        let (was, is) = (foreign(account, was, was, &targets), foreign(account, &after[account], was, &targets));
+        if let Some(difference) = difference(&was, &is, account) {
+            return Err(format!("somebody else's was changed: {difference}"));
+        }
+    }
+    let text = |picture: &BTreeMap<String, Value>| foreign_statements(&picture[SOURCE]);
+    if text(before) != text(after) {
+        return Err(format!("a foreign statement is not what it was: {:?}, {:?}", text(before), text(after)));
+    }
+    Ok(())
+}
+
+/// What is not ours of an account, and of what was there before.
+fn foreign(account: &str, picture: &Value, before: &Value, targets: &BTreeSet<&str>) -> Value {
+    let mut picture = picture.clone();
+    for key in picture["kms"][REGION].as_object_mut().into_iter().flat_map(|keys| keys.values_mut()) {
+        let statements = key["policy"]["Statement"].take();
+        let kept: Vec<Value> = listed(&statements).into_iter().filter(|statement| !is_ours(statement)).collect();
+        key["policy"]["Statement"] = json!(kept);
+        if let Some(grants) = key["grants"].as_array_mut() {
+            grants.retain(|grant| !grant["name"].as_str().is_some_and(|name| name.starts_with("ami-share-")));
+        }
+    }
+    without_permissions_of(&mut picture, targets);
+    if targets.contains(account) {
+        for kind in ["images", "snapshots", "instances", "volumes"] {
+            let there = before["ec2"][REGION][kind].as_object().cloned().unwrap_or_default();
+            if let Some(found) = picture["ec2"][REGION][kind].as_object_mut() {
+                found.retain(|id, _| there.contains_key(id));
+            }
+        }
+    }
+    if targets.contains(account) {
+        if picture["ec2"].is_null() || picture["ec2"][REGION].is_null() {
+            picture["ec2"] = before["ec2"].clone();
+        } else {
+            picture["ec2"][REGION]["defaultKey"] = before["ec2"][REGION]["defaultKey"].clone();
+        }
+        if before["ec2"][REGION].is_null() {
+            picture["ec2"] = before["ec2"].clone();
+        }
+        without_policies_of_ours(&mut picture);
+    }
+    picture
+}
+
+/// Without the launch and snapshot permissions of these accounts.
+fn without_permissions_of(picture: &mut Value, accounts: &BTreeSet<&str>) {
+    for (kind, permissions) in [("images", "launchPermissions"), ("snapshots", "createVolumePermissions")] {
+        for thing in picture["ec2"][REGION][kind].as_object_mut().into_iter().flat_map(|all| all.values_mut()) {
+            if let Some(list) = thing[permissions].as_array_mut() {
+                list.retain(|entry| !accounts.contains(entry.as_str().unwrap_or_default()));
+            }
+        }
+    }
+}
+
+fn listed(statements: &Value) -> Vec<Value> {
+    match statements {
+        Value::Array(list) => list.clone(),
+        one => vec![one.clone()],
+    }
+}
+
+fn is_ours(statement: &Value) -> bool {
+    statement["Sid"] == USE_SID || statement["Sid"] == GRANT_SID
+}
+
+/// Everybody else's statements as they are written, by key, in their order.
+fn foreign_statements(source: &Value) -> BTreeMap<String, Vec<String>> {
+    let keys = source["kms"][REGION].as_object().into_iter().flatten();
+    let foreign = |key: &Value| {
+        listed(&key["policy"]["Statement"]).iter().filter(|one| !is_ours(one)).map(Value::to_string).collect()
+    };
+    keys.map(|(arn, key)| (arn.clone(), foreign(key))).collect()
+}
+
+/// Invariant 5: nobody who is not on the allow-list has anything.
+pub(crate) fn outsiders_have_nothing(after: &BTreeMap<String, Value>) -> Checked {
+    let source = after[SOURCE].to_string();
+    if source.contains(UNLISTED) {
+        return Err(format!("{UNLISTED} is not on the allow-list, and was given something"));
+    }
+    Ok(())
+}
+
+/// Invariant 6: the account that owns the keys can still read and write their policies.
+pub(crate) fn administrators_keep_access(world: &mut World, stage: &Stage) -> Checked {
+    let root = Caller::root(SOURCE);
+    for key in &stage.keys {
+        let read = root.call_kms(world, "GetKeyPolicy", &json!({ "KeyId": key, "PolicyName": "default" }));
+        let policy = read.map_err(|error| format!("the policy of {key} cannot be read any more: {error}"))?;
+        let put = json!({ "KeyId": key, "PolicyName": "default", "Policy": policy["Policy"] });
+        root.call_kms(world, "PutKeyPolicy", &put).map_err(|error| format!("{key} is locked: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Invariant 7, as far as a journal shows it: no role of ours was refused by its own policy or session.
+pub(crate) fn roles_suffice(journal: &[Entry], inline_refused: bool) -> Checked {
+    let refused = journal.iter().find(|entry| {
+        let ours = entry.principal.contains("AmiShare") || entry.principal.starts_with(&format!("arn:aws:iam::{HUB}:"));
+        let own = entry.reason.as_deref().is_some_and(|reason| !reason.contains("resource-based"));
+        let inline = ["iam:PutRolePolicy", "iam:PutUserPolicy", "iam:DeleteRolePolicy", "iam:DeleteUserPolicy"];
+        let expected = inline_refused && inline.contains(&entry.action.as_str());
+        ours && own
+            && !expected
+            && entry.via.is_none()
+            && entry.outcome == Outcome::Denied
+            && !was_removed(journal, entry)
+    });
+    match refused {
+        Some(entry) => Err(format!("a role of ours may not do what its step does: {entry:?}")),
+        None => Ok(()),
+    }
+}
+
+/// Two undos of one execution remove the same: what is gone has no tag that would allow it to the second.
+fn was_removed(journal: &[Entry], refused: &Entry) -> bool {
+    journal.iter().any(|entry| {
+        entry.seq < refused.seq
+            && entry.changed
+            && entry.action == refused.action
+            && refused.resources.iter().all(|resource| entry.resources.contains(resource))
+    })
+}
+
+/// Whoever was to be able to launch the image can do it.
+pub(crate) fn usable(world: &mut World, stage: &Stage, request: &Request) -> Checked {
+    let image = &stage.images[request.image];
+    // Everything that was changed is effective by now.
+    let later = world.now_ms() + 300_000;
+    world.set_now_ms(later);
+    for target in &request.targets {
+        can_launch(world, image, target)?;
+        if target.mode == Some("copyImage") {
+            let own = world.snapshot(&target.account);
+            let copies = own["ec2"][REGION]["images"].as_object().into_iter().flatten();
+            let is_copy = |copy: &Value| {
+                let tags = copy["tags"].as_object();
+                copy["state"] == "available"
+                    && tags.is_some_and(|tags| tags.values().any(|tag| *tag == image.id.as_str()))
+            };
+            if !copies.into_iter().any(|(_, copy)| is_copy(copy)) {
+                return Err(format!("{} has no copy of {}, and the share succeeded", target.account, image.id));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The launcher and each principal that was asked for.
+pub(crate) fn can_launch(world: &mut World, image: &Image, target: &Asked) -> Checked {
+    for principal in target.principals.iter().chain([&launcher(&target.account)]) {
+        launch(world, &image.id, &image.devices, target, principal)
+            .map_err(|why| format!("{principal} cannot launch {}, and the share succeeded: {why}", image.id))?;
+    }
+    Ok(())
+}
+
+/// Launches, waits, and looks; what was launched is terminated.
+fn launch(world: &mut World, image: &str, devices: &[String], target: &Asked, principal: &str) -> Checked {
+    let caller =
+        if principal.contains(":user/") { Caller::user(world, principal) } else { Caller::role(world, principal) }?;
+    let mut parameters = vec![
+        ("ImageId".to_owned(), image.to_owned()),
+        ("InstanceType".to_owned(), "t3.micro".to_owned()),
+        ("MinCount".to_owned(), "1".to_owned()),
+        ("MaxCount".to_owned(), "1".to_owned()),
+    ];
+    // The launcher may launch only what it tags, and so be found and terminated.
+    for (index, kind) in ["instance", "volume"].into_iter().enumerate() {
+        let of = format!("TagSpecification.{}", index + 1);
+        parameters.push((format!("{of}.ResourceType"), kind.to_owned()));
+        parameters.push((format!("{of}.Tag.1.Key"), ami_share_core::share::EXECUTION_TAG.to_owned()));
+        parameters.push((format!("{of}.Tag.1.Value"), "check".to_owned()));
+    }
+    if target.mode == Some("atLaunch") {
+        for (index, device) in devices.iter().enumerate() {
+            let of = format!("BlockDeviceMapping.{}", index + 1);
+            parameters.push((format!("{of}.DeviceName"), device.clone()));
+            parameters.push((format!("{of}.Ebs.Encrypted"), "true".to_owned()));
+            parameters.push((format!("{of}.Ebs.KmsKeyId"), "alias/app-volumes".to_owned()));
+        }
+    }
+    let parameters: Vec<(&str, &str)> =
+        parameters.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let launched = caller.call(world, "ec2", "RunInstances", &parameters)?;
+    let instance = element(&launched, "instanceId").ok_or("no instance")?;
+    let later = world.now_ms() + 60_000;
+    world.set_now_ms(later);
+    let root = Caller::root(&target.account);
+    let described = root.call(world, "ec2", "DescribeInstances", &[("InstanceId.1", &instance)])?;
+    root.call(world, "ec2", "TerminateInstances", &[("InstanceId.1", &instance)])?;
+    if described.contains("<name>running</name>") {
+        return Ok(());
+    }
+    let journal =
+        world.journal.entries().iter().rev().filter(|entry| entry.via.is_some() && entry.outcome == Outcome::Denied);
+    let refused: Vec<String> = journal.filter_map(|entry| entry.reason.clone()).take(2).collect();
+    Err(format!("the instance died: {}", refused.join("; ")))
+}

@@ -1,0 +1,72 @@
+//! One request in a random world.
+
+use ami_share_machine::Status;
+
+use crate::{
+    Tally, add,
+    check::{self, Checked},
+    hold, regressions,
+    request::{Request, RequestPlan, requests},
+    world::{Stage, WorldPlan, worlds},
+};
+
+#[test]
+fn a_share_is_whole_or_not_there() {
+    hold("a share is whole or not there", (400, 20_260_101), regressions!("whole"), (worlds(), requests()), whole);
+}
+
+fn whole(tally: &Tally, (world, request): (WorldPlan, RequestPlan)) -> Checked {
+    let stage = world.stage();
+    let request = request.request(&stage);
+    let before = check::picture(&mut stage.machine.world());
+    let arn = stage.machine.start("ShareAmi", "first", request.json.clone(), 0)?;
+    stage.machine.run()?;
+    let record = stage.machine.record(&arn);
+    let after = check::picture(&mut stage.machine.world());
+    let journal = stage.machine.world().journal.entries().to_vec();
+    add(&tally.executions, 1);
+    add(&tally.calls, stage.machine.calls());
+    let refusable = request.wrong || request.unlisted || (request.inline && !world.inline_policies);
+    check::foreign_is_kept(&before, &after, &[&request])?;
+    check::outsiders_have_nothing(&after)?;
+    check::roles_suffice(&journal, request.inline && !world.inline_policies)?;
+    if record.status != Status::Succeeded {
+        if !refusable {
+            return Err(format!("{:?} {:?}", record.error, record.cause));
+        }
+        // Nobody but the hub is asked anything about a request for an account that is not allowed.
+        if request.unlisted && !journal.is_empty() {
+            return Err(format!("a request for an account that is not allowed made calls: {journal:?}"));
+        }
+        return if request.keep { Ok(()) } else { check::unchanged(&before, &after, &check::kept(&stage)) };
+    }
+    if request.unlisted || request.wrong {
+        return Err("a request that must be refused succeeded".to_owned());
+    }
+    add(&tally.succeeded, 1);
+    again(tally, &stage, &request)?;
+    let mut world = stage.machine.world();
+    check::administrators_keep_access(&mut world, &stage)?;
+    check::usable(&mut world, &stage, &request)
+}
+
+/// Invariant 2: the same request once more changes nothing.
+fn again(tally: &Tally, stage: &Stage, request: &Request) -> Checked {
+    if request.targets.iter().any(|target| target.always) {
+        return Ok(());
+    }
+    let seen = stage.machine.world().journal.last_seq();
+    let arn = stage.machine.start("ShareAmi", "again", request.json.clone(), 0)?;
+    stage.machine.run()?;
+    add(&tally.executions, 1);
+    let record = stage.machine.record(&arn);
+    let status = record.output.as_ref().map(|output| output["status"].clone());
+    if status != Some("alreadyShared".into()) {
+        return Err(format!("the second run ended in {:?}: {:?} {:?}", record.status, record.error, record.cause));
+    }
+    let world = stage.machine.world();
+    match world.journal.since(seen).iter().find(|entry| entry.write) {
+        Some(entry) => Err(format!("the second run called {} in {}", entry.action, entry.account)),
+        None => Ok(()),
+    }
+}
