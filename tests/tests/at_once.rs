@@ -1,5 +1,4 @@
-//! Two executions for the same image and target at once: both find the same missing, and both end well. Where one
-//! fails, the other keeps what both gave; where both fail, nothing stays.
+//! Two executions for the same image and target at once: both find the same missing, and both end well.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +10,7 @@ use ami_share_sandbox::faults::{Fault, FaultKind, Matcher};
 use ami_share_tests::{
     Result, SOURCE, TARGET,
     clients::root_of,
-    execution::{self, Ended},
+    execution,
     local::{Local, Settings},
     seed,
     stop::Stopper,
@@ -25,8 +24,10 @@ const DELAY_MS: u64 = 1_500;
 
 const NAMES: [&str; 2] = ["first", "second"];
 
-/// Runs both, neither of which sees anything of the other's when it decides what is missing.
-async fn run_both(local: &Local, request: &Value) -> Result<Vec<Ended>> {
+/// Runs both, neither of which sees anything of the other's when it decides what is missing. Returns what each was to
+/// add, and the notes of what each gave.
+async fn run_both(local: &Local, request: &Value) -> Result<(Vec<Value>, BTreeMap<String, Value>)> {
+    let stopper = Stopper::new(local).await?;
     for name in NAMES {
         let last_read = Matcher {
             session: Some(format!("{name}-*")),
@@ -39,16 +40,11 @@ async fn run_both(local: &Local, request: &Value) -> Result<Vec<Ended>> {
     for name in NAMES {
         started.push(execution::start(&engine, &local.hub.state_machine, name, request).await?);
     }
-    let mut both = Vec::new();
     for arn in &started {
-        both.push(execution::follow(&engine, arn, |_| {}).await?);
+        let ended = execution::follow(&engine, arn, |_| {}).await?;
+        assert_eq!(ended.status, ExecutionStatus::Succeeded, "{:?} {:?}", ended.error, ended.cause);
     }
     assert!(local.sandbox.world().faults.faults().is_empty(), "a fault did not strike");
-    Ok(both)
-}
-
-/// What each was to add, and the notes of what each gave.
-fn noted(stopper: &Stopper) -> Result<(Vec<Value>, BTreeMap<String, Value>)> {
     let (mut resolutions, mut gifts) = (Vec::new(), BTreeMap::new());
     for record in stopper.records()? {
         if let Some(resolution) = record["resolution"]["S"].as_str() {
@@ -88,10 +84,7 @@ async fn share_twice(reencrypt: Value, copies: usize) -> Result<()> {
     let request = json!({ "imageId": image.image_id, "targets": [{
         "accountId": TARGET, "principals": [target.principal], "reencrypt": reencrypt,
     }]});
-    for ended in run_both(&local, &request).await? {
-        assert_eq!(ended.status, ExecutionStatus::Succeeded, "{:?} {:?}", ended.error, ended.cause);
-    }
-    let (resolutions, gifts) = noted(&Stopper::new(&local).await?)?;
+    let (resolutions, gifts) = run_both(&local, &request).await?;
 
     assert_eq!(resolutions.len(), 2);
     for resolution in &resolutions {
@@ -153,66 +146,4 @@ async fn both_share_and_what_they_share_is_there_once() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn both_copy_and_each_copy_is_of_one_of_them() -> Result<()> {
     share_twice(json!({ "mode": "copyImage", "kmsKeyId": "alias/app-volumes" }), 2).await
-}
-
-/// The proof of the execution of that name cannot be terminated the first time: it fails at its very end.
-fn fail_at_the_end(local: &Local, name: &str) {
-    let refusal = FaultKind::Error {
-        code: "UnauthorizedOperation".to_owned(),
-        message: "The target's owner says no.".to_owned(),
-        status: 403,
-    };
-    let matcher =
-        Matcher { session: Some(format!("{name}-*")), ..Matcher::action("ec2:TerminateInstances").in_account(TARGET) };
-    local.sandbox.world().faults.add(Fault::once(matcher, refusal));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn whoever_fails_leaves_to_the_other_what_both_gave() -> Result<()> {
-    let local = Local::start(Settings::default()).await?;
-    let sandbox = local.sandbox.endpoint();
-    let image = seed::image(&sandbox, SOURCE, "golden-image").await?;
-    let target = seed::target(&sandbox, TARGET).await?;
-    let mut request = json!({
-        "imageId": image.image_id,
-        "targets": [{ "accountId": TARGET, "principals": [target.principal] }],
-    });
-    fail_at_the_end(&local, NAMES[1]);
-    let both = run_both(&local, &request).await?;
-    assert_eq!(both[0].status, ExecutionStatus::Succeeded, "{:?} {:?}", both[0].error, both[0].cause);
-    assert_eq!(both[1].status, ExecutionStatus::Failed);
-
-    // The share is whole: nothing is missing, and a launch with it runs.
-    request["targets"][0]["launch"] = json!({ "prove": "always" });
-    let engine = local.engine.endpoint();
-    let arn = execution::start(&engine, &local.hub.state_machine, "third", &request).await?;
-    let third = execution::follow(&engine, &arn, |_| {}).await?;
-    assert_eq!(third.status, ExecutionStatus::Succeeded, "{:?}", third.cause);
-    let changed = &third.output.unwrap_or_default()["changed"];
-    for list in ["keys", "launchPermissions", "principals"] {
-        assert_eq!(changed[list], json!([]), "{list}");
-    }
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn where_both_fail_nothing_stays() -> Result<()> {
-    let local = Local::start(Settings::default()).await?;
-    let sandbox = local.sandbox.endpoint();
-    let image = seed::image(&sandbox, SOURCE, "golden-image").await?;
-    let principal = seed::target(&sandbox, TARGET).await?.principal;
-    let request = json!({
-        "imageId": image.image_id,
-        "targets": [{ "accountId": TARGET, "principals": [principal] }],
-    });
-    let snapshots = || [SOURCE, TARGET].map(|account| local.sandbox.world().snapshot(account));
-    let before = snapshots();
-    NAMES.iter().for_each(|name| fail_at_the_end(&local, name));
-    for ended in run_both(&local, &request).await? {
-        assert_eq!(ended.status, ExecutionStatus::Failed);
-    }
-    assert_eq!(snapshots(), before);
-    let (_, gifts) = noted(&Stopper::new(&local).await?)?;
-    assert!(gifts.is_empty(), "{gifts:?}");
-    Ok(())
 }
