@@ -9,6 +9,7 @@ use ami_share_sandbox::{
     journal::{Entry, Outcome},
 };
 use ami_share_tests::{HUB, REGION, Result, SOURCE, TARGET, deploy, local::Settings, sabotage, seed};
+use aws_sdk_sfn::types::ExecutionStatus;
 use serde_json::{Value, json};
 
 use crate::{Stage, image_mut, modes, steps::functions};
@@ -135,6 +136,12 @@ async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
         let run = stage.run(name, &request).await?;
         assert_eq!(run.error(), error, "{name}: {}", run.summary());
         journal.extend(run.journal);
+        if run.ended.status == ExecutionStatus::Succeeded {
+            // What is noted of it would keep what the others gave.
+            let all = json!({ "imageId": stage.image.image_id, "targets": "all", "copies": true, "force": true });
+            let revoked = stage.run_on(&stage.local.hub.revoke_share, &format!("{name}-revoke"), &all).await?;
+            assert!(revoked.succeeded(), "{name}: {}", revoked.summary());
+        }
     }
     stage.reset();
     fault("ec2:RunInstances", fails());
