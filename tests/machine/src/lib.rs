@@ -76,6 +76,8 @@ impl Deployment {
     /// Where they cannot be made.
     pub fn world(&self, settings: ami_share_sandbox::Settings) -> Result<World, String> {
         let mut world = World::new(settings);
+        // Before anything that a simulation does.
+        world.set_now_ms(0);
         for (account, iam) in &self.accounts {
             world.import_iam(account, iam)?;
         }
