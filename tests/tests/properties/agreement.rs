@@ -65,7 +65,8 @@ fn the_machine_and_ministack_come_to_the_same() -> Result<()> {
             let arn = execution::start(&engine, &local.hub.state_machine, name, &request).await?;
             execution::follow(&engine, &arn, |_| {}).await
         })?;
-        let arn = machine.start("ShareAmi", name, request, 0)?;
+        // Later than anything there was made by the other sandbox's clock.
+        let arn = machine.start("ShareAmi", name, request, 3_600_000)?;
         machine.run()?;
         let ours = machine.record(&arn);
         assert_eq!(theirs.status.as_str(), status, "{name}: {:?}", theirs.cause);
