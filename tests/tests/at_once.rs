@@ -1,4 +1,5 @@
-//! Two executions for the same image and target at once: both find the same missing, and both end well.
+//! Two executions for the same image and target at once: both find the same missing, and both end well. Where one
+//! fails, the other keeps what both gave; where both fail, nothing stays.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,12 +11,12 @@ use ami_share_sandbox::faults::{Fault, FaultKind, Matcher};
 use ami_share_tests::{
     Result, SOURCE, TARGET,
     clients::root_of,
-    execution,
+    execution::{self, Ended},
     local::{Local, Settings},
     seed,
     stop::Stopper,
 };
-use aws_sdk_ec2::types::{Filter, ImageAttributeName};
+use aws_sdk_ec2::types::{Filter, ImageAttributeName, LaunchPermission, LaunchPermissionModifications};
 use aws_sdk_sfn::types::ExecutionStatus;
 use serde_json::{Value, json};
 
@@ -24,10 +25,8 @@ const DELAY_MS: u64 = 1_500;
 
 const NAMES: [&str; 2] = ["first", "second"];
 
-/// Runs both, neither of which sees anything of the other's when it decides what is missing. Returns what each was to
-/// add, and the notes of what each gave.
-async fn run_both(local: &Local, request: &Value) -> Result<(Vec<Value>, BTreeMap<String, Value>)> {
-    let stopper = Stopper::new(local).await?;
+/// Runs both, neither of which sees anything of the other's when it decides what is missing.
+async fn run_both(local: &Local, request: &Value) -> Result<Vec<Ended>> {
     for name in NAMES {
         let last_read = Matcher {
             session: Some(format!("{name}-*")),
@@ -40,11 +39,16 @@ async fn run_both(local: &Local, request: &Value) -> Result<(Vec<Value>, BTreeMa
     for name in NAMES {
         started.push(execution::start(&engine, &local.hub.state_machine, name, request).await?);
     }
+    let mut both = Vec::new();
     for arn in &started {
-        let ended = execution::follow(&engine, arn, |_| {}).await?;
-        assert_eq!(ended.status, ExecutionStatus::Succeeded, "{:?} {:?}", ended.error, ended.cause);
+        both.push(execution::follow(&engine, arn, |_| {}).await?);
     }
     assert!(local.sandbox.world().faults.faults().is_empty(), "a fault did not strike");
+    Ok(both)
+}
+
+/// What each was to add, and the notes of what each gave.
+fn noted(stopper: &Stopper) -> Result<(Vec<Value>, BTreeMap<String, Value>)> {
     let (mut resolutions, mut gifts) = (Vec::new(), BTreeMap::new());
     for record in stopper.records()? {
         if let Some(resolution) = record["resolution"]["S"].as_str() {
@@ -84,7 +88,10 @@ async fn share_twice(reencrypt: Value, copies: usize) -> Result<()> {
     let request = json!({ "imageId": image.image_id, "targets": [{
         "accountId": TARGET, "principals": [target.principal], "reencrypt": reencrypt,
     }]});
-    let (resolutions, gifts) = run_both(&local, &request).await?;
+    for ended in run_both(&local, &request).await? {
+        assert_eq!(ended.status, ExecutionStatus::Succeeded, "{:?} {:?}", ended.error, ended.cause);
+    }
+    let (resolutions, gifts) = noted(&Stopper::new(&local).await?)?;
 
     assert_eq!(resolutions.len(), 2);
     for resolution in &resolutions {
@@ -146,4 +153,93 @@ async fn both_share_and_what_they_share_is_there_once() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn both_copy_and_each_copy_is_of_one_of_them() -> Result<()> {
     share_twice(json!({ "mode": "copyImage", "kmsKeyId": "alias/app-volumes" }), 2).await
+}
+
+/// The proof of the execution of that name cannot be terminated the first time: it fails at its very end.
+fn fail_at_the_end(local: &Local, name: &str) {
+    let refusal = FaultKind::Error {
+        code: "UnauthorizedOperation".to_owned(),
+        message: "The target's owner says no.".to_owned(),
+        status: 403,
+    };
+    let matcher =
+        Matcher { session: Some(format!("{name}-*")), ..Matcher::action("ec2:TerminateInstances").in_account(TARGET) };
+    local.sandbox.world().faults.add(Fault::once(matcher, refusal));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_fails_leaves_to_the_other_what_both_gave() -> Result<()> {
+    let local = Local::start(Settings::default()).await?;
+    let sandbox = local.sandbox.endpoint();
+    let image = seed::image(&sandbox, SOURCE, "golden-image").await?;
+    let target = seed::target(&sandbox, TARGET).await?;
+    let mut request = json!({
+        "imageId": image.image_id,
+        "targets": [{ "accountId": TARGET, "principals": [target.principal] }],
+    });
+    fail_at_the_end(&local, NAMES[1]);
+    let both = run_both(&local, &request).await?;
+    assert_eq!(both[0].status, ExecutionStatus::Succeeded, "{:?} {:?}", both[0].error, both[0].cause);
+    assert_eq!(both[1].status, ExecutionStatus::Failed);
+
+    // The share is whole: nothing is missing, and a launch with it runs.
+    request["targets"][0]["launch"] = json!({ "prove": "always" });
+    let engine = local.engine.endpoint();
+    let arn = execution::start(&engine, &local.hub.state_machine, "third", &request).await?;
+    let third = execution::follow(&engine, &arn, |_| {}).await?;
+    assert_eq!(third.status, ExecutionStatus::Succeeded, "{:?}", third.cause);
+    let changed = &third.output.unwrap_or_default()["changed"];
+    for list in ["keys", "launchPermissions", "principals"] {
+        assert_eq!(changed[list], json!([]), "{list}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_both_fail_nothing_stays() -> Result<()> {
+    let local = Local::start(Settings::default()).await?;
+    let sandbox = local.sandbox.endpoint();
+    let image = seed::image(&sandbox, SOURCE, "golden-image").await?;
+    let principal = seed::target(&sandbox, TARGET).await?.principal;
+    let request = json!({
+        "imageId": image.image_id,
+        "targets": [{ "accountId": TARGET, "principals": [principal] }],
+    });
+    let snapshots = || [SOURCE, TARGET].map(|account| local.sandbox.world().snapshot(account));
+    let before = snapshots();
+    NAMES.iter().for_each(|name| fail_at_the_end(&local, name));
+    for ended in run_both(&local, &request).await? {
+        assert_eq!(ended.status, ExecutionStatus::Failed);
+    }
+    assert_eq!(snapshots(), before);
+    let (_, gifts) = noted(&Stopper::new(&local).await?)?;
+    assert!(gifts.is_empty(), "{gifts:?}");
+    Ok(())
+}
+
+/// The note of the first still says that it gave it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_took_away_before_an_execution_began_is_not_kept_for_the_one_that_gave_it() -> Result<()> {
+    let local = Local::start(Settings::default()).await?;
+    let sandbox = local.sandbox.endpoint();
+    let image = seed::image(&sandbox, SOURCE, "golden-image").await?;
+    seed::target(&sandbox, TARGET).await?;
+    let request = json!({ "imageId": image.image_id, "targets": [{ "accountId": TARGET }] });
+    let (engine, share_ami) = (local.engine.endpoint(), &local.hub.state_machine);
+    let arn = execution::start(&engine, share_ami, "early", &request).await?;
+    let first = execution::follow(&engine, &arn, |_| {}).await?;
+    assert_eq!(first.status, ExecutionStatus::Succeeded);
+
+    let ec2 = aws_sdk_ec2::Client::new(&root_of(SOURCE, &sandbox));
+    let target = LaunchPermission::builder().user_id(TARGET).build();
+    let none = LaunchPermissionModifications::builder().remove(target).build();
+    ec2.modify_image_attribute().image_id(&image.image_id).launch_permission(none).send().await?;
+    let snapshots = || [SOURCE, TARGET].map(|account| local.sandbox.world().snapshot(account));
+    let before = snapshots();
+    fail_at_the_end(&local, NAMES[1]);
+    let arn = execution::start(&engine, share_ami, NAMES[1], &request).await?;
+    let second = execution::follow(&engine, &arn, |_| {}).await?;
+    assert_eq!(second.status, ExecutionStatus::Failed);
+    assert_eq!(snapshots(), before);
+    Ok(())
 }

@@ -11,11 +11,14 @@ use ami_share_core::{
     ids::{AccountId, ExecutionName, ImageId},
     share::{Image, PrincipalAccess, Source, Target},
 };
-use aws_sdk_dynamodb::{Client, types::AttributeValue};
+use aws_sdk_dynamodb::{Client, error::ProvideErrorMetadata, types::AttributeValue};
 use serde::{Deserialize, Serialize};
 
 /// What a function that reads the notes calls in the hub.
 pub const HUB_ACTIONS: [&str; 1] = [QUERY];
+
+/// What a function calls besides that takes back what is noted.
+pub const UPDATE: &str = "dynamodb:UpdateItem";
 
 /// What a function that looks for every note calls besides, on the index.
 pub const SCAN: &str = "dynamodb:Scan";
@@ -45,6 +48,14 @@ impl Gift {
     }
 }
 
+/// A gift, and whether the execution that gave it is taking it back.
+struct Note {
+    gift: Gift,
+    /// In milliseconds since 1970; nothing of a note that revoke-share has rewritten.
+    noted_at: Option<i64>,
+    given_up: bool,
+}
+
 /// The record table, as far as it can be read.
 pub struct Record {
     client: Client,
@@ -70,6 +81,52 @@ impl Record {
     /// # Errors
     /// Whatever DynamoDB answers, and [`Error::Aws`] for a note that nobody can read.
     pub async fn gifts_of(&self, account: &AccountId) -> Result<Vec<Gift>, Error> {
+        Ok(self.notes_of(account).await?.into_iter().map(|note| note.gift).collect())
+    }
+
+    /// Notes that what `execution` gave `account` of `image` is being taken back: nobody else can rely on it from
+    /// here on. Nothing where that was not noted yet.
+    ///
+    /// # Errors
+    /// Whatever DynamoDB answers.
+    pub async fn give_up(&self, account: &AccountId, image: &ImageId, execution: &ExecutionName) -> Result<(), Error> {
+        let update = self
+            .client
+            .update_item()
+            .table_name(&self.table)
+            .key("id", AttributeValue::S(format!("{TARGET_PREFIX}{account}")))
+            .key("part", AttributeValue::S(format!("{image}#{execution}")))
+            .condition_expression("attribute_exists(id)")
+            .update_expression("SET givenUp = :givenUp")
+            .expression_attribute_values(":givenUp", AttributeValue::Bool(true));
+        match update.send().await {
+            Ok(_) => Ok(()),
+            Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(()),
+            Err(error) => Err(aws::failure(&self.account, UPDATE, error)),
+        }
+    }
+
+    /// What executions other than `execution` gave `account` of `image` since it began, in milliseconds since 1970, and
+    /// have not given up. What was noted before then, and was missing all the same, somebody has taken away.
+    ///
+    /// # Errors
+    /// As [`Record::gifts_of`].
+    pub async fn given_by_others(
+        &self,
+        account: &AccountId,
+        image: &ImageId,
+        execution: &ExecutionName,
+        begun: i64,
+    ) -> Result<Vec<Gift>, Error> {
+        let notes = self.notes_of(account).await?.into_iter();
+        let others = notes.filter(|Note { gift, noted_at, given_up }| {
+            let meanwhile = noted_at.is_some_and(|noted_at| noted_at >= begun);
+            meanwhile && !given_up && gift.image.image_id == *image && gift.execution != *execution
+        });
+        Ok(others.map(|note| note.gift).collect())
+    }
+
+    async fn notes_of(&self, account: &AccountId) -> Result<Vec<Note>, Error> {
         let mut notes = self
             .client
             .query()
@@ -80,13 +137,15 @@ impl Record {
             .into_paginator()
             .items()
             .send();
-        let mut gifts = Vec::new();
+        let mut read = Vec::new();
         while let Some(note) = notes.next().await {
             let note = note.map_err(|error| aws::failure(&self.account, QUERY, error))?;
             let text = note.get("gift").and_then(|gift| gift.as_s().ok()).map_or("", String::as_str);
-            gifts.push(serde_json::from_str(text).map_err(|error| self.unreadable(account, &note, &error))?);
+            let gift = serde_json::from_str(text).map_err(|error| self.unreadable(account, &note, &error))?;
+            let noted_at = note.get("notedAt").and_then(|at| at.as_n().ok()?.parse().ok());
+            read.push(Note { gift, noted_at, given_up: note.contains_key("givenUp") });
         }
-        Ok(gifts)
+        Ok(read)
     }
 
     /// The accounts that anything is noted of for `image`, in their order. An index follows its table

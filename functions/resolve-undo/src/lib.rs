@@ -1,8 +1,9 @@
-//! ResolveUndo: looks which of the changes that are to be taken back other images have come to need.
-//! It changes nothing; the undos after it take back only what it leaves.
+//! ResolveUndo: looks which of the changes that are to be taken back others have come to need. It changes
+//! nothing in any account; the undos after it take back only what it leaves.
 //!
-//! Keys and principals are shared between images. Another execution may have found there what this
-//! one added, and have relied on it.
+//! Keys and principals are shared between images, and the same image may be shared with the same target
+//! twice at once. Another execution may have found there what this one added, or missed it too and added the
+//! same, and have relied on it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,33 +11,46 @@ use ami_share_core::{
     Error, Hub,
     hub::Actions,
     ids::{AccountId, ExecutionName, ImageId, KeyArn},
-    share::{Image, Kept, KeyChange, Source, Target},
+    share::{Image, Kept, KeyChange, SnapshotChange, Source, Target},
 };
 use ami_share_launchable as launchable;
+use ami_share_record::{Gift, Record};
+use aws_smithy_types::date_time::{DateTime, Format};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 
 pub const ACTIONS: Actions =
     Actions { source: &[launchable::DESCRIBE_IMAGES, launchable::DESCRIBE_SNAPSHOTS], target: &[], launcher: &[] };
 
+/// How many targets' notes are read at a time.
+const CONCURRENCY: usize = 16;
+
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Input {
     pub execution: ExecutionName,
+    /// When the execution began, in ISO 8601, from Step Functions' context.
+    pub begun: String,
     pub source: Source,
     /// The image whose share is taken back.
     pub image: Image,
     pub targets: Vec<Target>,
     pub key_changes: Vec<KeyChange>,
     pub grant_changes: Vec<KeyChange>,
+    pub snapshot_changes: Vec<SnapshotChange>,
+    pub launch_permissions: Vec<AccountId>,
 }
 
-/// What is to be taken back: the input's lists, without what other images need.
+/// What is to be taken back: the input's lists, without what others need.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Output {
     pub targets: Vec<Target>,
     pub key_changes: Vec<KeyChange>,
     pub grant_changes: Vec<KeyChange>,
+    pub snapshot_changes: Vec<SnapshotChange>,
+    pub launch_permissions: Vec<AccountId>,
+    /// What stays for another image; what stays for this one is noted by the execution that gave it too.
     pub kept: Vec<Kept>,
 }
 
@@ -44,14 +58,22 @@ pub struct Output {
 /// one of these images.
 type Needs = BTreeMap<AccountId, BTreeMap<KeyArn, ImageId>>;
 
-/// Asks the source account for the other images that each target can launch, and for the keys under
-/// them: one call for each target that something of its keys or principals would be taken from, and
-/// one for each 200 snapshots.
+/// What other executions gave each account of this image too.
+type GivenByOthers = BTreeMap<AccountId, Vec<Gift>>;
+
+/// Gives up what this execution has noted, and looks what others have; then asks the source account for
+/// the other images that each target can launch, and for the keys under them: one call for each target that
+/// something of its keys or principals would be taken from, and one for each 200 snapshots.
+///
+/// Each of two executions that fail at once gives up its own first: whoever looks last finds nobody else, and
+/// takes back what both gave.
 ///
 /// # Errors
 /// [`Error::NotYetVisible`] when an image goes while it is looked at; whatever AWS answers.
 #[tracing::instrument(skip_all, fields(execution = %input.execution, image = %input.image.image_id))]
 pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
+    let given = given_by_others(hub, &input).await?;
+    let input = without_gifts(input, &given);
     let accounts = concerned(&input);
     if accounts.is_empty() {
         return Ok(narrowed(input, &Needs::new()));
@@ -66,6 +88,60 @@ pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
         tracing::info!(account = %account_id, needed_by = %image_id, "access is kept");
     }
     Ok(output)
+}
+
+async fn given_by_others(hub: &Hub, input: &Input) -> Result<GivenByOthers, Error> {
+    let record = &Record::open(hub)?;
+    let Input { execution, begun, source, image, .. } = input;
+    let time = DateTime::from_str(begun, Format::DateTime).ok().and_then(|time| time.to_millis().ok());
+    let begun = time.ok_or_else(|| Error::invalid("begun", begun, "must be a time in ISO 8601"))?;
+    stream::iter(&input.targets)
+        .map(|target| async move {
+            let account = &target.account_id;
+            record.give_up(account, &image.image_id, execution).await?;
+            let mut gifts = record.given_by_others(account, &image.image_id, execution, begun).await?;
+            gifts.retain(|gift| gift.source == *source);
+            for gift in &gifts {
+                tracing::info!(%account, execution = %gift.execution, "given by another execution too");
+            }
+            Ok((account.clone(), gifts))
+        })
+        .buffered(CONCURRENCY)
+        .try_collect()
+        .await
+}
+
+/// What others gave too is theirs to take back.
+fn without_gifts(mut input: Input, given: &GivenByOthers) -> Input {
+    let gifts = |account: &AccountId| given.get(account).map_or(&[][..], Vec::as_slice);
+    let changes = |gift: &Gift| gift.target.source_changes.clone();
+    input.launch_permissions.retain(|account| !gifts(account).iter().any(|gift| changes(gift).launch_permission));
+    for SnapshotChange { snapshot_id, account_ids } in &mut input.snapshot_changes {
+        account_ids
+            .retain(|account| !gifts(account).iter().any(|gift| changes(gift).snapshot_ids.contains(snapshot_id)));
+    }
+    for KeyChange { key_arn, account_ids } in &mut input.key_changes {
+        account_ids.retain(|account| !gifts(account).iter().any(|gift| changes(gift).key_arns.contains(key_arn)));
+    }
+    for KeyChange { key_arn, account_ids } in &mut input.grant_changes {
+        account_ids.retain(|account| !gifts(account).iter().any(|gift| changes(gift).grant_key_arns.contains(key_arn)));
+    }
+    input.snapshot_changes.retain(|change| !change.account_ids.is_empty());
+    for changes in [&mut input.key_changes, &mut input.grant_changes] {
+        changes.retain(|change| !change.account_ids.is_empty());
+    }
+    for Target { account_id, principal_changes, .. } in &mut input.targets {
+        for given in gifts(account_id).iter().flat_map(|gift| &gift.target.principal_changes) {
+            principal_changes.retain_mut(|change| {
+                if change.principal != given.principal || change.key_arns.is_empty() != given.key_arns.is_empty() {
+                    return true;
+                }
+                change.key_arns.retain(|key| !given.key_arns.contains(key));
+                !change.key_arns.is_empty()
+            });
+        }
+    }
+    input
 }
 
 /// Accounts that a key's policy or grants would lose, or whose principals would lose a policy.
@@ -109,14 +185,15 @@ fn narrowed(input: Input, needs: &Needs) -> Output {
         });
     }
     let kept = kept.into_iter().map(|(account_id, image_id)| Kept { account_id, image_id }).collect();
-    Output { targets, key_changes, grant_changes, kept }
+    let Input { snapshot_changes, launch_permissions, .. } = input;
+    Output { targets, key_changes, grant_changes, snapshot_changes, launch_permissions, kept }
 }
 
 #[cfg(test)]
 mod tests {
     use ami_share_core::{
-        ids::{PrincipalArn, Region},
-        share::{Launch, Mode, PrincipalChange, SourceChanges},
+        ids::{PrincipalArn, Region, SnapshotId},
+        share::{Launch, Mode, PrincipalAccess, PrincipalChange, SourceChanges},
     };
 
     use super::*;
@@ -150,6 +227,7 @@ mod tests {
         let change = |id: u8| KeyChange { key_arn: key(id), account_ids: vec![account(2), account(3)] };
         Input {
             execution: ExecutionName::parse("e").unwrap(),
+            begun: "2026-11-25T03:00:00.000Z".to_owned(),
             source: Source { account_id: account(1), region: Region::parse("eu-west-1").unwrap() },
             image: Image {
                 image_id: ImageId::parse("ami-0000000a").unwrap(),
@@ -160,7 +238,21 @@ mod tests {
             targets: vec![target(2), target(3)],
             key_changes: vec![change(1), change(2)],
             grant_changes: vec![],
+            snapshot_changes: vec![SnapshotChange {
+                snapshot_id: SnapshotId::parse("snap-0000000a").unwrap(),
+                account_ids: vec![account(2), account(3)],
+            }],
+            launch_permissions: vec![account(2), account(3)],
         }
+    }
+
+    /// Another execution, for the same image, gave account 2 what `changes` says, and its principal the policy.
+    fn given(source_changes: SourceChanges, principal_changes: Vec<PrincipalChange>) -> GivenByOthers {
+        let Input { source, image, mut targets, .. } = input(&[]);
+        let target = Target { source_changes, principal_changes, ..targets.remove(0) };
+        let execution = ExecutionName::parse("other").unwrap();
+        let gift = Gift { execution, source, image, principal_access: PrincipalAccess::Attach, target };
+        GivenByOthers::from([(account(2), vec![gift])])
     }
 
     fn needs(account_id: AccountId, keys: &[KeyArn]) -> Needs {
@@ -233,6 +325,45 @@ mod tests {
         let output = narrowed(input(&[]), &needs(account(2), &[key(1), key(2)]));
         let accounts: Vec<&AccountId> = output.targets.iter().map(|target| &target.account_id).collect();
         assert_eq!(accounts, [&account(2), &account(3)]);
+    }
+
+    #[test]
+    fn what_another_execution_gave_the_same_target_too_stays() {
+        let everything = SourceChanges {
+            launch_permission: true,
+            snapshot_ids: vec![SnapshotId::parse("snap-0000000a").unwrap()],
+            key_arns: vec![key(1), key(2)],
+            grant_key_arns: vec![],
+        };
+        let principals = input(&[]).targets[0].principal_changes.clone();
+        let left = without_gifts(input(&[]), &given(everything, principals));
+        assert_eq!(left.launch_permissions, [account(3)]);
+        assert_eq!(left.snapshot_changes[0].account_ids, [account(3)]);
+        assert!(left.key_changes.iter().all(|change| change.account_ids == [account(3)]), "{left:?}");
+        assert_eq!((left.targets[0].principal_changes.len(), left.targets[1].principal_changes.len()), (0, 1));
+    }
+
+    #[test]
+    fn what_only_this_execution_gave_goes() {
+        let one_key = SourceChanges { key_arns: vec![key(1)], ..SourceChanges::default() };
+        let left = without_gifts(input(&[]), &given(one_key, vec![]));
+        assert_eq!(left.launch_permissions, [account(2), account(3)]);
+        assert_eq!(left.key_changes[0].account_ids, [account(3)]);
+        assert_eq!(left.key_changes[1].account_ids, [account(2), account(3)]);
+        assert_eq!(left.targets, input(&[]).targets);
+        let nothing = without_gifts(input(&[key(1)]), &GivenByOthers::new());
+        assert_eq!(nothing.targets, input(&[key(1)]).targets);
+    }
+
+    #[test]
+    fn of_inline_policies_those_for_the_same_keys_stay() {
+        let mut principals = input(&[key(1)]).targets[0].principal_changes.clone();
+        let left = without_gifts(input(&[key(1), key(2)]), &given(SourceChanges::default(), principals.clone()));
+        assert_eq!(left.targets[0].principal_changes[0].key_arns, [key(2)]);
+        // The managed policy is another thing.
+        principals[0].key_arns.clear();
+        let left = without_gifts(input(&[key(1)]), &given(SourceChanges::default(), principals));
+        assert_eq!(left.targets, input(&[key(1)]).targets);
     }
 
     #[test]

@@ -151,7 +151,7 @@ impl Services {
         let mut scope = scope.unwrap_or_default().split('/');
         let (key, service) = (scope.next().unwrap_or_default(), scope.nth(2).unwrap_or_default());
         if service == "dynamodb" {
-            return self.answer_query(&world, key, request, fault);
+            return self.answer_from_the_table(&world, key, request, fault);
         }
         let kind = match fault {
             Some(Fault::Throttled) => Some(FaultKind::Throttle),
@@ -166,15 +166,20 @@ impl Services {
         ami_share_sandbox::respond_at_once(&mut world, request)
     }
 
-    /// DynamoDB's Query, the one call of it that a function makes, with the function's own role.
-    fn answer_query(&self, world: &World, key: &str, request: &Request, fault: Option<Fault>) -> Option<Response> {
+    /// What functions call of DynamoDB, with their own roles.
+    fn answer_from_the_table(
+        &self,
+        world: &World,
+        key: &str,
+        request: &Request,
+        fault: Option<Fault>,
+    ) -> Option<Response> {
         let refuse = |status: u16, name: &str, message: &str| {
             Some(respond(status, &json!({ "__type": format!("com.amazonaws.dynamodb#{name}"), "message": message })))
         };
         match fault {
             Some(Fault::Throttled) => return refuse(400, "ThrottlingException", "Rate exceeded"),
-            Some(Fault::Failed | Fault::ReplyFailed) => return refuse(500, "InternalServerError", "It was to fail"),
-            Some(Fault::ReplyLost) => return None,
+            Some(Fault::Failed) => return refuse(500, "InternalServerError", "It was to fail"),
             _ => {}
         }
         let action = request.header("x-amz-target").unwrap_or_default().rsplit('.').next().unwrap_or_default();
@@ -190,10 +195,17 @@ impl Services {
         if let Err(denied) = auth::authorize(world, &caller, &action, &resource, &auth::Context::new()) {
             return refuse(400, "AccessDeniedException", &denied.message());
         }
-        if action != "dynamodb:Query" {
-            return refuse(400, "UnknownOperationException", &format!("{action} is not known here"));
+        let answer = match action.as_str() {
+            "dynamodb:Query" => self.table().query(&body),
+            "dynamodb:UpdateItem" => self.table().update_item(&body),
+            _ => return refuse(400, "UnknownOperationException", &format!("{action} is not known here")),
+        };
+        match fault {
+            Some(Fault::ReplyFailed) => return refuse(500, "InternalServerError", "It was to fail"),
+            Some(Fault::ReplyLost) => return None,
+            _ => {}
         }
-        match self.table().query(&body) {
+        match answer {
             Ok(found) => Some(respond(200, &found)),
             Err(Refused { name, message }) => refuse(400, name, &message),
         }

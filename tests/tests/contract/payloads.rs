@@ -154,6 +154,7 @@ fn used() -> Value {
 fn variables() -> Value {
     json!({
         "execution": "nightly-1",
+        "begun": "2026-11-24T03:00:00.000Z",
         "resolution": resolution(),
         "results": [],
         "failure": null,
@@ -162,6 +163,8 @@ fn variables() -> Value {
         "undo": {
             "keyChanges": resolution()["keyChanges"].clone(),
             "grantChanges": resolution()["grantChanges"].clone(),
+            "snapshotChanges": resolution()["snapshotChanges"].clone(),
+            "launchPermissions": resolution()["launchPermissions"].clone(),
             "targets": [target()]
         },
         "progress": null,
@@ -429,7 +432,14 @@ fn every_answer_has_what_its_state_reads() {
         ("UndoShareKey", json(key_policies())),
         (
             "ResolveUndo",
-            json(resolve_undo::Output { targets: vec![], key_changes: vec![], grant_changes: vec![], kept: vec![] }),
+            json(resolve_undo::Output {
+                targets: vec![],
+                key_changes: vec![],
+                grant_changes: vec![],
+                snapshot_changes: vec![],
+                launch_permissions: vec![],
+                kept: vec![],
+            }),
         ),
         ("GrantPrincipals", json(grant_principals::Output { granted: vec![], settle_seconds: 10 })),
         ("CopyImage", json(copy_image::Output { copy_id: image_id })),

@@ -263,7 +263,11 @@ fn nothing_is_taken_back_but_what_resolve_undo_leaves() {
             }
         }
         assert_eq!(own.states["UndoTargets"]["Items"], "{% $undo.targets %}");
-        assert_eq!(own.states["UndoShareKey"]["Arguments"]["Payload"]["keys"], "{% $undo.keyChanges %}");
+        let payload = |state: &str| own.states[state]["Arguments"]["Payload"].clone();
+        assert_eq!(payload("UndoShareKey")["keys"], "{% $undo.keyChanges %}");
+        assert_eq!(payload("UndoGrantKeys")["keys"], "{% $undo.grantChanges %}");
+        assert_eq!(payload("UndoShareSnapshots")["snapshots"], "{% $undo.snapshotChanges %}");
+        assert_eq!(payload("UndoShareImage")["accountIds"], "{% $undo.launchPermissions %}");
     }
 }
 

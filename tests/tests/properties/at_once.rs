@@ -86,9 +86,9 @@ fn at_once(tally: &Tally, mut plan: Plan) -> Checked {
     check::administrators_keep_access(&mut world, &stage)?;
     for (index, request) in requests.iter().enumerate().filter(|(index, _)| succeeded(*index)) {
         let mut request = request.clone();
-        // The limits that ARCHITECTURE.md knows of ("Known limits of undo and lock"): the undo of an execution takes
-        // from another one for the same image and target what both found missing; and that of one for another image
-        // what it found in place, where it was held up between its look and the taking.
+        // The limits that ARCHITECTURE.md knows of ("Known limits of undo, revoke and lock"): the undo of an execution
+        // takes from another one for the same image and target what that one only found in place; and that of one for
+        // another image too, where it was held up between its look and the taking.
         for (other, of) in requests.iter().enumerate().filter(|(other, _)| *other != index && !succeeded(*other)) {
             if of.image == request.image || held_up || stage.machine.record(&arns[other]).status == Status::Aborted {
                 request.targets.retain(|target| of.targets.iter().all(|other| other.account != target.account));
