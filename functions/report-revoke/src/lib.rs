@@ -235,7 +235,7 @@ mod tests {
         let report =
             report(progress(json!({})), left(r#"{"errorType":"Aws","errorMessage":"the \"rest\" is cu"#), Value::Null);
         let said = report["left"][0].as_str().unwrap();
-        assert!(said.ends_with("failed with Aws: the \"rest\" is cu..."), "{said}");
+        assert!(said.ends_with("failed with AccessDenied: the \"rest\" is cu..."), "{said}");
     }
 
     #[test]
