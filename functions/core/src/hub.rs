@@ -1,5 +1,10 @@
 //! The hub: settings of the deployment, and the roles a step assumes in other accounts.
 
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use serde_json::json;
@@ -132,11 +137,29 @@ pub const fn making_encrypted(call: &'static str) -> [&'static str; 8] {
     [call, "ec2:CreateTags", describe, grant, decrypt, from, to, generate]
 }
 
+/// One run of a function.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invocation {
+    /// Lambda's request id: another one for each retry.
+    pub id: String,
+    /// When Lambda ends it.
+    pub deadline: SystemTime,
+}
+
+/// Over already, so that nobody begins anything who was not told of one.
+impl Default for Invocation {
+    fn default() -> Self {
+        Self { id: String::new(), deadline: UNIX_EPOCH }
+    }
+}
+
 /// The hub account's side of a step.
+#[derive(Clone)]
 pub struct Hub {
-    pub settings: Settings,
+    pub settings: Arc<Settings>,
     config: SdkConfig,
     sts: aws_sdk_sts::Client,
+    invocation: Invocation,
 }
 
 impl Hub {
@@ -151,7 +174,22 @@ impl Hub {
 
     pub fn new(settings: Settings, config: SdkConfig) -> Self {
         let sts = aws_sdk_sts::Client::new(&config);
-        Self { settings, config, sts }
+        Self { settings: Arc::new(settings), config, sts, invocation: Invocation::default() }
+    }
+
+    /// The same hub, seen from one run of the function.
+    #[must_use]
+    pub fn invoked(&self, invocation: Invocation) -> Self {
+        Self { invocation, ..self.clone() }
+    }
+
+    pub fn invocation(&self) -> &Invocation {
+        &self.invocation
+    }
+
+    /// The time by the clock of the clients' configuration, which tests set.
+    pub fn now(&self) -> SystemTime {
+        self.config.time_source().map_or_else(SystemTime::now, |clock| clock.now())
     }
 
     /// For clients that act in the hub account, as the function's own role.

@@ -12,7 +12,7 @@ use lambda_runtime::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{Error, Hub, Problem};
+use crate::{Error, Hub, Problem, hub::Invocation};
 
 /// Runs `step` as the handler of a Lambda function, until the environment is taken away.
 ///
@@ -30,7 +30,9 @@ where
     let (hub, step) = (&hub, &step);
     lambda_runtime::run(service_fn(|event: LambdaEvent<Value>| async move {
         // Boxed: the SDKs' futures nest so deep that rustc gives up on the layout of the whole.
-        encode(Box::pin(step(hub, decode(event.payload)?)).await?)
+        let LambdaEvent { payload, context, .. } = event;
+        let hub = hub.invoked(Invocation { deadline: context.deadline(), id: context.request_id });
+        encode(Box::pin(step(&hub, decode(payload)?)).await?)
     }))
     .await
 }

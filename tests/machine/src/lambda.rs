@@ -4,9 +4,13 @@ use std::{
     collections::BTreeMap,
     rc::Rc,
     sync::{Arc, Mutex},
+    time::{Duration, UNIX_EPOCH},
 };
 
-use ami_share_core::{Error, Hub, hub::Settings};
+use ami_share_core::{
+    Error, Hub,
+    hub::{Invocation, Settings},
+};
 use ami_share_sandbox::sts;
 use aws_config::{
     BehaviorVersion, Region, SdkConfig, retry::RetryConfig, stalled_stream_protection::StalledStreamProtectionConfig,
@@ -106,10 +110,15 @@ fn hub(services: &Services, connector: Connector, step: &Step, function: &Functi
         .credentials_provider(SharedCredentialsProvider::new(credentials))
         .http_client(http_client_fn(move |_, _| SharedHttpConnector::new(connector.clone())))
         .sleep_impl(services.clock.clone())
+        .time_source(services.clock.clone())
         // Each client of a process draws its retries from one budget, so that what one simulation does would depend
         // on the others. Every fault reaches the state machine, whose retries are the ones to look at.
         .retry_config(RetryConfig::disabled())
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .build();
-    Ok(Hub::new(Settings::from_variables(|name| function.environment.get(name).cloned())?, config))
+    let settings = Settings::from_variables(|name| function.environment.get(name).cloned())?;
+    let clock = &services.clock;
+    let deadline = UNIX_EPOCH + Duration::from_millis(clock.epoch_ms() + function.timeout_seconds * 1_000);
+    let id = format!("{:016x}", clock.chance(|random| random.below(u64::MAX)));
+    Ok(Hub::new(settings, config).invoked(Invocation { id, deadline }))
 }

@@ -14,7 +14,7 @@
 //! # What it does not model
 //!
 //! The permissions of the state machines' own roles (the functions' roles are evaluated, call by call); the SDKs'
-//! retries; time that passes for a function, which sees this machine's clock; Lambda's queues and limits; EventBridge but
+//! retries; Lambda's queues and limits; EventBridge but
 //! for the rule that starts undo-share; when a history has too many events, to the event. What is not known of the
 //! language is an error.
 //!

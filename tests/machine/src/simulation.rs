@@ -15,7 +15,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use aws_smithy_async::rt::sleep::{AsyncSleep, Sleep};
+use aws_smithy_async::{
+    rt::sleep::{AsyncSleep, Sleep},
+    time::TimeSource,
+};
 
 /// Milliseconds since the simulation started.
 pub type Time = u64;
@@ -65,8 +68,7 @@ enum Event {
 
 struct State {
     now: Time,
-    /// The time of day when the simulation started, in milliseconds since 1970. It is this machine's, as functions ask
-    /// nobody else; while a simulation runs, no time passes for them.
+    /// The time of day when the simulation started, in milliseconds since 1970: this machine's.
     epoch_ms: u64,
     serial: u64,
     events: BTreeMap<(Time, u64), Event>,
@@ -142,6 +144,13 @@ impl State {
 impl AsyncSleep for Clock {
     fn sleep(&self, duration: Duration) -> Sleep {
         Sleep::new(self.sleep(Time::try_from(duration.as_millis()).unwrap_or(Time::MAX)))
+    }
+}
+
+/// For functions, whose clients know the time by it.
+impl TimeSource for Clock {
+    fn now(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(self.epoch_ms())
     }
 }
 
