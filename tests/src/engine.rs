@@ -43,7 +43,7 @@ pub struct Engine {
 impl Engine {
     /// Starts on `port` of 127.0.0.1; the functions' EC2, KMS, IAM, STS and Organizations calls go to `sandbox`.
     /// `directory` is made, and removed at the end.
-    pub fn start(port: u16, sandbox: &str, directory: &Path) -> Result<Self> {
+    pub fn start(port: u16, sandbox: &str, directory: &Path, stale_read_seconds: u32) -> Result<Self> {
         fs::create_dir_all(directory)?;
         let log = File::create(directory.join("engine.log"))?;
         let child = tool("python")?
@@ -62,6 +62,7 @@ impl Engine {
             .env("AWS_SECRET_ACCESS_KEY", SECRET)
             // The rest is for the functions, which inherit this environment.
             .env("AWS_ENDPOINT_URL", endpoint(port))
+            .env("STALE_READ_SECONDS", stale_read_seconds.to_string())
             .envs(
                 ["EC2", "KMS", "IAM", "STS", "ORGANIZATIONS"]
                     .map(|service| (format!("AWS_ENDPOINT_URL_{service}"), sandbox)),

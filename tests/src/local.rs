@@ -30,6 +30,9 @@ pub struct Settings {
     pub inline_policies: bool,
     /// `AuditSchedule`
     pub audit_schedule: String,
+    /// For how long functions hold a key policy that was replaced for one that may still be read. Waits of the state
+    /// machines are a hundredth of AWS's, and this of theirs.
+    pub stale_read_seconds: u32,
     pub sandbox: ami_share_sandbox::Settings,
 }
 
@@ -42,6 +45,7 @@ impl Default for Settings {
             organization: Organization::default(),
             inline_policies: false,
             audit_schedule: String::new(),
+            stale_read_seconds: 3,
             sandbox: ami_share_sandbox::Settings::default(),
         }
     }
@@ -76,7 +80,7 @@ impl Local {
         let port = engine::free_port()?;
         let upstream_sts = Some(engine::endpoint(port));
         let sandbox = Sandbox::start(ami_share_sandbox::Settings { upstream_sts, ..settings.sandbox.clone() }).await?;
-        let engine = Engine::start(port, &sandbox.endpoint(), &directory(port))?;
+        let engine = Engine::start(port, &sandbox.endpoint(), &directory(port), settings.stale_read_seconds)?;
         let of_source = settings.targets.iter().map(|target| (&settings.source, target));
         let pairs: Vec<(&String, &String)> =
             of_source.chain(settings.pairs.iter().map(|(source, target)| (source, target))).collect();

@@ -20,7 +20,7 @@ use ami_share_tests::{
     execution,
     local::{Local, Settings},
     seed,
-    stop::{Stopper, hold_after},
+    stop::Stopper,
 };
 use aws_sdk_ec2::{
     config::Credentials,
@@ -51,7 +51,7 @@ fn target(index: usize) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn all_that_succeed_have_access_and_none_that_failed() -> Result<()> {
     let targets: Vec<String> = (0..EXECUTIONS).map(target).collect();
-    let local = Local::start(Settings { targets: targets.clone(), ..Settings::default() }).await?;
+    let local = Local::start(settings(targets.clone())).await?;
     let image = seed::image(&local.sandbox.endpoint(), SOURCE, "golden-image").await?;
     let keys: Vec<String> = image.key_arns().into_iter().map(str::to_owned).collect();
     let mut foreign = BTreeMap::new();
@@ -232,7 +232,7 @@ async fn launch(local: &Local, account: &str, image_id: &str) -> Result<String> 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_that_are_shared_have_access_and_none_that_are_revoked() -> Result<()> {
     let targets: Vec<String> = (0..EXECUTIONS).map(target).collect();
-    let local = Local::start(Settings { targets: targets.clone(), ..Settings::default() }).await?;
+    let local = Local::start(settings(targets.clone())).await?;
     let image = seed::image(&local.sandbox.endpoint(), SOURCE, "golden-image").await?;
     let mut foreign = BTreeMap::new();
     for key in image.key_arns() {
@@ -309,46 +309,40 @@ async fn an_undo_right_after_a_write_is_not_misled_by_a_stale_read() -> Result<(
     Ok(())
 }
 
-/// Stopped between LockKeys and UnlockKeys, and nobody cleans up after it.
+/// The sandbox's stale reads are counted in writes, and may be older on a busy machine than any of AWS's.
+fn settings(targets: Vec<String>) -> Settings {
+    Settings { targets, stale_read_seconds: 60, ..Settings::default() }
+}
+
+/// It crashed with the lock, and nobody cleans up after it.
 #[tokio::test]
 async fn a_holder_that_never_gives_the_lock_back_is_waited_for_until_its_lease_ends() -> Result<()> {
-    let other = "666666666666".to_owned();
-    let targets = vec![TARGET.to_owned(), other.clone()];
-    let local = Local::start(Settings { targets, ..Settings::default() }).await?;
+    let local = Local::start(Settings::default()).await?;
     let stopper = Stopper::new(&local).await?;
     let image = seed::image(&local.sandbox.endpoint(), SOURCE, "golden-image").await?;
-    let request = |account: &str| json!({ "imageId": image.image_id, "targets": [{ "accountId": account }] });
-    stopper.set_rule(false)?;
-    let mut definition = stopper.definition();
-    hold_after(&mut definition, "LockKeys")?;
-    let dead = stopper.start(&definition, "dead", &request(TARGET)).await?;
-    stopper.stop_held(&dead).await?;
-    let held = lock(&stopper)?;
-    let until: u64 = held["heldUntil"]["N"].as_str().ok_or("the lock has no end")?.parse()?;
     let now = u64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis())?;
-    assert!((now + 800_000..now + 900_001).contains(&until), "the lease ends {until}, it is {now}");
+    let mut held = json!({
+        "id": { "S": format!("keys#{SOURCE}#{REGION}") },
+        "part": { "S": "lock" },
+        "heldBy": { "S": "dead#00000000" },
+        "heldUntil": { "N": (now + 170_000).to_string() },
+    });
+    stopper.put_record(&held)?;
 
-    let waiting = stopper.start(&stopper.definition(), "waiting", &request(&other)).await?;
-    stopper.entered(&waiting, "LockKeys").await?;
+    let request = json!({ "imageId": image.image_id, "targets": [{ "accountId": TARGET }] });
+    let waiting = stopper.start(&stopper.definition(), "waiting", &request).await?;
+    stopper.entered(&waiting, "ShareKey").await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let writes =
         local.sandbox.world().journal.entries().iter().filter(|entry| entry.action == "kms:PutKeyPolicy").count();
     assert_eq!(writes, 0, "the lock was not respected");
     assert_eq!(lock(&stopper)?["heldBy"], held["heldBy"]);
 
-    let mut ended = held.clone();
-    ended["heldUntil"]["N"] = json!((now - 1).to_string());
-    stopper.put_record(&ended)?;
+    held["heldUntil"]["N"] = json!((now - 1).to_string());
+    stopper.put_record(&held)?;
     let waited = stopper.follow(&waiting).await?;
     assert_eq!(waited.status, ExecutionStatus::Succeeded, "{:?}", waited.cause);
     assert!(lock(&stopper)?["heldBy"].is_null(), "the lock is free again");
-
-    // The first one's undo, late, leaves alone what the other has.
-    let late = stopper.start_undo("late", &stopper.event(&dead, "ABORTED")).await?;
-    let late = stopper.follow(&late).await?;
-    assert_eq!(late.status, ExecutionStatus::Succeeded, "{:?}", late.cause);
-    assert_eq!(launch(&local, &other, &image.image_id).await?, "running");
-    assert_eq!(launch(&local, TARGET, &image.image_id).await?, "InvalidAMIID.NotFound");
     Ok(())
 }
 

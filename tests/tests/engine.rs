@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 fn start() -> Result<Engine> {
     let port = engine::free_port()?;
     let directory = std::env::temp_dir().join(format!("ami-share-engine-{port}"));
-    Engine::start(port, "http://127.0.0.1:9", &directory)
+    Engine::start(port, "http://127.0.0.1:9", &directory, 3)
 }
 
 async fn machine(engine: &Engine, definition: Value) -> Result<String> {

@@ -99,10 +99,10 @@ pub enum Error {
     KeyPolicyConflict { key: KeyArn, reason: String },
 
     #[error(
-        "the lock on the key policies of account {account} in {region} is not this execution's any more \
-         (kms:PutKeyPolicy was not called); it is taken again"
+        "another execution is writing the key policies of account {account} in {region} (kms:PutKeyPolicy was not \
+         called); it is waited for"
     )]
-    LockLost { account: AccountId, region: Region },
+    KeyPoliciesLocked { account: AccountId, region: Region },
 
     #[error("this is not what was planned: {reason}; make a plan again, read it, and apply that one")]
     PlanChanged { reason: String },
@@ -205,7 +205,7 @@ impl Error {
             Self::KeyNotUsable { .. } => "KeyNotUsable",
             Self::KeyPolicyTooLarge { .. } => "KeyPolicyTooLarge",
             Self::KeyPolicyConflict { .. } => "KeyPolicyConflict",
-            Self::LockLost { .. } => "LockLost",
+            Self::KeyPoliciesLocked { .. } => "KeyPoliciesLocked",
             Self::PlanChanged { .. } => "PlanChanged",
             Self::PrincipalNotFound { .. } => "PrincipalNotFound",
             Self::AccessDenied { .. } => "AccessDenied",
@@ -234,7 +234,7 @@ impl Error {
         "KeyNotUsable",
         "KeyPolicyTooLarge",
         "KeyPolicyConflict",
-        "LockLost",
+        "KeyPoliciesLocked",
         "PlanChanged",
         "PrincipalNotFound",
         "AccessDenied",
@@ -270,7 +270,10 @@ impl Error {
             Self::Several(errors) => errors.iter().any(Self::passes),
             error => matches!(
                 error,
-                Self::Throttled { .. } | Self::Unavailable { .. } | Self::NotYetVisible { .. } | Self::LockLost { .. }
+                Self::Throttled { .. }
+                    | Self::Unavailable { .. }
+                    | Self::NotYetVisible { .. }
+                    | Self::KeyPoliciesLocked { .. }
             ),
         }
     }

@@ -2,11 +2,12 @@
 
 use std::{
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use aws_smithy_types::date_time::{DateTime, Format};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -36,8 +37,40 @@ pub struct Settings {
     pub allow_list: AllowList,
     /// Of the functions that ask.
     pub organizations_reader: Option<OrganizationsReader>,
-    /// The ARN of the table of notes, of the functions that read them.
-    pub record_table_arn: Option<String>,
+    /// Of the functions that use it.
+    pub record_table: Option<RecordTable>,
+    /// For how long after a change AWS may still answer as before it: five minutes, or `STALE_READ_SECONDS`, for
+    /// engines whose waits are shorter than AWS's.
+    pub stale_reads: Duration,
+}
+
+/// For how long KMS may answer with what was before a change: "several minutes" at times (KMS developer guide, "AWS KMS
+/// eventual consistency"); nothing longer than seconds was ever reported.
+const STALE_READS: Duration = Duration::from_secs(300);
+
+/// The table of notes and locks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordTable {
+    pub account: AccountId,
+    pub name: String,
+}
+
+impl RecordTable {
+    /// From `arn:aws:dynamodb:<region>:<account>:table/<name>`.
+    ///
+    /// # Errors
+    /// The rule that the ARN breaks.
+    pub fn parse(arn: &str) -> Result<Self, String> {
+        let parts: Vec<&str> = arn.splitn(6, ':').collect();
+        match parts.as_slice() {
+            ["arn", _, "dynamodb", _, account, resource] => {
+                AccountId::parse(*account).ok().zip(resource.strip_prefix("table/"))
+            }
+            _ => None,
+        }
+        .map(|(account, name)| Self { account, name: name.to_owned() })
+        .ok_or_else(|| "the ARN of a DynamoDB table".to_owned())
+    }
 }
 
 /// As whom AWS Organizations is asked about an account that is not listed. It answers its management
@@ -106,7 +139,15 @@ impl Settings {
                 .map_err(|rule| format!("SOURCE_ACCOUNT_ID must be {rule}"))?,
             allow_list,
             organizations_reader,
-            record_table_arn: get("RECORD_TABLE_ARN"),
+            record_table: get("RECORD_TABLE_ARN")
+                .map(|arn| RecordTable::parse(&arn))
+                .transpose()
+                .map_err(|rule| format!("RECORD_TABLE_ARN must be {rule}"))?,
+            stale_reads: get("STALE_READ_SECONDS")
+                .map(|seconds| seconds.parse().map(Duration::from_secs))
+                .transpose()
+                .map_err(|_| "STALE_READ_SECONDS must be a number of seconds".to_owned())?
+                .unwrap_or(STALE_READS),
         })
     }
 }
@@ -195,6 +236,25 @@ impl Hub {
     /// For clients that act in the hub account, as the function's own role.
     pub fn config(&self) -> &SdkConfig {
         &self.config
+    }
+
+    /// For how long it has been since `time`, in ISO 8601, as Step Functions' context gives it in `field`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] for what is no time.
+    pub fn since(&self, field: &str, time: &str) -> Result<Duration, Error> {
+        let then = DateTime::from_str(time, Format::DateTime).ok().and_then(|time| SystemTime::try_from(time).ok());
+        let then = then.ok_or_else(|| Error::invalid(field, time, "must be a time in ISO 8601"))?;
+        Ok(self.now().duration_since(then).unwrap_or_default())
+    }
+
+    /// The table of notes and locks.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] in a function that is not told which table that is.
+    pub fn record_table(&self) -> Result<&RecordTable, Error> {
+        let table = self.settings.record_table.as_ref();
+        table.ok_or_else(|| Error::invalid("RECORD_TABLE_ARN", "", "must be the ARN of a DynamoDB table"))
     }
 
     /// The hub's own Region: the default of a request that names none.
@@ -435,11 +495,22 @@ mod tests {
         assert_eq!(problems, "environment variable EXTERNAL_ID is not set");
     }
 
+    #[test]
+    fn a_table_is_known_by_its_arn() {
+        let table = RecordTable::parse("arn:aws:dynamodb:eu-west-1:333333333333:table/notes-1X").unwrap();
+        assert_eq!((table.account.as_str(), table.name.as_str()), ("333333333333", "notes-1X"));
+        for wrong in ["", "notes", "arn:aws:sqs:eu-west-1:333333333333:table/x", "arn:aws:dynamodb:eu-west-1:3:table/x"]
+        {
+            assert!(RecordTable::parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
     fn allowed(targets: Option<&str>, reader: Option<&str>) -> Result<Settings, String> {
         Settings::from_variables(|name| match name {
             "ALLOWED_TARGETS" => targets.map(str::to_owned),
             "ORGANIZATIONS_READER" => reader.map(str::to_owned),
             "SOURCE_ACCOUNT_ID" => Some("111111111111".to_owned()),
+            "RECORD_TABLE_ARN" | "STALE_READ_SECONDS" => None,
             _ => Some("x".to_owned()),
         })
     }

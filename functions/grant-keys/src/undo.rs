@@ -18,10 +18,6 @@ pub const UNDO_ACTIONS: Actions = Actions { source: &[LIST_GRANTS, RETIRE_GRANT]
 
 const RETIRE_GRANT: &str = "kms:RetireGrant";
 
-/// How often a list without the grant is read again before it is believed: what was made just before may
-/// not be in it yet ("Eventual consistency", KMS developer guide).
-const LOOKS: u32 = 2;
-
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UndoInput {
@@ -29,8 +25,8 @@ pub struct UndoInput {
     pub source: Source,
     /// The accounts that each key's grants are to be taken from.
     pub keys: Vec<KeyChange>,
-    /// How often the state was tried before.
-    pub retry: u32,
+    /// When the state was entered, in ISO 8601, from Step Functions' context.
+    pub entered: String,
 }
 
 /// Retires every grant of ours to the accounts. One that is not there is as good as retired; one that
@@ -51,6 +47,8 @@ pub async fn undo_grant_keys(hub: &Hub, input: UndoInput) -> Result<Output, Erro
     let retiring = hub.source_role(&source.account_id, &source.region);
     let mut errors = Vec::new();
     let mut unseen = None;
+    // What was made just before may not be listed yet ("Eventual consistency", KMS developer guide).
+    let may_come = hub.since("entered", &input.entered)? <= hub.settings.stale_reads / 10;
     for KeyChange { key_arn, account_ids } in &input.keys {
         for account in account_ids {
             let grant = KeyGrant { key: key_arn, account, retiring: &retiring };
@@ -61,7 +59,7 @@ pub async fn undo_grant_keys(hub: &Hub, input: UndoInput) -> Result<Output, Erro
             }
         }
     }
-    if let Some(grant) = unseen.filter(|_| input.retry < LOOKS) {
+    if let Some(grant) = unseen.filter(|_| may_come) {
         errors.push(Error::NotYetVisible {
             what: format!("the grant {} on key {}, if it was made", grant.name(), grant.key),
             account: source.account_id.clone(),

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ami_share_core::{
     Error, Hub, aws,
+    hub::RecordTable,
     ids::{AccountId, ExecutionName, ImageId},
     share::{Image, PrincipalAccess, Source, Target},
 };
@@ -70,9 +71,7 @@ impl Record {
     /// # Errors
     /// [`Error::InvalidRequest`] in a function that is not told which table that is.
     pub fn open(hub: &Hub) -> Result<Self, Error> {
-        let arn = hub.settings.record_table_arn.as_deref().unwrap_or_default();
-        let (account, table) = parse_table_arn(arn)
-            .ok_or_else(|| Error::invalid("RECORD_TABLE_ARN", arn, "must be the ARN of a DynamoDB table"))?;
+        let RecordTable { account, name: table } = hub.record_table()?.clone();
         Ok(Self { client: Client::new(hub.config()), table, account })
     }
 
@@ -216,32 +215,11 @@ fn account_of(note: &HashMap<String, AttributeValue>) -> Option<AccountId> {
     AccountId::parse(note.get("id")?.as_s().ok()?.strip_prefix(TARGET_PREFIX)?).ok()
 }
 
-/// The account and the name in `arn:aws:dynamodb:<region>:<account>:table/<name>`.
-fn parse_table_arn(arn: &str) -> Option<(AccountId, String)> {
-    let parts: Vec<&str> = arn.splitn(6, ':').collect();
-    match parts.as_slice() {
-        ["arn", _, "dynamodb", _, account, resource] => {
-            Some((AccountId::parse(*account).ok()?, resource.strip_prefix("table/")?.to_owned()))
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn a_table_is_known_by_its_arn() {
-        let (account, table) = parse_table_arn("arn:aws:dynamodb:eu-west-1:333333333333:table/notes-1X").unwrap();
-        assert_eq!((account.as_str(), table.as_str()), ("333333333333", "notes-1X"));
-        for wrong in ["", "notes", "arn:aws:sqs:eu-west-1:333333333333:table/x", "arn:aws:dynamodb:eu-west-1:3:table/x"]
-        {
-            assert!(parse_table_arn(wrong).is_none(), "{wrong:?}");
-        }
-    }
 
     /// As RecordTarget writes it.
     #[test]

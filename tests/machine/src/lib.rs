@@ -176,9 +176,21 @@ impl Machine {
         self.runner.simulation.clock.now()
     }
 
+    /// The time of day, in milliseconds since 1970, by which functions and state machines go.
+    pub fn time_of_day_ms(&self) -> u64 {
+        self.runner.simulation.clock.epoch_ms()
+    }
+
     /// How many calls functions and state machines have made.
     pub fn calls(&self) -> u64 {
         self.runner.services.traffic().calls
+    }
+
+    /// The numbers of the calls that functions made of an operation of KMS or DynamoDB, such as `PutKeyPolicy`.
+    pub fn calls_of(&self, operation: &str) -> Vec<u64> {
+        let traffic = self.runner.services.traffic();
+        let of = |target: &&String| target.rsplit('.').next() == Some(operation);
+        traffic.targets.iter().filter(|(_, target)| of(target)).map(|(number, _)| *number).collect()
     }
 
     /// Strikes calls by their number, counted from the next one.

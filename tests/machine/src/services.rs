@@ -62,6 +62,8 @@ pub(crate) struct Traffic {
     pub(crate) faults: BTreeMap<u64, Fault>,
     /// How many of them have struck.
     pub(crate) struck: u64,
+    /// What functions called in JSON, such as `TrentService.PutKeyPolicy`, by the number of the call.
+    pub(crate) targets: BTreeMap<u64, String>,
 }
 
 #[derive(Clone)]
@@ -293,6 +295,11 @@ impl Connector {
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let fault = self.services.begin(&self.control);
+        if let Some(target) = request.headers().get("x-amz-target") {
+            let mut traffic = self.services.traffic();
+            let number = traffic.calls;
+            traffic.targets.insert(number, target.to_owned());
+        }
         if fault == Some(Fault::CrashBefore) {
             self.crash();
             return HttpConnectorFuture::new(future::pending());

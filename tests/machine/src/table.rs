@@ -30,6 +30,14 @@ impl Table {
         self.items.values()
     }
 
+    /// Puts an item as somebody who may do anything.
+    ///
+    /// # Panics
+    /// Where it is no item: a test that puts one has made it.
+    pub fn put(&mut self, item: &Value) {
+        self.put_item(&json!({ "Item": item })).unwrap_or_else(|refused| panic!("{refused:?}"));
+    }
+
     pub(crate) fn put_item(&mut self, arguments: &Value) -> Result<Value, Refused> {
         let known =
             ["TableName", "Item", "ConditionExpression", "ExpressionAttributeNames", "ExpressionAttributeValues"];

@@ -45,8 +45,7 @@ fn calls(image: &seed::Image) -> ([Call; 4], [Call; 3]) {
         (
             "ShareKey",
             call(json!({
-                "keys": [{ "keyArn": key, "accountIds": accounts }], "superseded": {}, "retry": 0,
-                "lock": { "until": 4_102_444_800_000_u64, "redrive": 0, "again": false }, "redrive": 0, "planned": {},
+                "keys": [{ "keyArn": key, "accountIds": accounts }], "planned": {},
             })),
         ),
         ("GrantKeys", call(json!({ "keys": [{ "keyArn": key, "accountIds": accounts }] }))),

@@ -117,7 +117,8 @@ fn hub(endpoint: &str, allowed: &BTreeSet<String>) -> Result<Hub> {
         source_account: AccountId::parse(SOURCE)?,
         allow_list: AllowList::parse(&list)?,
         organizations_reader: Some(OrganizationsReader::Hub(AccountId::parse(HUB)?)),
-        record_table_arn: None,
+        record_table: None,
+        stale_reads: std::time::Duration::ZERO,
     };
     Ok(Hub::new(settings, root_of(HUB, endpoint)))
 }

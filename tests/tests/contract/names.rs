@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Folders of functions/ that are libraries.
-const LIBRARIES: [&str; 6] = ["allow-list", "core", "explain", "key-grants", "launchable", "record"];
+const LIBRARIES: [&str; 7] = ["allow-list", "core", "explain", "key-grants", "key-lock", "launchable", "record"];
 
 /// `share-key` for `ShareKey` and `UndoShareKey`.
 fn package(name: &str) -> String {

@@ -170,8 +170,6 @@ fn variables() -> Value {
         "progress": null,
         "plan": { "status": "planned" },
         "planned": { "arn:aws:kms:eu-west-1:111111111111:key/1234": { "before": "00ff", "after": "ff00" } },
-        "lock": { "until": 1_700_000_900_000_u64, "redrive": 1, "again": false },
-        "superseded": { "arn:aws:kms:eu-west-1:111111111111:key/1234": [{ "digest": "00ff", "replacedAt": 1_700_000_000 }] },
         "target": target(),
         "undoTarget": target(),
         "thisRound": round(),
@@ -424,7 +422,7 @@ fn report_revoke_takes_what_revoke_share_begins_and_ends_with() {
 fn every_answer_has_what_its_state_reads() {
     let image_id = ImageId::parse("ami-0123456789abcdef1").unwrap();
     let instance_id = InstanceId::parse("i-0123456789abcdef0").unwrap();
-    let key_policies = || share_key::Output { written: vec![], superseded: share_key::Superseded::default() };
+    let key_policies = || share_key::Output { written: vec![] };
     let answers = [
         ("ResolveImage", resolution()),
         ("PlanShare", json(plan_share::Output { plan: None, policies: PlannedPolicies::default() })),

@@ -225,6 +225,7 @@ fn each_functions_role_assumes_exactly_the_roles_that_its_step_calls_as() {
         let mut expected: Vec<Value> = [
             ("WriteTracesPolicy".to_owned(), true),
             ("AssumeSourceRolePolicy".to_owned(), !actions.source.is_empty()),
+            ("LockKeyPoliciesPolicy".to_owned(), takes_the_lock(name)),
             (format!("Assume{any}TargetRolePolicy"), !actions.target.is_empty()),
             (format!("Assume{any}LauncherRolePolicy"), !actions.launcher.is_empty()),
         ]
@@ -396,13 +397,40 @@ fn reads_the_notes(name: &str) -> bool {
     uses(name, "Record::open(")
 }
 
+/// Whether the function takes the lock on key policies.
+fn takes_the_lock(name: &str) -> bool {
+    let package = kebab(name.trim_start_matches("Undo"));
+    text(&format!("functions/{package}/Cargo.toml")).contains("ami-share-key-lock")
+}
+
+/// Of the table, a function that writes key policies may change the lock, and nothing else.
 #[test]
-fn functions_that_read_the_notes_are_told_where_they_are_and_no_others() {
+fn functions_that_take_the_lock_may_change_nothing_else_in_the_table() {
+    let hub = template(HUB);
+    let policy = properties(&hub, "LockKeyPoliciesPolicy");
+    let statement = &policy["PolicyDocument"]["Statement"][0];
+    assert_eq!(definition::strings(&statement["Action"]), ami_share_key_lock::HUB_ACTIONS);
+    assert_eq!(statement["Resource"], json!({ "Fn::GetAtt": ["RecordTable", "Arn"] }));
+    let keys = &statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"];
+    assert_eq!(*keys, "keys#*");
+    for (name, _) in functions() {
+        let role = properties(&hub, &format!("{name}FunctionRole"));
+        let attached =
+            role["ManagedPolicyArns"].as_array().unwrap().contains(&json!({ "Ref": "LockKeyPoliciesPolicy" }));
+        assert_eq!(attached, takes_the_lock(name), "{name}");
+    }
+}
+
+#[test]
+fn functions_that_use_the_table_are_told_where_it_is_and_no_others() {
     let hub = template(HUB);
     for (name, _) in functions() {
         let table = &properties(&hub, &format!("{name}Function"))["Environment"]["Variables"]["RECORD_TABLE_ARN"];
-        let expected =
-            if reads_the_notes(name) { json!({ "Fn::GetAtt": ["RecordTable", "Arn"] }) } else { Value::Null };
+        let expected = if reads_the_notes(name) || takes_the_lock(name) {
+            json!({ "Fn::GetAtt": ["RecordTable", "Arn"] })
+        } else {
+            Value::Null
+        };
         assert_eq!(*table, expected, "{name}");
     }
 }
@@ -606,8 +634,10 @@ fn functions_are_told_every_setting_that_they_read() {
         hub["Globals"]["Function"]["Environment"]["Variables"].as_object().unwrap().keys().cloned().collect();
     // Of those only that look: see functions_that_look_at_the_allow_list_are_told_it_and_no_others.
     told.extend(["ALLOWED_TARGETS", "ORGANIZATIONS_READER"].map(str::to_owned));
-    // Of those only that read it: see functions_that_read_the_notes_are_told_where_they_are_and_no_others.
+    // Of those only that use it: see functions_that_use_the_table_are_told_where_it_is_and_no_others.
     told.insert("RECORD_TABLE_ARN".to_owned());
+    // Of none: it is for engines whose waits are shorter than AWS's.
+    told.insert("STALE_READ_SECONDS".to_owned());
     let read: Set = crate::text("functions/core/src/hub.rs")
         .split('"')
         .filter(|text| text.contains('_') && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ami_share_core::key_policy::{GRANT_SID, USE_SID};
-use ami_share_machine::root::{Caller, element};
+use ami_share_machine::{
+    root::{Caller, element},
+    table::Item,
+};
 use ami_share_sandbox::{
     World,
     journal::{Entry, Outcome},
@@ -111,6 +114,17 @@ pub(crate) fn others_unchanged(
 pub(crate) fn locks_are_free(stage: &Stage) -> Checked {
     match stage.machine.table().items().find(|item| item.contains_key("heldBy")) {
         Some(lock) => Err(format!("a lock is still held: {lock:?}")),
+        None => Ok(()),
+    }
+}
+
+/// Whoever crashed with the lock, or could not give it back, has it no longer than its time-out and a minute.
+pub(crate) fn locks_end(stage: &Stage) -> Checked {
+    let until = stage.machine.time_of_day_ms() + 170_000;
+    let ends = |lock: &Item| lock["heldUntil"]["N"].as_str().and_then(|end| end.parse::<u64>().ok());
+    match stage.machine.table().items().filter(|item| item.contains_key("heldBy")).find(|lock| ends(lock) > Some(until))
+    {
+        Some(lock) => Err(format!("a lock is held for too long: {lock:?}")),
         None => Ok(()),
     }
 }

@@ -80,7 +80,7 @@ fn settled(tally: &Tally, plan: Plan) -> Checked {
     check::foreign_is_kept(&before, &after, &[&request])?;
     check::outsiders_have_nothing(&after)?;
     check::roles_suffice(&journal, inline_refused)?;
-    check::locks_are_free(&stage)?;
+    check::locks_end(&stage)?;
     undone(&stage, &undos)?;
     stage.machine.world().faults.clear();
     let record = stage.machine.record(&arn);

@@ -11,6 +11,7 @@ mod check;
 mod crowd;
 mod deployed;
 mod faulty;
+mod locked;
 mod planned;
 mod request;
 mod revoked;

@@ -369,6 +369,11 @@ fn permit_copy(world: &mut World, snapshot: &str, account: &str) {
 }
 
 /// The policy of a key, as it is read.
+pub(crate) fn put_key_policy(world: &mut World, key: &str, policy: &str) {
+    let put = json!({ "KeyId": key, "PolicyName": "default", "Policy": policy });
+    Caller::root(SOURCE).call_kms(world, "PutKeyPolicy", &put).unwrap();
+}
+
 pub(crate) fn key_policy(world: &mut World, key: &str) -> String {
     let read = json!({ "KeyId": key, "PolicyName": "default" });
     let answer = Caller::root(SOURCE).call_kms(world, "GetKeyPolicy", &read).unwrap();

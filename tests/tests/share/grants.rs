@@ -74,7 +74,7 @@ async fn grants_do_all_that_a_policy_would_in_every_mode_and_only_once() -> Resu
         let policies = stage.policy_texts();
         let run = stage.run(mode, &request).await?;
         assert!(run.succeeded(), "{mode}: {}", run.summary());
-        assert!(!is_write_of_kms(&run, "kms:PutKeyPolicy") && !run.ended.entered("LockKeys"), "{mode}");
+        assert!(!is_write_of_kms(&run, "kms:PutKeyPolicy") && !run.ended.entered("ShareKey"), "{mode}");
         assert_eq!(stage.policy_texts(), policies, "{mode}");
         let grants = stage.grants();
         assert_eq!(grants.len(), 2, "{mode}");
@@ -170,7 +170,7 @@ async fn executions_that_share_a_key_need_no_lock_and_lose_nothing() -> Result<(
     for (account, arn) in executions {
         let ended = execution::follow(&engine, &arn, |_| {}).await?;
         assert_eq!(ended.status.as_str(), "SUCCEEDED", "{account}: {:?} {:?}", ended.error, ended.cause);
-        assert!(!ended.entered("LockKeys"), "{account}");
+        assert!(!ended.entered("UndoShareKey"), "{account}");
     }
     assert_eq!(stage.grants().len(), 6);
     assert_eq!(stage.policy_texts(), policies);
