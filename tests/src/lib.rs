@@ -5,6 +5,7 @@
 //! # Layout
 //! - [`local`]: all of it, started and seeded, in one call
 //! - [`engine`]: the local engine as a child process
+//! - [`asl_format`]: the format of the state machines' definitions
 //! - [`template`], [`deploy`]: reading and deploying the templates
 //! - [`roles`]: the deployed roles, as the sandbox's accounts have them
 //! - [`seed`]: an encrypted image in the source account, a principal and a key in the target
@@ -14,6 +15,7 @@
 //! - [`stop`]: stopping an execution in a given state, and what undo-share then does
 //! - [`report`]: what an execution did, as a table and as JSON
 
+pub mod asl_format;
 pub mod clients;
 pub mod deploy;
 pub mod engine;
