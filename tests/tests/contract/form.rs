@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use ami_share_tests::asl_format;
+use ami_share_tests::{asl_format, engine::checkout, pictures};
 
 use crate::definition;
 
@@ -25,4 +25,21 @@ fn the_state_machines_stay_small() {
     let states = definition::all_states().len();
     println!("{} state machines: {lines} lines, {states} states", paths.len());
     assert!(lines <= MOST_LINES, "{lines} lines");
+}
+
+#[test]
+fn every_picture_is_that_of_its_definition() {
+    for (path, picture) in pictures::pictures().unwrap() {
+        let drawn = fs::read_to_string(&path).unwrap_or_default();
+        assert!(drawn == picture, "{}: run `make pictures`", path.display());
+    }
+}
+
+#[test]
+fn no_picture_is_left_of_a_definition_that_is_gone() {
+    let expected: Vec<_> = pictures::pictures().unwrap().into_iter().map(|(path, _)| path).collect();
+    for file in fs::read_dir(checkout().join("docs/machines")).unwrap() {
+        let path = file.unwrap().path();
+        assert!(expected.contains(&path), "{}", path.display());
+    }
 }
