@@ -1,6 +1,6 @@
 //! A definition as a graph, and which of its states are the way that everything goes when nothing is amiss.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -63,7 +63,7 @@ impl Graph {
         }
         let mut graph = Self { states, start: index(&definition["StartAt"])?, path: vec![] };
         let failures = graph.failures();
-        graph.path = graph.longest(graph.start, &failures).unwrap_or_else(|| vec![graph.start]);
+        graph.path = graph.longest(graph.start, &failures, &mut BTreeMap::new()).unwrap_or_else(|| vec![graph.start]);
         for (at, state) in graph.states.iter_mut().enumerate() {
             state.place = match (graph.path.contains(&at), failures.contains(&at)) {
                 (true, _) => Place::Path,
@@ -75,7 +75,7 @@ impl Graph {
     }
 
     /// Whether `to` comes again after it was left for `from`: a loop, such as that of Wait, look, Choice.
-    pub(super) fn is_back(&self, from: usize, to: usize) -> bool {
+    fn is_back(&self, from: usize, to: usize) -> bool {
         to <= from && self.reached(to, &BTreeSet::new()).contains(&from)
     }
 
@@ -112,16 +112,27 @@ impl Graph {
         reached
     }
 
-    fn longest(&self, from: usize, without: &BTreeSet<usize>) -> Option<Vec<usize>> {
+    /// `known` are those that were found before.
+    fn longest(
+        &self,
+        from: usize,
+        without: &BTreeSet<usize>,
+        known: &mut BTreeMap<usize, Option<Vec<usize>>>,
+    ) -> Option<Vec<usize>> {
+        if let Some(known) = known.get(&from) {
+            return known.clone();
+        }
         let ways = &self.states[from].ways;
         let mut longest = ways.is_empty().then(Vec::new);
         for &to in ways.iter().filter(|&&to| !without.contains(&to) && !self.is_back(from, to)) {
-            let rest = self.longest(to, without);
+            let rest = self.longest(to, without, known);
             if rest.as_ref().map(Vec::len) > longest.as_ref().map(Vec::len) {
                 longest = rest;
             }
         }
-        longest.map(|rest| [vec![from], rest].concat())
+        let longest = longest.map(|rest| [vec![from], rest].concat());
+        known.insert(from, longest.clone());
+        longest
     }
 }
 

@@ -4,6 +4,8 @@
 //! down. Every other one leaves and enters at a side, and runs up or down in the gutter there, as one with all
 //! that are of its kind and go to the same state.
 
+use std::ops::RangeInclusive;
+
 use super::graph::{Graph, Place};
 
 const HEIGHT: i32 = 32;
@@ -111,8 +113,8 @@ impl StateBox {
     }
 
     /// Where lines may leave and enter at a side: of a Map, beside its name.
-    fn ports(&self) -> (i32, i32) {
-        (self.y + CORNER, self.y + HEIGHT - CORNER)
+    fn ports(&self) -> RangeInclusive<i32> {
+        self.y + CORNER..=self.y + HEIGHT - CORNER
     }
 
     fn middle(&self) -> i32 {
@@ -226,6 +228,12 @@ fn bundles(graph: &Graph, boxes: &[StateBox], columns: &[Vec<usize>; 3]) -> Vec<
     }
     cross(boxes, &columns[PATH], &mut bundles);
     let mut taken: [Vec<(i32, Option<usize>)>; 4] = Default::default();
+    for (name, bundle) in bundles.iter().enumerate() {
+        for across in bundle.sources.iter().filter_map(|source| source.across.as_ref()) {
+            taken[PATH].push((across.y, Some(name)));
+            taken[FAILURES].push((across.y, Some(name)));
+        }
+    }
     for port in ports(boxes, &bundles) {
         let straight = port.is_straight.then_some(port.bundle);
         let y = free(&mut taken[port.gutter], straight, port.wanted, boxes[port.state].ports());
@@ -245,8 +253,7 @@ fn cross(boxes: &[StateBox], path: &[usize], bundles: &mut [Bundle]) {
             let from = boxes[source.state].middle();
             if let Some(across) = &mut source.across {
                 let gaps = path.iter().map(|&at| boxes[at].bottom() + GAP / 3);
-                let gap = gaps.min_by_key(|gap| gap.abs_diff(from)).unwrap_or_default();
-                across.y = free(&mut taken, None, gap, (gap, gap + GAP / 3));
+                across.y = free(&mut taken, None, from, gaps.flat_map(|gap| gap..=gap + GAP / 3));
             }
         }
     }
@@ -325,14 +332,19 @@ fn gutter(look: Look, from: usize, to: usize) -> usize {
     }
 }
 
-/// A height between `top` and `bottom`, as near to `wanted` as no other line is, which is then taken. Both ends of a
-/// straight line are at the same.
-fn free(taken: &mut Vec<(i32, Option<usize>)>, straight: Option<usize>, wanted: i32, (top, bottom): Point) -> i32 {
+/// Of the heights that are possible the one as near to `wanted` as no other line is, which is then taken. Both ends of
+/// a straight line are at the same.
+fn free(
+    taken: &mut Vec<(i32, Option<usize>)>,
+    straight: Option<usize>,
+    wanted: i32,
+    possible: impl Iterator<Item = i32>,
+) -> i32 {
     let room = |y: i32| {
         let others = taken.iter().filter(|(_, other)| straight.is_none() || straight != *other);
         others.map(|(other, _)| other.abs_diff(y)).min().unwrap_or(u32::MAX).min(PORT as u32)
     };
-    let y = (top..=bottom).min_by_key(|&y| (PORT as u32 - room(y), y.abs_diff(wanted))).unwrap_or(wanted);
+    let y = possible.min_by_key(|&y| (PORT as u32 - room(y), y.abs_diff(wanted))).unwrap_or(wanted);
     taken.push((y, straight));
     y
 }
