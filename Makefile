@@ -12,7 +12,7 @@ export SAM_CLI_TELEMETRY := 0
 TEMPLATES := template.yaml accounts/source.yaml accounts/target.yaml accounts/organization.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build-functions demo sandbox test lint build clean
+.PHONY: help setup build-functions demo sandbox test format pictures lint build clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,13 @@ sandbox: setup build-functions ## Leave the simulated accounts running, with the
 
 test: setup build-functions lint ## Run the linters and all tests
 	cargo test --locked --workspace
+
+format: ## Bring the code and the state machines into the repository's format
+	cargo fmt --all
+	cargo run --locked --quiet --package ami-share-tests --bin format-machines
+
+pictures: ## Draw the state machines as they are, in ARCHITECTURE.md and docs/machines
+	cargo run --locked --quiet --package ami-share-tests --bin pictures
 
 lint: setup ## Check the format, the code and the templates
 	cargo fmt --all --check

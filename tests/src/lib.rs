@@ -5,6 +5,8 @@
 //! # Layout
 //! - [`local`]: all of it, started and seeded, in one call
 //! - [`engine`]: the local engine as a child process
+//! - [`asl_format`]: the format of the state machines' definitions
+//! - [`pictures`]: pictures of the state machines, made from their definitions
 //! - [`template`], [`deploy`]: reading and deploying the templates
 //! - [`roles`]: the deployed roles, as the sandbox's accounts have them
 //! - [`seed`]: an encrypted image in the source account, a principal and a key in the target
@@ -14,12 +16,14 @@
 //! - [`stop`]: stopping an execution in a given state, and what undo-share then does
 //! - [`report`]: what an execution did, as a table and as JSON
 
+pub mod asl_format;
 pub mod clients;
 pub mod deploy;
 pub mod engine;
 pub mod execution;
 pub mod local;
 pub mod notices;
+pub mod pictures;
 pub mod report;
 pub mod roles;
 pub mod sabotage;

@@ -3,6 +3,7 @@
 
 mod definition;
 mod errors;
+mod form;
 mod names;
 mod payloads;
 mod permissions;

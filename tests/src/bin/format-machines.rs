@@ -1,0 +1,17 @@
+//! `make format`: writes every definition in statemachine/ in the repository's format.
+
+use std::fs;
+
+use ami_share_tests::{Result, asl_format};
+
+fn main() -> Result<()> {
+    for path in asl_format::definitions()? {
+        let definition = fs::read_to_string(&path)?;
+        let formatted = asl_format::format(&definition).map_err(|error| format!("{}: {error}", path.display()))?;
+        if formatted != definition {
+            fs::write(&path, formatted)?;
+            println!("{}", path.display());
+        }
+    }
+    Ok(())
+}
