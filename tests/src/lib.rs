@@ -3,6 +3,7 @@
 //! EC2, KMS, IAM, STS and Organizations calls against the sandbox.
 //!
 //! # Layout
+//! - [`checkout`]: where files and programs are
 //! - [`local`]: all of it, started and seeded, in one call
 //! - [`engine`]: the local engine as a child process
 //! - [`template`], [`deploy`]: reading and deploying the templates
@@ -14,6 +15,7 @@
 //! - [`stop`]: stopping an execution in a given state, and what undo-share then does
 //! - [`report`]: what an execution did, as a table and as JSON
 
+pub mod checkout;
 pub mod clients;
 pub mod deploy;
 pub mod engine;
