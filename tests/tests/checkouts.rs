@@ -1,6 +1,6 @@
 //! What runs is what is checked out, however many checkouts there are on a machine.
 //!
-//! The checkouts here are tiny: this one's Makefile and [`checkout`], and a workspace of two programs that
+//! The checkouts here are tiny: this one's Makefile, `.ci/run` and [`checkout`], and a workspace of two programs that
 //! say whose they are. All are written before anything is built: what Cargo builds in one is then newer than the files
 //! of every other.
 
@@ -32,7 +32,7 @@ impl Machine {
 
     fn check_out(&self, name: &str) {
         let root = self.0.join(name);
-        for file in ["Makefile", "rust-toolchain.toml", "tests/requirements.txt", "tests/src/checkout.rs"] {
+        for file in ["Makefile", ".ci/run", "rust-toolchain.toml", "tests/requirements.txt", "tests/src/checkout.rs"] {
             fs::create_dir_all(root.join(file).parent().unwrap()).unwrap();
             fs::copy(checkout().join(file), root.join(file)).unwrap();
         }
@@ -87,6 +87,21 @@ impl Machine {
         // Without the tools, which would be downloaded.
         command.args(["demo", "--assume-old=setup"]);
         command
+    }
+
+    /// `.ci/run`, with a `make test` that is the demo.
+    fn ci(&self, name: &str) -> String {
+        let test = "test:\n\tcargo build --locked --workspace --bins\n\ttarget/debug/demo\n";
+        write(&self.0.join(name).join("GNUmakefile"), test);
+        said(self.run(name, "./.ci/run").output().unwrap())
+    }
+
+    /// The archive that CI has kept.
+    fn kept(&self) -> PathBuf {
+        let mut files: Vec<PathBuf> =
+            fs::read_dir(self.0.join("cache/ami-share")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(files.len(), 1, "{files:?}");
+        files.remove(0)
     }
 }
 
@@ -184,4 +199,42 @@ fn two_that_set_up_at_once_make_the_tools_once() {
     fs::remove_file(tools.join("tool")).unwrap();
     assert!(setup("two").wait().unwrap().success());
     assert!(tools.join("tool").exists());
+}
+
+#[test]
+fn ci_keeps_third_party_crates_and_nothing_else() {
+    let machine = Machine::with("ci", &["first", "second", "third", "fourth", "fifth"]);
+    let compiled = "Compiling third-party";
+    let said_first = machine.ci("first");
+    is_all_of("first", &said_first);
+    assert!(said_first.contains(compiled), "{said_first}");
+
+    let kept = machine.kept();
+    let files = said(Command::new("tar").arg("-tf").arg(&kept).output().unwrap());
+    assert!(files.contains("third_party") && !files.contains("demo") && !files.contains("step"), "{files}");
+    let said_second = machine.ci("second");
+    is_all_of("second", &said_second);
+    assert!(!said_second.contains(compiled), "{said_second}");
+
+    // Half written.
+    let bytes = fs::read(&kept).unwrap();
+    fs::write(&kept, &bytes[..bytes.len() / 2]).unwrap();
+    let said_third = machine.ci("third");
+    is_all_of("third", &said_third);
+    assert!(said_third.contains(compiled), "{said_third}");
+    let kept = machine.kept();
+    let said_fourth = machine.ci("fourth");
+    assert!(!said_fourth.contains(compiled), "{said_fourth}");
+
+    // Whole, and with the programs of another clone in it.
+    fs::remove_file(&kept).unwrap();
+    let mut tar = machine.run("first", "tar");
+    said(tar.arg("-cf").arg(&kept).args(["--format=posix", "-C", "target", "debug"]).output().unwrap());
+    let sum = said(Command::new("sha256sum").arg(&kept).output().unwrap());
+    let name = kept.file_name().unwrap().to_str().unwrap();
+    let (key, _) = name.rsplit_once('-').unwrap();
+    fs::rename(&kept, kept.with_file_name(format!("{key}-{}.tar", &sum[..64]))).unwrap();
+    let said_fifth = machine.ci("fifth");
+    is_all_of("fifth", &said_fifth);
+    assert!(!said_fifth.contains(compiled), "{said_fifth}");
 }
