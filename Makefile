@@ -1,12 +1,23 @@
-# Downloads and build results live outside the checkout, where a second checkout finds them.
+# Cargo takes what another checkout built later than this one's files were written for fresh, and leaves that checkout's
+# program where this one's should be. So each checkout builds into a folder of its own: target/, or, where
+# CARGO_TARGET_DIR is set to a folder outside the checkout, one in there that is named after the checkout's path.
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+ifeq ($(filter $(CURDIR)/%,$(TARGET)),)
+TARGET := $(TARGET)/ami-share-$(shell pwd -P | cksum | cut -d ' ' -f 1)
+endif
+# The second is where Cargo's configuration may say that what programs are made of is shared.
+export CARGO_TARGET_DIR := $(TARGET)
+export CARGO_BUILD_BUILD_DIR := $(TARGET)
+
+# Downloaded tools live outside the checkout, where a second checkout finds them.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ami-share
-export CARGO_TARGET_DIR ?= $(CACHE)/target
 
 PYTHON ?= python3
 REQUIREMENTS := tests/requirements.txt
 VENV := $(CACHE)/venv-$(shell cksum $(REQUIREMENTS) | cut -d ' ' -f 1)
+# One maker at a time, who ends early where another was first. What a killed one left is made again: it is not complete.
+ONE_AT_A_TIME := $(and $(shell command -v flock),flock $(VENV).lock)
 export PATH := $(VENV)/bin:$(PATH)
-export AMI_SHARE_VENV := $(VENV)
 export SAM_CLI_TELEMETRY := 0
 
 TEMPLATES := template.yaml accounts/source.yaml accounts/target.yaml accounts/organization.yaml
@@ -21,18 +32,18 @@ setup: $(VENV)/complete ## Install the tools (ministack, AWS CLI, SAM CLI, cfn-l
 	@ln -sfn $(VENV) .venv
 
 $(VENV)/complete:
-	$(PYTHON) -m venv --clear $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $(REQUIREMENTS)
-	@touch $@
+	@mkdir -p $(CACHE)
+	$(ONE_AT_A_TIME) sh -c 'test -e $@ || { $(PYTHON) -m venv --clear $(VENV) && \
+		$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $(REQUIREMENTS) && touch $@; }'
 
 build-functions: ## Build every function, and the programs below, for this machine
 	cargo build --locked --workspace --bins
 
 demo: setup build-functions ## Share an encrypted image four ways on simulated accounts, take a share back, and show what happened
-	@$(CARGO_TARGET_DIR)/debug/demo
+	@$(TARGET)/debug/demo
 
 sandbox: setup build-functions ## Leave the simulated accounts running, with the stack deployed, until Ctrl-C
-	@$(CARGO_TARGET_DIR)/debug/sandbox-up
+	@$(TARGET)/debug/sandbox-up
 
 test: setup build-functions lint ## Run the linters and all tests
 	cargo test --locked --workspace
@@ -55,4 +66,4 @@ build: setup ## Build the functions for Lambda, as `sam deploy` takes them (slow
 	sam build
 
 clean: ## Remove what was made in this checkout (not the caches)
-	rm -rf .aws-sam .venv target
+	rm -rf .aws-sam .venv target $(TARGET)

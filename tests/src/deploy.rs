@@ -1,20 +1,15 @@
 //! Deploys templates to the local engine through its CloudFormation.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use aws_sdk_cloudformation::types::{Capability, Parameter, ResourceStatus, StackStatus};
 use serde_json::{Value, json};
 
 use crate::{
     HUB, REGION, Result,
+    checkout::{built, checkout},
     clients::{self, SECRET},
-    engine::{self, Engine, checkout},
+    engine::{self, Engine},
     template,
 };
 
@@ -257,21 +252,8 @@ fn package(engine: &Engine, name: &str, mut template: Value) -> Result<Template>
 }
 
 fn write_bootstrap(artifact: &Path, binary: &str) -> Result<()> {
-    // Tests run from target/<profile>/deps, binaries from target/<profile>; with a build directory of its own
-    // (Cargo's build.build-dir) tests run from there, and only binaries are in the target directory.
-    let this = std::env::current_exe()?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    let built = this
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .flat_map(|directory| {
-            let in_target = target.as_ref().zip(directory.file_name()).map(|(target, profile)| target.join(profile));
-            in_target.into_iter().chain([directory.to_owned()])
-        })
-        .map(|directory| directory.join(binary))
-        .find(|path| path.is_file())
-        .ok_or_else(|| format!("the function {binary} is not built: run `make build-functions`"))?;
+    let built =
+        built(binary).ok_or_else(|| format!("the function {binary} is not built: run `make build-functions`"))?;
     fs::create_dir_all(artifact)?;
     let bootstrap = artifact.join("bootstrap");
     fs::write(&bootstrap, format!("#!/bin/sh\nexec '{}'\n", built.display()))?;

@@ -10,17 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use crate::checkout::checkout;
 use crate::{REGION, Result, clients::SECRET};
 
 /// How much of a Wait state's or a retry's time passes.
 const WAIT_SCALE: &str = "0.01";
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The checkout's root.
-pub fn checkout() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
-}
 
 /// A command of the virtual environment that `make setup` makes.
 pub fn tool(name: &str) -> Result<Command> {

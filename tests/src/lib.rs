@@ -3,6 +3,7 @@
 //! EC2, KMS, IAM, STS and Organizations calls against the sandbox.
 //!
 //! # Layout
+//! - [`checkout`]: where files and programs are
 //! - [`local`]: all of it, started and seeded, in one call
 //! - [`engine`]: the local engine as a child process
 //! - [`asl_format`]: the format of the state machines' definitions
@@ -17,6 +18,7 @@
 //! - [`report`]: what an execution did, as a table and as JSON
 
 pub mod asl_format;
+pub mod checkout;
 pub mod clients;
 pub mod deploy;
 pub mod engine;

@@ -2,19 +2,18 @@
 //! share an encrypted image by hand.
 
 use crate::accounts::{A, sandbox};
+use crate::checkout::checkout;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The virtual environment with boto3 and the AWS CLI; `make test` says where.
+/// The virtual environment with boto3 and the AWS CLI, which `make setup` makes.
 fn tools() -> PathBuf {
-    let folder =
-        std::env::var("AMI_SHARE_VENV").expect("AMI_SHARE_VENV names the folder of the tools: use `make test`");
-    Path::new(&folder).join("bin")
+    checkout().join(".venv/bin")
 }
 
 async fn run(program: &Path, script: &str) {
     let sandbox = sandbox().await;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(script);
+    let script = checkout().join("tests/sandbox/clients").join(script);
     let path = format!("{}:{}", tools().display(), std::env::var("PATH").unwrap_or_default());
     let output = Command::new(program)
         .arg(script)

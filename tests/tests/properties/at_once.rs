@@ -8,7 +8,7 @@ use proptest::{collection::vec, prelude::*};
 use crate::{
     Tally, add,
     check::{self, Checked},
-    hold, regressions,
+    hold,
     request::{Request, RequestPlan, good_requests},
     trouble::{break_call, broken, faults},
     world::{WorldPlan, worlds},
@@ -33,7 +33,7 @@ fn plans() -> impl Strategy<Value = Plan> {
 
 #[test]
 fn requests_at_once_lose_nothing_of_each_other() {
-    hold("requests at once lose nothing of each other", (150, 20_260_105), regressions!("at_once"), plans(), at_once);
+    hold("requests at once lose nothing of each other", (150, 20_260_105), "at_once", plans(), at_once);
 }
 
 fn at_once(tally: &Tally, mut plan: Plan) -> Checked {

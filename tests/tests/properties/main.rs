@@ -21,6 +21,7 @@ mod world;
 
 use std::{cell::Cell, env, fmt::Debug, time::Instant};
 
+use ami_share_tests::checkout::checkout;
 use proptest::{
     strategy::Strategy,
     test_runner::{Config, FileFailurePersistence, RngSeed, TestCaseError, TestRunner},
@@ -38,14 +39,17 @@ fn add(cell: &Cell<u64>, more: u64) {
     cell.set(cell.get() + more);
 }
 
-/// Holds `property` to so many cases of `strategy`, and prints how much that was.
+/// Holds `property` to so many cases of `strategy`, and prints how much that was; the seeds of its failures are kept
+/// in `file`.
 fn hold<P: Debug>(
     name: &'static str,
     (cases, seed): (u32, u64),
-    regressions: &'static str,
+    file: &str,
     strategy: impl Strategy<Value = P>,
     property: impl Fn(&Tally, P) -> Result<(), String>,
 ) {
+    let regressions = checkout().join(format!("tests/tests/properties/proptest-regressions/{file}.txt"));
+    let regressions = regressions.to_string_lossy().into_owned().leak();
     let times: u32 = env::var("AMI_SHARE_CASES").ok().map_or(1, |times| times.parse().unwrap());
     let config = Config {
         cases: cases * times,
@@ -72,11 +76,3 @@ fn hold<P: Debug>(
         panic!("{name}: {error}");
     }
 }
-
-/// Where the seeds of a property's failures are kept.
-macro_rules! regressions {
-    ($name:literal) => {
-        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/properties/proptest-regressions/", $name, ".txt")
-    };
-}
-use regressions;

@@ -5,14 +5,14 @@ use ami_share_machine::Status;
 use crate::{
     Tally, add,
     check::{self, Checked},
-    hold, regressions,
+    hold,
     request::{Request, RequestPlan, requests},
     world::{Stage, WorldPlan, worlds},
 };
 
 #[test]
 fn a_share_is_whole_or_not_there() {
-    hold("a share is whole or not there", (400, 20_260_101), regressions!("whole"), (worlds(), requests()), whole);
+    hold("a share is whole or not there", (400, 20_260_101), "whole", (worlds(), requests()), whole);
 }
 
 fn whole(tally: &Tally, (world, request): (WorldPlan, RequestPlan)) -> Checked {
