@@ -14,6 +14,7 @@
 //! - [`plan`]: what a plan and the steps that carry it out agree on.
 //! - [`polling`]: how long to wait between two looks at what takes its time.
 //! - [`principal_policy`]: the inline policy of a principal that may use one key.
+//! - [`take_back`]: what is taken back, and what became of it.
 //! - [`step`]: the Lambda adapter.
 //!
 //! This crate has no EC2, KMS or IAM client: a step's `Cargo.toml` shows which services it reaches.
@@ -31,6 +32,7 @@ pub mod request;
 pub mod revoke;
 pub mod share;
 pub mod step;
+pub mod take_back;
 
 pub use error::{Error, Problem};
 pub use hub::Hub;

@@ -10,7 +10,7 @@ use crate::{
     Tally, add,
     check::{self, Checked},
     deployed::{self, TARGETS},
-    hold, regressions,
+    hold,
     world::{self, Stage},
 };
 
@@ -138,7 +138,7 @@ fn nobody_waits_longer_than_a_lease_for_each_holder_that_died() {
     hold(
         "holders that die are waited out",
         (25, 20_260_108),
-        regressions!("locked"),
+        "locked",
         (any::<u64>().no_shrink(), crashes),
         holders_die,
     );

@@ -1,0 +1,263 @@
+//! What is taken back, and what became of it: the input and the answer of the state machine take-back.
+//!
+//! ResolveUndo and ResolveRevoke decide what may be taken, and answer with a [`TakeBack`]; how it is taken is take-back's.
+//! Step Functions hands a child's input back beside its output, and states pass 262,144 bytes at most: so both are bounded,
+//! and what is larger is taken back in several children.
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::{
+    ids::{AccountId, ExecutionName, ImageId, InstanceId},
+    share::{Kept, KeyChange, PrincipalChange, SnapshotChange, Source},
+};
+
+/// The longest [`TakeBack`], in bytes of JSON.
+pub const MOST_TO_TAKE: usize = 120_000;
+
+/// The longest [`TakenBack`], in bytes of JSON.
+pub const MOST_TO_TELL: usize = 60_000;
+
+/// What one child execution takes back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TakeBack {
+    /// Who takes back: what sessions are named after.
+    pub execution: ExecutionName,
+    pub source: Source,
+    pub image_id: ImageId,
+    pub launch_permissions: Vec<AccountId>,
+    pub snapshot_changes: Vec<SnapshotChange>,
+    /// What is to be done in target accounts.
+    pub targets: Vec<FromTarget>,
+    pub grant_changes: Vec<KeyChange>,
+    pub key_changes: Vec<KeyChange>,
+    /// Notes that say less from now on.
+    pub notes: Vec<NoteChange>,
+    /// What stays, as something else needs it.
+    pub kept: Vec<Kept>,
+    /// What stays, as nobody could say whether something else needs it.
+    pub left: Vec<Left>,
+}
+
+impl TakeBack {
+    /// Whether it calls anything that changes something.
+    pub fn is_something(&self) -> bool {
+        !(self.launch_permissions.is_empty()
+            && self.snapshot_changes.is_empty()
+            && self.targets.is_empty()
+            && self.grant_changes.is_empty()
+            && self.key_changes.is_empty()
+            && self.notes.is_empty())
+    }
+}
+
+/// What is taken back in one target account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FromTarget {
+    pub account_id: AccountId,
+    /// Whose instances are terminated.
+    pub instances: Vec<MadeInstance>,
+    /// Whose copies are removed, with their snapshots.
+    pub copies: Vec<MadeCopy>,
+    /// The managed policy is detached where no keys are named; otherwise the inline policies for them are deleted.
+    pub principal_changes: Vec<PrincipalChange>,
+}
+
+/// The proof of an execution in one target: found by its client tokens, or by its id where that was noted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MadeInstance {
+    pub execution: ExecutionName,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<InstanceId>,
+}
+
+/// The copy that an execution had one target make: known by its id where that was noted. Otherwise its reply was lost: then
+/// it has the execution's tag, is made of the image, and is younger than the execution.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MadeCopy {
+    pub execution: ExecutionName,
+    /// The image that it was made of.
+    pub of: ImageId,
+    /// When it was noted that a copy is to be made, in milliseconds since 1970: none is older.
+    pub noted_at: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_id: Option<ImageId>,
+}
+
+/// The input of an undo of something in a target account.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UndoInput {
+    /// Who takes back: what sessions are named after.
+    pub execution: ExecutionName,
+    pub source: Source,
+    pub target: FromTarget,
+}
+
+/// A note of what a target was given, as it is to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NoteChange {
+    pub account_id: AccountId,
+    pub image_id: ImageId,
+    /// The note's execution.
+    pub execution: ExecutionName,
+    /// The note's mark, as it was read or made: nobody has changed the note since, or marked it anew.
+    pub going: String,
+    /// What the target still has, as JSON; nothing where that is nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gift: Option<String>,
+}
+
+/// One call that took something back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Taken {
+    /// Such as `kms:PutKeyPolicy`.
+    pub call: String,
+    /// The account that it was made in.
+    pub account_id: AccountId,
+    /// The ARN or id, or the name, of what it changed.
+    pub resource: String,
+    /// The accounts or principals that lost something by it; nobody where something was removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<String>,
+}
+
+/// The answer of an undo.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Undone {
+    pub taken: Vec<Taken>,
+}
+
+/// What could not be taken back, with its error as Step Functions gives it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Left {
+    /// The target; nothing where it is in the source account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account_id: Option<AccountId>,
+    pub state: String,
+    pub error: String,
+    #[serde(default)]
+    pub cause: String,
+}
+
+/// What became of it: the answer of one take-back, or of several one after the other.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TakenBack {
+    pub taken: Vec<Taken>,
+    pub left: Vec<Left>,
+    pub kept: Vec<Kept>,
+    /// How many more of these there are than are listed.
+    pub unlisted: Unlisted,
+}
+
+/// What a [`TakenBack`] has no room for, in numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Unlisted {
+    pub taken: usize,
+    pub left: usize,
+    pub kept: usize,
+}
+
+impl TakenBack {
+    /// Whether everything was taken back that was to be.
+    pub fn is_whole(&self) -> bool {
+        self.left.is_empty() && self.unlisted.left == 0
+    }
+
+    /// Adds what another one has, as far as there is room. What is left comes first: it is what somebody must look at.
+    pub fn add(&mut self, other: Self) {
+        let mut room = MOST_TO_TELL.saturating_sub(bytes_of(self));
+        add(&mut self.left, &mut self.unlisted.left, other.left, &mut room, 0);
+        // What is listed last leaves room for what is left in the next one.
+        add(&mut self.kept, &mut self.unlisted.kept, other.kept, &mut room, MOST_TO_TELL / 3);
+        add(&mut self.taken, &mut self.unlisted.taken, other.taken, &mut room, MOST_TO_TELL / 2);
+        self.unlisted.taken += other.unlisted.taken;
+        self.unlisted.left += other.unlisted.left;
+        self.unlisted.kept += other.unlisted.kept;
+    }
+}
+
+fn add<T: Serialize>(list: &mut Vec<T>, unlisted: &mut usize, more: Vec<T>, room: &mut usize, spare: usize) {
+    for item in more {
+        let bytes = bytes_of(&item) + 1;
+        if bytes + spare <= *room {
+            *room -= bytes;
+            list.push(item);
+        } else {
+            *unlisted += 1;
+        }
+    }
+}
+
+/// In JSON.
+pub fn bytes_of(value: &impl Serialize) -> usize {
+    json!(value).to_string().len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account(n: usize) -> AccountId {
+        AccountId::parse(format!("{n:012}")).unwrap()
+    }
+
+    fn left(n: usize, cause: usize) -> Left {
+        let cause = "x".repeat(cause);
+        Left { account_id: Some(account(n)), state: "UndoGrantPrincipals".into(), error: "AccessDenied".into(), cause }
+    }
+
+    fn taken(n: usize) -> Taken {
+        Taken {
+            call: "iam:DetachRolePolicy".into(),
+            account_id: account(n),
+            resource: "AmiShareKeyAccess".into(),
+            from: (0..21).map(|principal| format!("role/{}{principal}", "r".repeat(60))).collect(),
+        }
+    }
+
+    #[test]
+    fn an_answer_is_cut_to_fit_and_counts_the_rest() {
+        let mut whole = TakenBack::default();
+        for _ in 0..10 {
+            let one = TakenBack {
+                taken: (0..50).map(taken).collect(),
+                left: (0..155).map(|n| left(n, 500)).collect(),
+                ..TakenBack::default()
+            };
+            whole.add(one);
+            assert!(bytes_of(&whole) <= MOST_TO_TELL, "{}", bytes_of(&whole));
+        }
+        assert_eq!((whole.taken.len() + whole.unlisted.taken, whole.left.len() + whole.unlisted.left), (500, 1550));
+        assert!(whole.left.len() > 50 && !whole.is_whole());
+    }
+
+    #[test]
+    fn what_is_left_has_room_after_a_lot_was_taken() {
+        let mut whole = TakenBack { taken: vec![], ..TakenBack::default() };
+        whole.add(TakenBack { taken: (0..200).map(taken).collect(), ..TakenBack::default() });
+        assert!(whole.unlisted.taken > 0 && whole.is_whole());
+        whole.add(TakenBack { left: (0..10).map(|n| left(n, 500)).collect(), ..TakenBack::default() });
+        assert_eq!(whole.left.len(), 10);
+    }
+
+    #[test]
+    fn what_others_could_not_list_is_counted_on() {
+        let mut whole = TakenBack::default();
+        let other = TakenBack { unlisted: Unlisted { taken: 1, left: 2, kept: 3 }, ..TakenBack::default() };
+        whole.add(other.clone());
+        whole.add(other);
+        assert_eq!(whole.unlisted, Unlisted { taken: 2, left: 4, kept: 6 });
+        assert!(!whole.is_whole());
+    }
+}
