@@ -265,7 +265,7 @@ impl Error {
     }
 
     /// Whether the same call may succeed a little later, with nothing changed.
-    fn passes(&self) -> bool {
+    pub fn passes(&self) -> bool {
         match self {
             Self::Several(errors) => errors.iter().any(Self::passes),
             error => matches!(

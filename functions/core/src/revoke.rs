@@ -1,8 +1,7 @@
 //! What revoke-share is asked for, and what its states pass to each other.
 //!
-//! It goes through the targets in rounds: twice, first to look whether the image is still in use, then to
-//! take back. What one execution can do ends with its history, of 25,000 events (Step Functions service
-//! quotas), where it would fail without a Catch: [`Progress`] counts, and the execution stops in time.
+//! It goes through the targets in rounds: twice, first to look whether the image is still in use, then to take back, each
+//! round in a child execution.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -11,7 +10,8 @@ use crate::{
     error::Problem,
     ids::{AccountId, ExecutionName, ImageId},
     request::{Fields, Problems, collected, read_source},
-    share::{Kept, KeyChange, PrincipalAccess, SnapshotChange, Source, Target},
+    share::Source,
+    take_back::{TakeBack, TakenBack},
 };
 
 /// The most targets of one round.
@@ -20,13 +20,10 @@ pub const ROUND: usize = 50;
 /// The most targets that one execution takes something back from.
 pub const MAX_REVOKED: usize = 500;
 
-/// The most targets of one request by name, entries of the longest lists that grow from round to round, and
-/// bytes of what one round takes back: what states pass to each other ends at 262,144 bytes. More entries
-/// are counted only.
+/// The most targets of one request by name, and entries of the longest lists that grow from round to round: what states
+/// pass to each other ends at 262,144 bytes. More entries are counted only.
 pub const MAX_LISTED_TARGETS: usize = 2_000;
 pub const LISTED: usize = 200;
-pub const LISTED_LEFT: usize = 60;
-pub const ROUND_BYTES: usize = 120_000;
 
 /// The input of revoke-share, parsed as [`crate::request::Request`] is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,14 +127,7 @@ pub struct Round {
     pub force: bool,
     /// Targets that something is taken back from.
     pub accounts: Vec<RevokedAccount>,
-    pub launch_permissions: Vec<AccountId>,
-    pub snapshot_changes: Vec<SnapshotChange>,
-    /// What is to be done in target accounts.
-    pub targets: Vec<RevokedTarget>,
-    pub key_changes: Vec<KeyChange>,
-    pub grant_changes: Vec<KeyChange>,
-    /// Notes that say less from now on.
-    pub notes: Vec<NoteChange>,
+    pub take_back: TakeBack,
     /// Whether another round follows.
     pub more: bool,
     pub progress: Progress,
@@ -154,41 +144,6 @@ pub struct RevokedAccount {
     pub instances_of: Vec<ExecutionName>,
 }
 
-/// What is taken back in a target account: access of principals in one of its two ways, copies, instances.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RevokedTarget {
-    pub target: Target,
-    pub principal_access: PrincipalAccess,
-    pub copies_of: Vec<ExecutionName>,
-    pub instances_of: Vec<ExecutionName>,
-}
-
-/// A note of what a target was given, as it is to be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct NoteChange {
-    pub account_id: AccountId,
-    pub image_id: ImageId,
-    /// The note's execution.
-    pub execution: ExecutionName,
-    /// What the target still has, as JSON; nothing where that is nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gift: Option<String>,
-}
-
-/// What an undo could not take back, with its error as Step Functions gives it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Left {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub account_id: Option<AccountId>,
-    pub state: String,
-    pub error: String,
-    #[serde(default)]
-    pub cause: String,
-}
-
 /// How far an execution has come. It is handed from round to round, and to the report.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -200,41 +155,29 @@ pub struct Progress {
     pub until: Option<AccountId>,
     /// Targets after those that this execution looks at.
     pub remaining: usize,
-    /// Events of the history, at most.
-    pub spent: u64,
     /// Targets that something was to be taken back from.
     pub revoked: Vec<AccountId>,
-    /// Targets that keep access to keys, as other images need it.
-    pub kept: Vec<Kept>,
     /// Targets with a launch permission that ami-share did not give.
     pub not_ours: Vec<AccountId>,
     /// Targets that have copies or instances which nobody asked to remove.
     pub stays: Vec<AccountId>,
-    pub left: Vec<Left>,
-    /// How many more of these four there are than are listed.
+    /// How many more of these two there are than are listed.
     pub unlisted: usize,
+    /// What the rounds have come to, but for the last.
+    pub done: TakenBack,
 }
 
 impl Progress {
     /// Begins `phase`, if it is not the one at hand.
     pub fn enter(&mut self, phase: Phase) {
         if self.phase != phase {
-            *self = Self {
-                phase,
-                until: self.after.take().filter(|_| self.remaining > 0),
-                spent: self.spent,
-                ..Self::default()
-            };
+            *self = Self { phase, until: self.after.take().filter(|_| self.remaining > 0), ..Self::default() };
         }
     }
 
-    /// Adds what the round at hand could not take back.
-    pub fn add_left(&mut self, left: Vec<Left>) {
-        add(&mut self.left, &mut self.unlisted, LISTED_LEFT, left);
-    }
-
-    pub fn add_kept(&mut self, kept: Vec<Kept>) {
-        add(&mut self.kept, &mut self.unlisted, LISTED, kept);
+    /// Adds what the round at hand has come to.
+    pub fn add_last(&mut self, last: Option<TakenBack>) {
+        self.done.add(last.unwrap_or_default());
     }
 
     pub fn add_not_ours(&mut self, accounts: Vec<AccountId>) {
@@ -245,9 +188,9 @@ impl Progress {
         add(&mut self.stays, &mut self.unlisted, LISTED, accounts);
     }
 
-    /// Whether this execution can go through another round, of so many events.
-    pub fn has_room(&self, events: u64) -> bool {
-        self.revoked.len() + ROUND <= MAX_REVOKED && self.spent + events <= history::MOST
+    /// Whether this execution can go through another round.
+    pub fn has_room(&self) -> bool {
+        self.revoked.len() + ROUND <= MAX_REVOKED
     }
 }
 
@@ -255,36 +198,6 @@ fn add<T>(list: &mut Vec<T>, unlisted: &mut usize, most: usize, more: Vec<T>) {
     let room = most.saturating_sub(list.len());
     *unlisted += more.len().saturating_sub(room);
     list.extend(more.into_iter().take(room));
-}
-
-/// Events of the history, with two retries of every call.
-pub mod history {
-    /// Entering, scheduling, starting, succeeding, leaving; and two times failing, scheduling, starting.
-    const CALL: u64 = 5 + 2 * 3;
-    /// Entering and leaving, of a Choice or a Pass.
-    const STEP: u64 = 2;
-    /// Of a Map: entering, starting, succeeding, leaving; and of each iteration: starting, succeeding.
-    const MAP: u64 = 4;
-    const ITERATION: u64 = 2;
-    /// Attempts to get the lock. More are possible; then something else holds it for minutes.
-    const LOCKED: u64 = 100 * 3;
-
-    /// What is left to the last states, and to the look at who uses the image.
-    pub const RESERVE: u64 = 1_500;
-    pub const MOST: u64 = 25_000 - RESERVE;
-
-    /// The notes that one round rewrites at most; the rest is for the next execution.
-    pub const NOTES: usize = 100;
-
-    /// A round that finds nothing to do, or only looks who uses the image.
-    pub const LOOK: u64 = 2 * CALL + 3 * STEP;
-
-    /// A round that takes back.
-    pub fn of_round(items: usize, undos: usize, notes: usize) -> u64 {
-        let around = LOOK + 6 * CALL + 4 * STEP + 2 * MAP + LOCKED;
-        let items = items as u64 * (ITERATION + 5 * STEP) + undos as u64 * CALL;
-        around + items + notes as u64 * (ITERATION + STEP + CALL)
-    }
 }
 
 /// Who uses the image, as far as it has been asked.
@@ -369,7 +282,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::ids::Region;
+    use crate::{
+        ids::Region,
+        take_back::{MOST_TO_TAKE, MOST_TO_TELL},
+    };
 
     fn parse(request: Value) -> Result<RevokeRequest, Vec<Problem>> {
         let source = Source {
@@ -431,72 +347,45 @@ mod tests {
         assert_eq!(fields(json!({ "imageId": "ami-0123abcd", "targets": ["111111111111"] })), ["targets[0]"]);
     }
 
-    /// 500 targets, each with a note and principals: the first time through, and the second.
     #[test]
     fn one_execution_takes_back_from_five_hundred_targets() {
         let mut progress = Progress::default();
-        let mut looked = 0;
-        while progress.has_room(history::LOOK) {
-            progress.revoked.extend((0..ROUND).map(account));
-            progress.spent += history::LOOK;
-            looked += ROUND;
+        for phase in [Phase::Check, Phase::Revoke] {
+            progress.enter(phase);
+            let mut looked = 0;
+            while progress.has_room() {
+                progress.revoked.extend((0..ROUND).map(account));
+                looked += ROUND;
+            }
+            assert_eq!(looked, MAX_REVOKED);
         }
-        assert_eq!(looked, MAX_REVOKED);
-        progress.enter(Phase::Revoke);
-        let mut revoked = 0;
-        let round = history::of_round(ROUND, ROUND, ROUND);
-        while progress.has_room(round) {
-            progress.revoked.extend((0..ROUND).map(account));
-            progress.spent += round;
-            revoked += ROUND;
-        }
-        assert_eq!(revoked, MAX_REVOKED);
     }
 
-    /// However much there is to do for each target, the history does not end before the execution does.
+    /// A round is a handful of events; what takes long is looked at for as often as core says.
     #[test]
-    fn an_execution_stops_before_its_history_is_full() {
-        // Two items for each target, of which one does all there is.
-        let largest = history::of_round(2 * ROUND, 4 * ROUND, history::NOTES);
-        let mut progress = Progress { phase: Phase::Revoke, ..Progress::default() };
-        let mut rounds = 0;
-        while progress.has_room(largest) {
-            progress.spent += largest;
-            rounds += 1;
-        }
-        assert!(rounds >= 4, "{rounds}");
+    fn the_history_of_an_execution_is_long_enough() {
+        let rounds = 2 * MAX_LISTED_TARGETS.max(MAX_REVOKED) / ROUND;
         let polling = crate::polling::USAGE_REPORT.looks() * crate::polling::EVENTS_PER_LOOK;
-        assert!(polling + 200 < history::RESERVE, "{polling}");
-        assert!(progress.spent + history::RESERVE <= 25_000, "{}", progress.spent);
-        // Rounds that find nothing, for as many targets as a request can name.
-        assert!((MAX_LISTED_TARGETS / ROUND) as u64 * history::LOOK < history::MOST / 2);
+        // Three calls with two retries each, and three states besides.
+        let of_round = 3 * (5 + 2 * 3) + 3 * 2;
+        assert!(rounds as u64 * of_round + polling + 200 < 25_000);
     }
 
     /// What ResolveRevoke answers, and is given again: the longest there can be.
     #[test]
     fn a_round_fits_into_what_states_pass_to_each_other() {
         let mut progress = Progress::default();
-        let left = Left {
-            account_id: Some(account(0)),
-            state: "UndoGrantPrincipals".to_owned(),
-            error: "AccessDenied".to_owned(),
-            cause: "x".repeat(500),
-        };
-        let kept = Kept { account_id: account(0), image_id: ImageId::parse("ami-0123456789abcdef0").unwrap() };
         for _ in 0..20 {
-            progress.add_left(vec![left.clone(); 150]);
-            progress.add_kept(vec![kept.clone(); ROUND]);
             progress.add_not_ours(vec![account(0); ROUND]);
             progress.add_stays(vec![account(0); ROUND]);
         }
         progress.revoked = (0..MAX_REVOKED).map(account).collect();
-        assert_eq!(progress.unlisted, 20 * 150 - LISTED_LEFT + 3 * (20 * ROUND - LISTED));
-        let progress = serde_json::to_string(&progress).unwrap().len();
-        assert!(progress + ROUND_BYTES < 250_000, "{progress}");
-        // With what one round could not take back, each with a cause that the state machine cuts.
-        let of_round = serde_json::to_string(&vec![left; 3 * ROUND]).unwrap().len();
+        assert_eq!(progress.unlisted, 2 * (20 * ROUND - LISTED));
+        let progress = serde_json::to_string(&progress).unwrap().len() + MOST_TO_TELL;
+        let accounts = ROUND * 300;
+        assert!(progress + MOST_TO_TAKE + accounts < 250_000, "{progress}");
         let request = MAX_LISTED_TARGETS * "\"222222222222\",".len();
-        assert!(request + progress + of_round < 250_000, "{progress} {of_round}");
+        assert!(request + progress + MOST_TO_TELL < 250_000, "{progress}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub const SOURCE_IMAGE_TAG: &str = "ami-share:source-image";
 pub const KEY_TAG: &str = "ami-share:kms-key";
 
 /// Where the image is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Source {
     pub account_id: AccountId,

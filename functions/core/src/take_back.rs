@@ -26,6 +26,9 @@ pub struct TakeBack {
     pub execution: ExecutionName,
     pub source: Source,
     pub image_id: ImageId,
+    /// The ARN of the execution of share-ami whose note is to name the child; nothing for a revoke.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     pub launch_permissions: Vec<AccountId>,
     pub snapshot_changes: Vec<SnapshotChange>,
     /// What is to be done in target accounts.

@@ -1,4 +1,5 @@
-//! The other images that a target can launch, and the keys under them: what it needs its access to keys for.
+//! The images of a source account and Region that others can launch, and the keys under them: what they need their access
+//! to keys for.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,12 +11,13 @@ use ami_share_core::{
 use aws_sdk_ec2::{
     Client,
     error::ProvideErrorMetadata,
-    types::{self, ImageState},
+    types::{self, ImageAttributeName, ImageState},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 pub const DESCRIBE_IMAGES: &str = "ec2:DescribeImages";
 pub const DESCRIBE_SNAPSHOTS: &str = "ec2:DescribeSnapshots";
+pub const DESCRIBE_IMAGE_ATTRIBUTE: &str = "ec2:DescribeImageAttribute";
 
 /// How many calls are made at a time.
 const CONCURRENCY: usize = 16;
@@ -23,69 +25,105 @@ const CONCURRENCY: usize = 16;
 /// How many snapshots are asked for at a time.
 const SNAPSHOTS_PER_CALL: usize = 200;
 
-/// An image with its snapshots.
-type WithSnapshots = (ImageId, Vec<String>);
+/// The most images whose launch permissions are looked at one by one: EC2 answers some 20 such calls a second ("Request
+/// throttling for the Amazon EC2 API", EC2 developer guide), and a function has less than two minutes.
+const MOST_ASKED: usize = 1_500;
 
-/// The images that an account can launch, and the keys of the source account under them, each with one of
-/// these images.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Launchable {
-    pub images: BTreeSet<ImageId>,
-    pub keys: BTreeMap<KeyArn, ImageId>,
-}
+/// Images, each with the keys of the source account under it.
+pub type Images = BTreeMap<ImageId, BTreeSet<KeyArn>>;
 
-/// What each of `accounts` can launch besides `this_image`: one call for each account, and one for each
-/// 200 snapshots.
+/// The images that each of `accounts` has a launch permission of its own for: one call for each account, and one for each
+/// 200 snapshots. Asked for an account that is not the caller's, EC2 names no image that is shared with the account's
+/// organization or unit only ("ExecutableBy", EC2 API reference, DescribeImages), nor one that is public, which no
+/// encrypted image can be.
 ///
 /// # Errors
 /// [`Error::NotYetVisible`] when an image goes while it is looked at; whatever AWS answers.
-pub async fn besides(
+pub async fn by_account(
     ec2: &Client,
     source: &Source,
-    this_image: &ImageId,
-    accounts: BTreeSet<AccountId>,
-) -> Result<BTreeMap<AccountId, Launchable>, Error> {
-    let images: Vec<(AccountId, Vec<WithSnapshots>)> = stream::iter(accounts)
+    accounts: &BTreeSet<AccountId>,
+) -> Result<BTreeMap<AccountId, Images>, Error> {
+    let found: Vec<(AccountId, BTreeMap<ImageId, Vec<String>>)> = stream::iter(accounts)
         .map(|account| async move {
-            let images = launchable(ec2, source, this_image, &account).await?;
-            Ok((account, images))
+            let request = ec2.describe_images().owners("self").executable_users(account.as_str());
+            Ok::<_, Error>((account.clone(), images_of(source, request).await?))
         })
         .buffered(CONCURRENCY)
         .try_collect()
         .await?;
-    let of_all = images.iter().flat_map(|(_, images)| images);
-    let snapshots: BTreeSet<&String> = of_all.flat_map(|(_, snapshots)| snapshots).collect();
+    let snapshots: BTreeSet<&String> = found.iter().flat_map(|(_, images)| images.values().flatten()).collect();
     let keys = keys(ec2, source, snapshots.into_iter().cloned().collect()).await?;
-    let launchable = |images: Vec<WithSnapshots>| Launchable {
-        keys: keys_under(&images, &keys),
-        images: images.into_iter().map(|(image, _)| image).collect(),
-    };
-    Ok(images.into_iter().map(|(account, images)| (account, launchable(images))).collect())
+    Ok(found.into_iter().map(|(account, images)| (account, under(images, &keys))).collect())
 }
 
-/// The images of the source account, other than `this_image`, that `account` has a launch permission
-/// of its own for. Asked for an account that is not the caller's, EC2 names no image that is shared
-/// with the account's organization or unit only ("ExecutableBy", EC2 API reference, DescribeImages),
-/// nor one that is public, which no encrypted image can be.
-async fn launchable(
-    ec2: &Client,
+/// The images that are shared with an organization or a unit, which only their launch permissions say: one call for each
+/// image that has a key of the source account under it.
+///
+/// # Errors
+/// As [`by_account`]; [`Error::QuotaExceeded`] where there are more images than can be asked about.
+pub async fn by_organization(ec2: &Client, source: &Source) -> Result<Images, Error> {
+    let images = images_of(source, ec2.describe_images().owners("self")).await?;
+    let keys = keys(ec2, source, images.values().flatten().cloned().collect()).await?;
+    let images: Vec<(ImageId, BTreeSet<KeyArn>)> =
+        under(images, &keys).into_iter().filter(|(_, keys)| !keys.is_empty()).collect();
+    if images.len() > MOST_ASKED {
+        return Err(Error::QuotaExceeded {
+            account: source.account_id.clone(),
+            call: DESCRIBE_IMAGE_ATTRIBUTE,
+            reason: format!(
+                "whether one of its {} images under its own keys is shared with an organization takes more calls than one \
+                 function can make",
+                images.len()
+            ),
+            source: None,
+        });
+    }
+    let open: Vec<Option<(ImageId, BTreeSet<KeyArn>)>> = stream::iter(images)
+        .map(|(image, keys)| async move {
+            let is_open = is_open_to_an_organization(ec2, source, &image).await?;
+            Ok::<_, Error>(is_open.then_some((image, keys)))
+        })
+        .buffered(CONCURRENCY)
+        .try_collect()
+        .await?;
+    Ok(open.into_iter().flatten().collect())
+}
+
+async fn is_open_to_an_organization(ec2: &Client, source: &Source, image: &ImageId) -> Result<bool, Error> {
+    let attribute =
+        ec2.describe_image_attribute().image_id(image.as_str()).attribute(ImageAttributeName::LaunchPermission);
+    match attribute.send().await {
+        Ok(answer) => Ok(answer.launch_permissions().iter().any(|permission| {
+            permission.organization_arn().is_some() || permission.organizational_unit_arn().is_some()
+        })),
+        // It has gone meanwhile, or is disabled: then it has no launch permissions.
+        Err(error) if matches!(error.code(), Some("InvalidAMIID.NotFound" | "InvalidAMIID.Unavailable")) => Ok(false),
+        Err(error) => Err(aws::failure(&source.account_id, DESCRIBE_IMAGE_ATTRIBUTE, error)),
+    }
+}
+
+/// What `request` finds, each image with its snapshots.
+async fn images_of(
     source: &Source,
-    this_image: &ImageId,
-    account: &AccountId,
-) -> Result<Vec<WithSnapshots>, Error> {
-    let request = ec2.describe_images().owners("self").executable_users(account.as_str());
+    request: aws_sdk_ec2::operation::describe_images::builders::DescribeImagesFluentBuilder,
+) -> Result<BTreeMap<ImageId, Vec<String>>, Error> {
     let mut pages = request.into_paginator().page_size(1000).items().send();
-    let mut images = Vec::new();
+    let mut images = BTreeMap::new();
     while let Some(image) = pages.next().await {
         let image = image.map_err(|error| aws::failure(&source.account_id, DESCRIBE_IMAGES, error))?;
         // EC2 goes on naming an image for some time after it was deregistered.
         let gone = image.state() == Some(&ImageState::Deregistered);
-        match image.image_id().map(ImageId::parse) {
-            Some(Ok(id)) if id != *this_image && !gone => images.push((id, snapshots(&image))),
-            _ => {}
+        if let Some(Ok(id)) = image.image_id().map(ImageId::parse).filter(|_| !gone) {
+            images.insert(id, snapshots(&image));
         }
     }
     Ok(images)
+}
+
+fn under(images: BTreeMap<ImageId, Vec<String>>, keys: &BTreeMap<String, KeyArn>) -> Images {
+    let of = |snapshots: &[String]| snapshots.iter().filter_map(|snapshot| keys.get(snapshot)).cloned().collect();
+    images.into_iter().map(|(image, snapshots)| (image, of(&snapshots))).collect()
 }
 
 /// The snapshots that an image is made of.
@@ -97,7 +135,7 @@ pub fn snapshots(image: &types::Image) -> Vec<String> {
 /// The key of each snapshot that is under one of the source account's.
 ///
 /// # Errors
-/// As [`besides`].
+/// As [`by_account`].
 pub async fn keys(ec2: &Client, source: &Source, snapshots: Vec<String>) -> Result<BTreeMap<String, KeyArn>, Error> {
     let batches: Vec<Vec<String>> = snapshots.chunks(SNAPSHOTS_PER_CALL).map(<[String]>::to_vec).collect();
     let found: Vec<Vec<(String, KeyArn)>> =
@@ -125,38 +163,28 @@ async fn keys_of(ec2: &Client, source: &Source, batch: Vec<String>) -> Result<Ve
     Ok(answer.snapshots().iter().filter_map(under_own_key).collect())
 }
 
-/// Each key under `images`, with the first of them that is under it.
-fn keys_under(images: &[WithSnapshots], keys: &BTreeMap<String, KeyArn>) -> BTreeMap<KeyArn, ImageId> {
-    let mut under = BTreeMap::new();
-    for (image, snapshots) in images {
-        for key in snapshots.iter().filter_map(|snapshot| keys.get(snapshot)) {
-            under.entry(key.clone()).or_insert_with(|| image.clone());
-        }
-    }
-    under
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn an_image_needs_the_keys_under_its_encrypted_snapshots() {
+    fn an_image_has_the_keys_under_its_encrypted_snapshots() {
         let image = |id: &str| ImageId::parse(id).unwrap();
         let key = |id: &str| KeyArn::parse(format!("arn:aws:kms:eu-west-1:111111111111:key/{id}")).unwrap();
         let snapshots = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
-        let images = [
+        let images = BTreeMap::from([
             (image("ami-0000000a"), snapshots(&["snap-1", "snap-2", "snap-unencrypted"])),
-            (image("ami-0000000b"), snapshots(&["snap-3"])),
-        ];
+            (image("ami-0000000b"), snapshots(&["snap-unencrypted"])),
+        ]);
         let keys = BTreeMap::from([
             ("snap-1".to_owned(), key("1")),
-            ("snap-2".to_owned(), key("1")),
-            ("snap-3".to_owned(), key("2")),
+            ("snap-2".to_owned(), key("2")),
             ("snap-4".to_owned(), key("3")),
         ]);
-        let expected = BTreeMap::from([(key("1"), image("ami-0000000a")), (key("2"), image("ami-0000000b"))]);
-        assert_eq!(keys_under(&images, &keys), expected);
-        assert_eq!(keys_under(&[], &keys), BTreeMap::new());
+        let expected = Images::from([
+            (image("ami-0000000a"), BTreeSet::from([key("1"), key("2")])),
+            (image("ami-0000000b"), BTreeSet::new()),
+        ]);
+        assert_eq!(under(images, &keys), expected);
     }
 }

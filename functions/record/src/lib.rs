@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use ami_share_core::{
     Error, Hub, aws,
     hub::RecordTable,
-    ids::{AccountId, ExecutionName, ImageId},
+    ids::{AccountId, ExecutionName, ImageId, InstanceId},
     share::{Image, PrincipalAccess, Source, Target},
 };
 use aws_sdk_dynamodb::{Client, error::ProvideErrorMetadata, types::AttributeValue};
@@ -49,12 +49,34 @@ impl Gift {
     }
 }
 
-/// A gift, and whether the execution that gave it is taking it back.
-struct Note {
-    gift: Gift,
-    /// In milliseconds since 1970; nothing of a note that revoke-share has rewritten.
-    noted_at: Option<i64>,
-    given_up: bool,
+/// A note, as it stands in the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    pub gift: Gift,
+    /// In milliseconds since 1970.
+    pub noted_at: i64,
+    /// Who is taking it back, and since when; nothing of a share that stands.
+    pub going: Option<String>,
+    /// Whether the target's last state has confirmed it: until then the share is under way.
+    pub confirmed: bool,
+    /// What the target's last state has noted of what stays.
+    pub stays: Stays,
+}
+
+impl Note {
+    pub fn image(&self) -> &ImageId {
+        &self.gift.image.image_id
+    }
+}
+
+/// The ids of what an execution has made in a target, and left there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Stays {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<InstanceId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_id: Option<ImageId>,
 }
 
 /// The record table, as far as it can be read.
@@ -83,12 +105,18 @@ impl Record {
         Ok(self.notes_of(account).await?.into_iter().map(|note| note.gift).collect())
     }
 
-    /// Notes that what `execution` gave `account` of `image` is being taken back: nobody else can rely on it from
-    /// here on. Nothing where that was not noted yet.
+    /// Marks what `execution` gave `account` of `image` as going: nobody else can rely on it from here on. Nothing where
+    /// that is not noted.
     ///
     /// # Errors
     /// Whatever DynamoDB answers.
-    pub async fn give_up(&self, account: &AccountId, image: &ImageId, execution: &ExecutionName) -> Result<(), Error> {
+    pub async fn mark(
+        &self,
+        account: &AccountId,
+        image: &ImageId,
+        execution: &ExecutionName,
+        mark: &str,
+    ) -> Result<(), Error> {
         let update = self
             .client
             .update_item()
@@ -96,8 +124,8 @@ impl Record {
             .key("id", AttributeValue::S(format!("{TARGET_PREFIX}{account}")))
             .key("part", AttributeValue::S(format!("{image}#{execution}")))
             .condition_expression("attribute_exists(id)")
-            .update_expression("SET givenUp = :givenUp")
-            .expression_attribute_values(":givenUp", AttributeValue::Bool(true));
+            .update_expression("SET going = :going")
+            .expression_attribute_values(":going", AttributeValue::S(mark.to_owned()));
         match update.send().await {
             Ok(_) => Ok(()),
             Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(()),
@@ -105,27 +133,11 @@ impl Record {
         }
     }
 
-    /// What executions other than `execution` gave `account` of `image` since it began, in milliseconds since 1970, and
-    /// have not given up. What was noted before then, and was missing all the same, somebody has taken away.
+    /// Every note of `account`, of all images and Regions; the latest writes included.
     ///
     /// # Errors
     /// As [`Record::gifts_of`].
-    pub async fn given_by_others(
-        &self,
-        account: &AccountId,
-        image: &ImageId,
-        execution: &ExecutionName,
-        begun: i64,
-    ) -> Result<Vec<Gift>, Error> {
-        let notes = self.notes_of(account).await?.into_iter();
-        let others = notes.filter(|Note { gift, noted_at, given_up }| {
-            let meanwhile = noted_at.is_some_and(|noted_at| noted_at >= begun);
-            meanwhile && !given_up && gift.image.image_id == *image && gift.execution != *execution
-        });
-        Ok(others.map(|note| note.gift).collect())
-    }
-
-    async fn notes_of(&self, account: &AccountId) -> Result<Vec<Note>, Error> {
+    pub async fn notes_of(&self, account: &AccountId) -> Result<Vec<Note>, Error> {
         let mut notes = self
             .client
             .query()
@@ -137,12 +149,10 @@ impl Record {
             .items()
             .send();
         let mut read = Vec::new();
-        while let Some(note) = notes.next().await {
-            let note = note.map_err(|error| aws::failure(&self.account, QUERY, error))?;
-            let text = note.get("gift").and_then(|gift| gift.as_s().ok()).map_or("", String::as_str);
-            let gift = serde_json::from_str(text).map_err(|error| self.unreadable(account, &note, &error))?;
-            let noted_at = note.get("notedAt").and_then(|at| at.as_n().ok()?.parse().ok());
-            read.push(Note { gift, noted_at, given_up: note.contains_key("givenUp") });
+        while let Some(item) = notes.next().await {
+            let item = item.map_err(|error| aws::failure(&self.account, QUERY, error))?;
+            let note = note_of(&item).map_err(|error| self.unreadable(account, &item, &error))?;
+            read.push(note);
         }
         Ok(read)
     }
@@ -208,6 +218,17 @@ impl Record {
             source: None,
         }
     }
+}
+
+fn note_of(item: &HashMap<String, AttributeValue>) -> Result<Note, serde_json::Error> {
+    let text = |name: &str| item.get(name).and_then(|value| value.as_s().ok()).map(String::as_str);
+    Ok(Note {
+        gift: serde_json::from_str(text("gift").unwrap_or_default())?,
+        noted_at: item.get("notedAt").and_then(|at| at.as_n().ok()?.parse().ok()).unwrap_or_default(),
+        going: text("going").map(str::to_owned),
+        confirmed: item.contains_key("confirmed"),
+        stays: text("stays").map_or(Ok(Stays::default()), serde_json::from_str)?,
+    })
 }
 
 /// The target that a note is of.

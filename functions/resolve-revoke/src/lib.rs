@@ -5,26 +5,27 @@
 //! the target can still launch stays, and stays noted.
 
 mod source;
-mod target;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::UNIX_EPOCH,
+};
 
 use ami_share_core::{
     Error, Hub,
     hub::Actions,
-    ids::{AccountId, ExecutionName, KeyArn, SnapshotId},
-    revoke::{
-        Left, NoteChange, Phase, Progress, ROUND, ROUND_BYTES, RevokeRequest, RevokedAccount, RevokedTargets, Round,
-        history,
-    },
-    share::{KeyChange, SnapshotChange, Source},
+    ids::{AccountId, ExecutionName},
+    revoke::{Phase, Progress, ROUND, RevokeRequest, RevokedAccount, RevokedTargets, Round},
+    share::Source,
+    take_back::TakenBack,
 };
-use ami_share_record::{Gift, Record};
+use ami_share_record::{Note, Record};
+use ami_share_take_back::{Asked, Asking, FromAccount, Need, from_account, gather, needs};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::Value;
 
-use target::TakenBack;
+use source::SourceState;
 
 pub const ACTIONS: Actions = Actions {
     source: &[
@@ -53,11 +54,12 @@ pub struct Input {
     pub phase: Phase,
     /// As the last round left it; nothing before the first.
     pub progress: Option<Progress>,
-    /// What the last round could not take back.
-    pub left: Vec<Left>,
+    /// What the last take-back has come to.
+    pub last: Option<TakenBack>,
 }
 
-/// Reads the notes of the next targets, then the source account.
+/// Marks the notes of the image, where something is to be taken back now; reads all notes of the next targets, then the
+/// source account, and what the targets need in every Region that their notes name.
 ///
 /// # Errors
 /// [`Error::InvalidRequest`] before any account is asked; [`Error::ImageNotFound`] for an image that is not
@@ -69,38 +71,104 @@ pub async fn resolve_revoke(hub: &Hub, input: Input) -> Result<Round, Error> {
         .map_err(|rule| Error::invalid("name", &input.name, format!("must be {rule}")))?;
     let request = read_request(hub, &input.request)?;
     let mut progress = input.progress.unwrap_or_default();
-    progress.add_left(input.left);
+    progress.add_last(input.last);
     progress.enter(if request.force { Phase::Revoke } else { input.phase });
 
-    let record = Record::open(hub)?;
+    let record = &Record::open(hub)?;
     let named = match &request.targets {
         RevokedTargets::All => record.accounts_given(&request.image_id).await?,
         RevokedTargets::Listed(accounts) => accounts.clone(),
     };
     let ahead = Ahead::of(named, &progress);
-    let read: Vec<Vec<Gift>> = stream::iter(&ahead.accounts)
-        .map(|account| record.gifts_of(account))
+    if !progress.has_room() {
+        progress.remaining = ahead.accounts.len() + ahead.rest + ahead.beyond;
+        return Ok(round(&execution, &request, false, &[], false, progress));
+    }
+    let now = i64::try_from(hub.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or(i64::MAX);
+    let mark = &format!("{execution} {now}");
+    let revoking = progress.phase == Phase::Revoke;
+    let request_at_hand = &request;
+    let read: Vec<Vec<Note>> = stream::iter(&ahead.accounts)
+        .map(|account| async move {
+            let mut notes = record.notes_of(account).await?;
+            let of_it = |note: &&mut Note| is_of(request_at_hand, note);
+            if !revoking {
+                // As they would be.
+                notes.iter_mut().filter(of_it).for_each(|note| note.going = Some(mark.clone()));
+                return Ok(notes);
+            }
+            if !notes.iter().any(|note| is_of(request_at_hand, note)) {
+                return Ok(notes);
+            }
+            for note in notes.iter().filter(|note| is_of(request_at_hand, note)) {
+                record.mark(account, note.image(), &note.gift.execution, mark).await?;
+            }
+            record.notes_of(account).await
+        })
         .buffered(CONCURRENCY)
         .try_collect()
         .await?;
-    let mut gifts: BTreeMap<AccountId, Vec<Gift>> = ahead.accounts.iter().cloned().zip(read).collect();
-    gifts.values_mut().for_each(|gifts| gifts.retain(|gift| gift.source == request.source));
+    let notes: BTreeMap<AccountId, Vec<Note>> = ahead.accounts.iter().cloned().zip(read).collect();
 
-    let source = source::find(hub, &execution, &request, &gifts).await?;
-    let noted = gifts.values().flatten().any(|gift| gift.image.image_id == request.image_id);
-    if !source.image_found && !noted && progress.after.is_none() && ahead.rest + ahead.beyond == 0 {
+    let source = &request.source;
+    let asking = Asking {
+        hub,
+        execution: &execution,
+        actions: ACTIONS,
+        source,
+        image: &request.image_id,
+        state: "ResolveRevoke",
+        patient: true,
+    };
+    let needs = needs(&asking, &notes).await?;
+    let state = source::find(hub, &execution, &request, &notes, &needs).await?;
+    let noted = notes.values().flatten().any(|note| is_of(&request, note));
+    if !state.image_found && !noted && progress.after.is_none() && ahead.rest + ahead.beyond == 0 {
         let Source { account_id, region } = request.source;
         return Err(Error::ImageNotFound { image: request.image_id, account: account_id, region: region.to_string() });
     }
-    let taken: Vec<TakenBack> =
-        gifts.into_iter().map(|(account, gifts)| target::take_back(&request, &source, account, gifts)).collect();
-    Ok(round(execution, request, source.image_found, taken, ahead, progress))
+    let asked = Asked {
+        source,
+        image: &request.image_id,
+        mark,
+        begun: now,
+        copies: request.copies,
+        instances: request.instances,
+        with_gone_images: true,
+        force: request.force,
+    };
+    let taken: Vec<FromAccount> =
+        notes.iter().map(|(account, notes)| take(asked, &state, account, notes, &needs)).collect();
+    let not_ours = |account: &AccountId| {
+        state.permitted.contains(account)
+            && !notes[account]
+                .iter()
+                .any(|note| is_of(&request, note) && note.gift.target.source_changes.launch_permission)
+    };
+    let (_, fitting) = gather(&execution, source, &request.image_id, &taken);
+    let taken = &taken[..fitting];
+    progress.after = taken.last().map(|taken| taken.account_id.clone()).or(progress.after);
+    progress.remaining = ahead.accounts.len() - fitting + ahead.rest + ahead.beyond;
+    let something = taken.iter().filter(|taken| taken.is_something());
+    progress.revoked.extend(something.map(|taken| taken.account_id.clone()));
+    if revoking {
+        let accounts = || taken.iter().map(|taken| taken.account_id.clone());
+        progress.add_not_ours(accounts().filter(not_ours).collect());
+        progress.add_stays(taken.iter().filter(|taken| taken.stays).map(|taken| taken.account_id.clone()).collect());
+    }
+    let more = ahead.accounts.len() - fitting + ahead.rest > 0 && progress.has_room();
+    Ok(round(&execution, &request, state.image_found, taken, more, progress))
 }
 
 fn read_request(hub: &Hub, request: &Value) -> Result<RevokeRequest, Error> {
     let region = hub.region().map_err(|rule| Error::invalid("region", "", rule))?;
     let default_source = Source { account_id: hub.settings.source_account.clone(), region };
     RevokeRequest::parse(request, &default_source).map_err(Error::InvalidRequest)
+}
+
+/// Whether the note is one of those whose shares are to go.
+fn is_of(request: &RevokeRequest, note: &Note) -> bool {
+    *note.image() == request.image_id && note.gift.source == request.source
 }
 
 /// The targets that have not been looked at.
@@ -125,126 +193,58 @@ impl Ahead {
     }
 }
 
-/// All that is taken back in one round. What this execution has no room for is left to the next.
+/// What the notes of one target say, as far as the source account still has it, and what names it there without a note.
+fn take(
+    asked: Asked<'_>,
+    state: &SourceState,
+    account: &AccountId,
+    notes: &[Note],
+    needs: &BTreeMap<AccountId, Need>,
+) -> FromAccount {
+    let nothing = Need::default();
+    let need = needs.get(account).unwrap_or(&nothing);
+    let mut taken = from_account(asked, account, notes, need);
+    taken.launch_permission &= state.image_found;
+    taken.snapshot_ids.retain(|snapshot| state.snapshots.contains(snapshot));
+    taken.with_unnoted(asked, need, state.statements(account), state.grants(account));
+    for keys in [&mut taken.key_arns, &mut taken.grant_key_arns] {
+        keys.retain(|key| !state.gone_keys.contains(key));
+    }
+    taken
+}
+
 fn round(
-    execution: ExecutionName,
-    request: RevokeRequest,
+    execution: &ExecutionName,
+    request: &RevokeRequest,
     image_found: bool,
-    mut taken: Vec<TakenBack>,
-    mut ahead: Ahead,
-    mut progress: Progress,
+    taken: &[FromAccount],
+    more: bool,
+    progress: Progress,
 ) -> Round {
-    let fitting = fitting(&taken);
-    ahead.rest += taken.len() - fitting;
-    ahead.accounts.truncate(fitting);
-    taken.truncate(fitting);
-    let nothing = |progress: Progress| Round {
+    let revoking = progress.phase == Phase::Revoke;
+    let accounts = taken.iter().filter(|taken| taken.is_something()).map(revoked_account).collect();
+    let taken = if revoking { taken } else { &[] };
+    let (take_back, _) = gather(execution, &request.source, &request.image_id, taken);
+    Round {
         execution: execution.clone(),
         source: request.source.clone(),
         image_id: request.image_id.clone(),
         image_found,
         force: request.force,
-        accounts: vec![],
-        launch_permissions: vec![],
-        snapshot_changes: vec![],
-        targets: vec![],
-        key_changes: vec![],
-        grant_changes: vec![],
-        notes: vec![],
-        more: false,
-        progress,
-    };
-    let revoking = progress.phase == Phase::Revoke;
-    let accounts: Vec<RevokedAccount> =
-        taken.iter().filter(|taken| taken.is_something()).map(TakenBack::account).collect();
-    let events = if revoking { events(&taken) } else { history::LOOK };
-    if !progress.has_room(events) {
-        progress.remaining = ahead.accounts.len() + ahead.rest + ahead.beyond;
-        return nothing(progress);
-    }
-    progress.spent += events;
-    progress.after = ahead.accounts.last().cloned().or(progress.after);
-    progress.remaining = ahead.rest + ahead.beyond;
-    progress.revoked.extend(accounts.iter().map(|account| account.account_id.clone()));
-    let more = ahead.rest > 0 && progress.has_room(history::LOOK);
-    if !revoking {
-        return Round { accounts, more, ..nothing(progress) };
-    }
-    progress.add_kept(taken.iter().flat_map(|taken| taken.kept.clone()).collect());
-    let those = |which: fn(&TakenBack) -> bool| {
-        taken.iter().filter(move |taken| which(taken)).map(|taken| taken.account_id.clone())
-    };
-    progress.add_not_ours(those(|taken| taken.not_ours).collect());
-    progress.add_stays(those(|taken| taken.stays).collect());
-    let launch_permissions = those(|taken| taken.launch_permission).collect();
-    Round {
         accounts,
-        launch_permissions,
-        snapshot_changes: by(&taken, |taken| &taken.snapshot_ids)
-            .into_iter()
-            .map(|(snapshot_id, account_ids): (SnapshotId, _)| SnapshotChange { snapshot_id, account_ids })
-            .collect(),
-        key_changes: key_changes(&taken, |taken| &taken.key_arns),
-        grant_changes: key_changes(&taken, |taken| &taken.grant_key_arns),
-        targets: taken.iter().flat_map(|taken| taken.targets.clone()).collect(),
-        notes: notes(&taken),
+        take_back,
         more,
-        ..nothing(progress)
+        progress,
     }
 }
 
-/// How many of the targets, but one at least, fit into what states pass to each other.
-fn fitting(taken: &[TakenBack]) -> usize {
-    let mut bytes = 0;
-    let fits = |taken: &&TakenBack| {
-        bytes += bytes_of(&taken.targets) + bytes_of(&taken.notes);
-        bytes <= ROUND_BYTES
-    };
-    taken.iter().take_while(fits).count().max(taken.len().min(1))
-}
-
-/// The notes that one round can rewrite; the others stay as they are until the image is revoked again.
-fn notes(taken: &[TakenBack]) -> Vec<NoteChange> {
-    let mut bytes = 0;
-    let fits = |note: &&NoteChange| {
-        bytes += bytes_of(note);
-        bytes <= ROUND_BYTES
-    };
-    taken.iter().flat_map(|taken| &taken.notes).take(history::NOTES).take_while(fits).cloned().collect()
-}
-
-fn bytes_of(value: &impl Serialize) -> usize {
-    json!(value).to_string().len()
-}
-
-/// The accounts that lose each of what `of` names.
-fn by<T: Ord + Clone>(taken: &[TakenBack], of: fn(&TakenBack) -> &BTreeSet<T>) -> BTreeMap<T, Vec<AccountId>> {
-    let mut accounts: BTreeMap<T, Vec<AccountId>> = BTreeMap::new();
-    for taken in taken {
-        for thing in of(taken) {
-            accounts.entry(thing.clone()).or_default().push(taken.account_id.clone());
-        }
+fn revoked_account(taken: &FromAccount) -> RevokedAccount {
+    let target = taken.target.iter();
+    RevokedAccount {
+        account_id: taken.account_id.clone(),
+        copies_of: target.clone().flat_map(|target| &target.copies).map(|copy| copy.execution.clone()).collect(),
+        instances_of: target.flat_map(|target| &target.instances).map(|made| made.execution.clone()).collect(),
     }
-    accounts
-}
-
-fn key_changes(taken: &[TakenBack], of: fn(&TakenBack) -> &BTreeSet<KeyArn>) -> Vec<KeyChange> {
-    by(taken, of).into_iter().map(|(key_arn, account_ids)| KeyChange { key_arn, account_ids }).collect()
-}
-
-/// Of a round that takes this back.
-fn events(taken: &[TakenBack]) -> u64 {
-    let items = taken.iter().flat_map(|taken| &taken.targets);
-    let undos = items.clone().map(|item| {
-        let made =
-            [&item.copies_of, &item.instances_of].into_iter().filter(|executions| !executions.is_empty()).count();
-        made + usize::from(!item.target.principal_changes.is_empty())
-    });
-    let notes = taken.iter().map(|taken| taken.notes.len()).sum::<usize>().min(history::NOTES);
-    if notes == 0 && !taken.iter().any(TakenBack::is_something) {
-        return history::LOOK;
-    }
-    history::of_round(items.count(), undos.sum(), notes)
 }
 
 #[cfg(test)]

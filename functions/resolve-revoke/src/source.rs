@@ -9,17 +9,18 @@ use ami_share_core::{
     revoke::RevokeRequest,
 };
 use ami_share_key_grants::KeyGrant;
-use ami_share_launchable::{self as launchable, Launchable};
-use ami_share_record::Gift;
+use ami_share_launchable as launchable;
+use ami_share_record::Note;
+use ami_share_take_back::Need;
 use aws_sdk_ec2::types::{Filter, ImageAttributeName, ImageState};
 use aws_sdk_kms::error::ProvideErrorMetadata;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use crate::{ACTIONS, target};
+use crate::{ACTIONS, is_of};
 
 pub(crate) const DESCRIBE_IMAGES: &str = launchable::DESCRIBE_IMAGES;
 pub(crate) const DESCRIBE_SNAPSHOTS: &str = launchable::DESCRIBE_SNAPSHOTS;
-pub(crate) const DESCRIBE_IMAGE_ATTRIBUTE: &str = "ec2:DescribeImageAttribute";
+pub(crate) const DESCRIBE_IMAGE_ATTRIBUTE: &str = launchable::DESCRIBE_IMAGE_ATTRIBUTE;
 pub(crate) const GET_KEY_POLICY: &str = "kms:GetKeyPolicy";
 pub(crate) const LIST_GRANTS: &str = ami_share_key_grants::LIST_GRANTS;
 
@@ -35,8 +36,6 @@ pub(crate) struct SourceState {
     pub(crate) snapshots: BTreeSet<SnapshotId>,
     /// Who has a launch permission of the image.
     pub(crate) permitted: BTreeSet<AccountId>,
-    /// What each target can launch besides.
-    pub(crate) others: BTreeMap<AccountId, Launchable>,
     /// Accounts that our statements name in the policy of a key of theirs.
     pub(crate) statements: BTreeSet<(AccountId, KeyArn)>,
     /// Accounts with grants of ours on a key of theirs.
@@ -71,7 +70,8 @@ pub(crate) async fn find(
     hub: &Hub,
     execution: &ExecutionName,
     request: &RevokeRequest,
-    gifts: &BTreeMap<AccountId, Vec<Gift>>,
+    notes: &BTreeMap<AccountId, Vec<Note>>,
+    needs: &BTreeMap<AccountId, Need>,
 ) -> Result<SourceState, Error> {
     let source = &request.source;
     let config = hub.as_source(&source.account_id, &source.region, execution, ACTIONS).await?;
@@ -83,20 +83,17 @@ pub(crate) async fn find(
         image_keys.extend(launchable::keys(&ec2, source, snapshots).await?.into_values());
         state.permitted = permitted(&ec2, request).await?;
     }
-    state.snapshots = snapshots(&ec2, request, gifts).await?;
-    state.others = launchable::besides(&ec2, source, &request.image_id, gifts.keys().cloned().collect()).await?;
+    state.snapshots = snapshots(&ec2, request, notes).await?;
 
     let retiring = hub.source_role(&source.account_id, &source.region);
-    let keys_of = |account: &AccountId, gifts: &[Gift]| {
-        let nothing = Launchable::default();
-        let launchable = state.others.get(account).unwrap_or(&nothing);
-        let mut keys = target::noted_keys(request, launchable, gifts);
+    let keys_of = |account: &AccountId, notes: &[Note]| {
+        let mut keys = noted_keys(request, needs.get(account), notes);
         keys.extend(image_keys.iter().cloned());
         keys
     };
-    let pairs: Vec<(AccountId, KeyArn)> = gifts
+    let pairs: Vec<(AccountId, KeyArn)> = notes
         .iter()
-        .flat_map(|(account, gifts)| keys_of(account, gifts).into_iter().map(|key| (account.clone(), key)))
+        .flat_map(|(account, notes)| keys_of(account, notes).into_iter().map(|key| (account.clone(), key)))
         .collect();
     let mut policies = BTreeMap::new();
     for key in pairs.iter().map(|(_, key)| key).collect::<BTreeSet<_>>() {
@@ -129,6 +126,23 @@ pub(crate) async fn find(
     Ok(state)
 }
 
+/// The keys at hand that the target may have access to for the sake of the image, or of images that are gone, by what is
+/// noted.
+fn noted_keys(request: &RevokeRequest, need: Option<&Need>, notes: &[Note]) -> BTreeSet<KeyArn> {
+    let mut keys = BTreeSet::new();
+    for note in notes.iter().filter(|note| note.gift.source == request.source) {
+        let gone = need.is_none_or(|need| !need.images.contains(note.image()));
+        if note.going.is_some() || gone {
+            let changes = &note.gift.target.source_changes;
+            keys.extend(changes.key_arns.iter().chain(&changes.grant_key_arns).cloned());
+        }
+        if is_of(request, note) {
+            keys.extend(note.gift.image.keys());
+        }
+    }
+    keys
+}
+
 /// The snapshots under the image; nothing where the source account does not have it.
 async fn image_snapshots(ec2: &aws_sdk_ec2::Client, request: &RevokeRequest) -> Result<Option<Vec<String>>, Error> {
     let RevokeRequest { image_id, source, .. } = request;
@@ -148,11 +162,11 @@ async fn image_snapshots(ec2: &aws_sdk_ec2::Client, request: &RevokeRequest) -> 
 async fn snapshots(
     ec2: &aws_sdk_ec2::Client,
     request: &RevokeRequest,
-    gifts: &BTreeMap<AccountId, Vec<Gift>>,
+    notes: &BTreeMap<AccountId, Vec<Note>>,
 ) -> Result<BTreeSet<SnapshotId>, Error> {
-    let gifts = gifts.values().flatten().filter(|gift| gift.image.image_id == request.image_id);
+    let notes = notes.values().flatten().filter(|note| is_of(request, note));
     let noted: BTreeSet<String> =
-        gifts.flat_map(|gift| &gift.target.source_changes.snapshot_ids).map(ToString::to_string).collect();
+        notes.flat_map(|note| &note.gift.target.source_changes.snapshot_ids).map(ToString::to_string).collect();
     if noted.is_empty() {
         return Ok(BTreeSet::new());
     }

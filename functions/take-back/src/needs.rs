@@ -1,0 +1,151 @@
+//! What a target needs its access to keys for: other images that it can launch, in every Region that a note of it names.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ami_share_core::{
+    Error, Hub,
+    hub::Actions,
+    ids::{AccountId, ExecutionName, ImageId, KeyArn},
+    share::Source,
+    take_back::Left,
+};
+use ami_share_launchable::{self as launchable, Images};
+use ami_share_record::Note;
+
+/// What is called in each source account.
+pub const ACTIONS: [&str; 3] =
+    [launchable::DESCRIBE_IMAGES, launchable::DESCRIBE_SNAPSHOTS, launchable::DESCRIBE_IMAGE_ATTRIBUTE];
+
+/// How long a share may be under way, in milliseconds: the time-out of share-ami.
+const UNDER_WAY: i64 = 86_400_000;
+
+/// Who asks, and for whose sake.
+pub struct Asking<'a> {
+    pub hub: &'a Hub,
+    pub execution: &'a ExecutionName,
+    /// Of the session in a source account; [`ACTIONS`] are among them.
+    pub actions: Actions,
+    /// Where the share is that goes, and of which image.
+    pub source: &'a Source,
+    pub image: &'a ImageId,
+    /// The state that asks.
+    pub state: &'static str,
+    /// Whether what passes by itself is an error, so that the state is tried again. Otherwise it is not known.
+    pub patient: bool,
+}
+
+/// What one target needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Need {
+    /// Keys, each with an image that needs it.
+    pub keys: BTreeMap<KeyArn, ImageId>,
+    /// The images of the source at hand that it can launch.
+    pub images: BTreeSet<ImageId>,
+    /// Sources that could not be asked, and why.
+    pub unknown: BTreeMap<Source, Left>,
+}
+
+impl Need {
+    /// Why nobody can say whether the key is needed.
+    pub(crate) fn unknown_of(&self, key: &KeyArn) -> Option<&Left> {
+        let source = Source { account_id: key.account_id(), region: key.region() };
+        self.unknown.get(&source)
+    }
+}
+
+/// What each target of `notes` needs, besides the shares whose notes are marked. One call for each target in each Region
+/// that a note of it names, and those of [`launchable::by_organization`] for each Region.
+///
+/// # Errors
+/// Where the asking one is patient, what passes by itself.
+pub async fn needs(
+    asking: &Asking<'_>,
+    notes: &BTreeMap<AccountId, Vec<Note>>,
+) -> Result<BTreeMap<AccountId, Need>, Error> {
+    let mut places: BTreeMap<&Source, BTreeSet<AccountId>> = BTreeMap::new();
+    for (account, notes) in notes {
+        for place in notes.iter().map(|note| &note.gift.source).chain([asking.source]) {
+            places.entry(place).or_default().insert(account.clone());
+        }
+    }
+    let now = asking.hub.now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis();
+    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    let mut needs: BTreeMap<AccountId, Need> =
+        notes.iter().map(|(account, notes)| (account.clone(), under_way(asking, notes, now))).collect();
+    for (place, accounts) in places {
+        match ask(asking, place, &accounts).await {
+            Ok((own, open)) => {
+                for account in &accounts {
+                    let nothing = Images::new();
+                    let images = own.get(account).unwrap_or(&nothing).iter();
+                    let notes = notes.get(account).map_or(&[][..], Vec::as_slice);
+                    let images = images.filter(|(image, _)| counts(notes, place, image)).chain(&open);
+                    let others = images.filter(|(image, _)| place != asking.source || *image != asking.image);
+                    needs.entry(account.clone()).or_default().add(others, place == asking.source);
+                }
+            }
+            Err(error) if asking.patient && error.passes() => return Err(error),
+            Err(error) => {
+                for account in accounts {
+                    let left = Left {
+                        account_id: Some(account.clone()),
+                        state: asking.state.to_owned(),
+                        error: error.name().to_owned(),
+                        cause: format!(
+                            "access to keys stays, as nobody can say which images of account {} in {} need it: {error}",
+                            place.account_id, place.region
+                        ),
+                    };
+                    needs.entry(account).or_default().unknown.insert(place.clone(), left);
+                }
+            }
+        }
+    }
+    Ok(needs)
+}
+
+async fn ask(
+    asking: &Asking<'_>,
+    place: &Source,
+    accounts: &BTreeSet<AccountId>,
+) -> Result<(BTreeMap<AccountId, Images>, Images), Error> {
+    let config = asking.hub.as_source(&place.account_id, &place.region, asking.execution, asking.actions).await?;
+    let ec2 = aws_sdk_ec2::Client::new(&config);
+    let own = launchable::by_account(&ec2, place, accounts).await?;
+    Ok((own, launchable::by_organization(&ec2, place).await?))
+}
+
+/// An image all of whose notes are marked is going, whatever EC2, which lags, still says. One that nobody has noted is
+/// somebody else's share.
+fn counts(notes: &[Note], place: &Source, image: &ImageId) -> bool {
+    let mut of_it = notes.iter().filter(|note| note.image() == image && note.gift.source == *place).peekable();
+    of_it.peek().is_none() || of_it.any(|note| note.going.is_none())
+}
+
+/// A share that is under way may have found the access there, and given no launch permission yet.
+fn under_way(asking: &Asking<'_>, notes: &[Note], now: i64) -> Need {
+    let mut need = Need::default();
+    let is_under_way = |note: &&Note| {
+        let other = note.gift.source != *asking.source || note.image() != asking.image;
+        other && note.going.is_none() && !note.confirmed && note.noted_at + UNDER_WAY > now
+    };
+    for note in notes.iter().filter(is_under_way) {
+        for key in note.gift.image.keys() {
+            need.keys.entry(key).or_insert_with(|| note.image().clone());
+        }
+    }
+    need
+}
+
+impl Need {
+    fn add<'i>(&mut self, images: impl Iterator<Item = (&'i ImageId, &'i BTreeSet<KeyArn>)>, at_hand: bool) {
+        for (image, keys) in images {
+            if at_hand {
+                self.images.insert(image.clone());
+            }
+            for key in keys {
+                self.keys.entry(key.clone()).or_insert_with(|| image.clone());
+            }
+        }
+    }
+}
