@@ -223,29 +223,45 @@ fn respond(status: u16, body: &Value) -> Response {
     Response { status, content_type: "application/x-amz-json-1.0", request_id: String::new(), body: body.to_string() }
 }
 
+/// How an execution ends that does not come to its end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Stop {
+    /// Not by StopExecution: it fails, and no Catch sees it.
+    pub(crate) failed: bool,
+    pub(crate) error: Option<String>,
+    pub(crate) cause: Option<String>,
+}
+
 /// How an execution is stopped from outside.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Control(Mutex<Points>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Points {
     passed: u64,
     /// The number of the point at which it is stopped.
-    stop_at: Option<u64>,
+    stop_at: Option<(u64, Stop)>,
     /// Tells the execution.
-    stop: Option<oneshot::Sender<()>>,
+    stop: Option<oneshot::Sender<Stop>>,
+    /// Of an execution that has not begun yet.
+    stopped: Option<oneshot::Receiver<Stop>>,
 }
 
 impl Control {
+    pub(crate) fn new() -> Self {
+        let (stop, stopped) = oneshot::channel();
+        Self(Mutex::new(Points { passed: 0, stop_at: None, stop: Some(stop), stopped: Some(stopped) }))
+    }
+
     /// The execution is at a point where it may be stopped: it enters a state, or calls somebody, itself or by a
     /// function.
     pub(crate) fn pass(&self) {
         let mut points = lock(&self.0);
         points.passed += 1;
-        if points.stop_at.is_some_and(|at| points.passed >= at) {
-            points.stop_at = None;
+        let passed = points.passed;
+        if let Some((_, stop)) = points.stop_at.take_if(|(at, _)| passed >= *at) {
             drop(points);
-            self.stop();
+            self.stop(stop);
         }
     }
 
@@ -254,21 +270,25 @@ impl Control {
     }
 
     /// Stops it at the point of that number, or at the next one if that is behind it.
-    pub(crate) fn stop_at(&self, number: u64) {
-        lock(&self.0).stop_at = Some(number);
+    pub(crate) fn stop_at(&self, number: u64, stop: Stop) {
+        lock(&self.0).stop_at = Some((number, stop));
     }
 
-    pub(crate) fn stop(&self) {
+    pub(crate) fn stop(&self, how: Stop) {
         if let Some(stop) = lock(&self.0).stop.take() {
             // Where nobody listens, the execution has ended.
-            let _ = stop.send(());
+            let _ = stop.send(how);
         }
     }
 
     /// Is told when it is stopped.
-    pub(crate) fn stopped(&self) -> oneshot::Receiver<()> {
+    pub(crate) fn stopped(&self) -> oneshot::Receiver<Stop> {
+        let mut points = lock(&self.0);
+        if let Some(stopped) = points.stopped.take() {
+            return stopped;
+        }
         let (stop, stopped) = oneshot::channel();
-        lock(&self.0).stop = Some(stop);
+        points.stop = Some(stop);
         stopped
     }
 }
