@@ -7,6 +7,7 @@ Standard input is a lifeline: when its other end closes, however the starter die
 functions it runs and the directory TMPDIR go away.
 """
 
+import contextvars
 import copy
 import json
 import os
@@ -14,11 +15,24 @@ import shutil
 import signal
 import sys
 import threading
+import time
 
 from ministack import app
 from ministack.core import iam_evaluator
 from ministack.core.responses import now_iso
 from ministack.services import stepfunctions
+from ministack.services.stepfunctions import _ExecutionError as ExecutionError
+
+# Quotas of Step Functions.
+MAX_PAYLOAD = 262_144
+MAX_EVENTS = 25_000
+MAX_CAUSE = 32_768
+
+ENDS = {"ExecutionSucceeded", "ExecutionFailed", "ExecutionAborted"}
+
+# Of the task that runs: its execution, and when it is given up.
+task_of = contextvars.ContextVar("task_of")
+task_until = contextvars.ContextVar("task_until")
 
 
 def enforce(access_key_id, iam_action, *arguments, **keywords):
@@ -35,17 +49,60 @@ def apply_state_assign(state_def, raw_input, ctx, result=None, error_output=None
     before = ctx.setdefault("variables", {})
     after = dict(before)
     for name, template in (state_def.get("Assign") or {}).items():
-        after[name] = stepfunctions._apply_jsonata_template(
-            template, raw_input, ctx, result=result, error_output=error_output
+        after[name] = within_limit(
+            stepfunctions._apply_jsonata_template(template, raw_input, ctx, result=result, error_output=error_output)
         )
     ctx["variables"] = after
+
+
+def within_limit(value):
+    """On AWS whatever states hand on has at most 262,144 bytes."""
+    size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+    if size > MAX_PAYLOAD:
+        raise ExecutionError("States.DataLimitExceeded", f"{size} bytes are more than {MAX_PAYLOAD}")
+    return value
+
+
+def apply_jsonata_arguments(state_def, raw_input, ctx=None):
+    """So has what a task is called with."""
+    return within_limit(engine["apply_jsonata_arguments"](state_def, raw_input, ctx))
+
+
+def invoke_resource(resource, input_data):
+    """So has what it answers."""
+    return within_limit(engine["invoke_resource"](resource, input_data))
+
+
+def apply_jsonata_output(state_def, raw_input, ctx=None, result=None, error_output=None, default=None):
+    """So have the results of a Map, and what a state makes of them."""
+    within_limit(result)
+    return within_limit(engine["apply_jsonata_output"](state_def, raw_input, ctx, result, error_output, default))
+
+
+def error_matches(error_equals, error):
+    """On AWS neither States.ALL nor States.TaskFailed stands for these two."""
+    if error in ("States.DataLimitExceeded", "States.Runtime"):
+        return error in error_equals
+    return engine["error_matches"](error_equals, error)
+
+
+def add_event(execution, event_type, details=None):
+    """AWS fails an execution whose history gets longer than 25,000 events, its last one among them. A task has an event
+    more than here."""
+    if event_type not in ENDS and len(execution["events"]) >= MAX_EVENTS - 1:
+        reached = f"The execution reached the maximum number of history events ({MAX_EVENTS})."
+        raise ExecutionError("States.Runtime", reached)
+    event = engine["add_event"](execution, event_type, details)
+    if event_type == "TaskScheduled":
+        add_event(execution, "TaskStarted", {"taskStartedEventDetails": details["taskScheduledEventDetails"]})
+    return event
 
 
 def apply_output_path(state_def, data, ctx=None):
     """On AWS a Succeed state of the JSONata kind has an Output."""
     if state_def.get("Type") == "Succeed" and stepfunctions._state_query_language(state_def, ctx) == "JSONata":
         return stepfunctions._apply_jsonata_output(state_def, data, ctx, default=data)
-    return engine_apply_output_path(state_def, data, ctx)
+    return engine["apply_output_path"](state_def, data, ctx)
 
 
 def run_sub_machine(states, start_at, input_data, execution, ctx):
@@ -62,7 +119,7 @@ def run_sub_machine(states, start_at, input_data, execution, ctx):
         ctx["State"] = {"Name": name, "EnteredTime": now_iso(), "RetryCount": 0}
         following = None
         if kind in ("Succeed", "Fail"):
-            value = engine_run_sub_machine(states, name, value, execution, ctx)
+            value = engine["run_sub_machine"](states, name, value, execution, ctx)
         elif kind in ("Task", "Map", "Parallel"):
             value, following = getattr(stepfunctions, f"_execute_{kind.lower()}")(state, value, execution, ctx)
         else:
@@ -77,7 +134,80 @@ def run_sub_machine(states, start_at, input_data, execution, ctx):
 def fail_execution(execution, error, cause):
     """On AWS an execution that was stopped stays ABORTED, whatever its last task still answers."""
     if execution["status"] == "RUNNING":
-        engine_fail_execution(execution, error, cause)
+        engine["fail_execution"](execution, error, cause)
+
+
+def execute_task(state_def, raw_input, execution, ctx):
+    """AWS knows whose task an integration runs for."""
+    task_of.set(execution)
+    task_until.set(float("inf"))
+    return engine["execute_task"](state_def, raw_input, execution, ctx)
+
+
+def invoke_resource_with_timeout(resource, input_data, timeout):
+    """AWS knows until when."""
+    task_until.set(time.monotonic() + timeout)
+    return engine["invoke_resource_with_timeout"](resource, input_data, timeout)
+
+
+def nested_start_execution_request(input_data):
+    """AWS takes a string for a string, not for JSON."""
+    request = engine["nested_start_execution_request"](input_data)
+    return request | {"input": json.dumps(input_data.get("Input", {}))}
+
+
+def invoke_nested_start_execution_sync(resource, input_data):
+    """AWS runs a child as any other execution, whose names are unique and whose status changes are events, and answers
+    with its description, input and output as JSON. Where it ends otherwise than well, the task fails with
+    States.TaskFailed, and the description is the cause. AWS tries to stop it where its parent is stopped, or the task
+    times out."""
+    if not resource.endswith(".sync:2"):
+        raise ExecutionError("States.Runtime", f"what AWS answers to {resource} is not known here")
+    parent, until = task_of.get(), task_until.get()
+    status, _, body = start_execution(nested_start_execution_request(input_data))
+    started = json.loads(body)
+    if status >= 400:
+        raise ExecutionError(f"StepFunctions.{started['__type']}Exception", started["message"])
+    child = stepfunctions._executions[started["executionArn"]]
+    try:
+        submitted = {"resourceType": "states", "resource": "startExecution.sync:2", "output": json.dumps(started)}
+        add_event(parent, "TaskSubmitted", {"taskSubmittedEventDetails": submitted})
+        while not has_ended(child):
+            if parent["status"] != "RUNNING" or time.monotonic() > until:
+                raise ExecutionError("States.Aborted", "The task was given up")
+            time.sleep(0.02)
+    finally:
+        if child["status"] == "RUNNING":
+            gone = f"The Task state in AWS Step Functions execution [{parent['executionArn']}]"
+            cause = f"{gone} which was managing this resource was aborted"
+            stepfunctions._stop_execution({"executionArn": child["executionArn"], "cause": cause})
+    description = describe_child(child)
+    if child["status"] != "SUCCEEDED":
+        raise ExecutionError("States.TaskFailed", json.dumps(description, separators=(",", ":"))[:MAX_CAUSE])
+    return description | {"Input": json.loads(child["input"]), "Output": json.loads(child["output"])}
+
+
+def has_ended(execution):
+    """And all that is said of it is written: the last event is written last."""
+    return execution["status"] != "RUNNING" and any(event["type"] in ENDS for event in reversed(execution["events"]))
+
+
+def describe_child(child):
+    """As DescribeExecution, with other names and with times in milliseconds."""
+    _, _, body = describe_execution({"executionArn": child["executionArn"]})
+    described = json.loads(body)
+    for date in ("startDate", "stopDate"):
+        described[date] = stepfunctions._iso_to_epoch_ms(described[date])
+    for details in ("inputDetails", "outputDetails"):
+        if details in described:
+            described[details] = {"Included": True}
+    return {name[0].upper() + name[1:]: described[name] for name in sorted(described)}
+
+
+def prefix_sdk_error(service_name, error_code):
+    """AWS names Step Functions' own errors as its SDK for Java does."""
+    suffix = "" if service_name != "sfn" or "." in error_code or error_code.endswith("Exception") else "Exception"
+    return engine["prefix_sdk_error"](service_name, error_code + suffix)
 
 
 def start_execution(data):
@@ -88,14 +218,25 @@ def start_execution(data):
     if running and running["status"] == "RUNNING" and running["input"] == data.get("input", "{}"):
         started = {"executionArn": running["executionArn"], "startDate": running["startDate"]}
         return stepfunctions.json_response(started)
-    return engine_start_execution(data)
+    return engine["start_execution"](data)
 
 
 def describe_execution(data):
-    """AWS says how often an execution was redriven: here never."""
-    status, headers, body = engine_describe_execution(data)
-    described = json.loads(body)
-    return stepfunctions.json_response(described | {"redriveCount": 0}) if status == 200 else (status, headers, body)
+    """AWS says how often an execution was redriven (here never), gives one that failed no output, and leaves out the
+    data where only the rest is asked for."""
+    status, headers, body = engine["describe_execution"](data)
+    if status != 200:
+        return status, headers, body
+    described = {name: value for name, value in json.loads(body).items() if value is not None}
+    ended, succeeded = described["status"] != "RUNNING", described["status"] == "SUCCEEDED"
+    described |= {"redriveCount": 0, "redriveStatus": "REDRIVABLE" if ended and not succeeded else "NOT_REDRIVABLE"}
+    if not ended or succeeded:
+        described["redriveStatusReason"] = f"Execution is {described['status']} and cannot be redriven"
+    left_out = [] if succeeded else ["output", "outputDetails"]
+    if data.get("includedData") == "METADATA_ONLY":
+        left_out += ["input", "output", "error", "cause"]
+        described |= {name: {"included": False} for name in ("inputDetails", "outputDetails") if name in described}
+    return stepfunctions.json_response({name: value for name, value in described.items() if name not in left_out})
 
 
 def end_with_the_starter():
@@ -104,20 +245,31 @@ def end_with_the_starter():
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-add_event = stepfunctions._add_event
+CORRECTIONS = [
+    add_event,
+    apply_jsonata_arguments,
+    apply_jsonata_output,
+    apply_output_path,
+    apply_state_assign,
+    describe_execution,
+    error_matches,
+    execute_task,
+    fail_execution,
+    invoke_nested_start_execution_sync,
+    invoke_resource,
+    invoke_resource_with_timeout,
+    nested_start_execution_request,
+    prefix_sdk_error,
+    run_sub_machine,
+    start_execution,
+]
+
+# As it was. A version that has no function of such a name fails here.
+engine = {correction.__name__: getattr(stepfunctions, f"_{correction.__name__}") for correction in CORRECTIONS}
 engine_enforce = iam_evaluator.enforce
-engine_apply_output_path = stepfunctions._apply_output_path
-engine_run_sub_machine = stepfunctions._run_sub_machine
-engine_start_execution = stepfunctions._start_execution
-engine_describe_execution = stepfunctions._describe_execution
-engine_fail_execution = stepfunctions._fail_execution
+for correction in CORRECTIONS:
+    setattr(stepfunctions, f"_{correction.__name__}", correction)
 iam_evaluator.enforce = enforce
-stepfunctions._apply_state_assign = apply_state_assign
-stepfunctions._apply_output_path = apply_output_path
-stepfunctions._run_sub_machine = run_sub_machine
-stepfunctions._start_execution = start_execution
-stepfunctions._describe_execution = describe_execution
-stepfunctions._fail_execution = fail_execution
 
 if __name__ == "__main__":
     os.setpgrp()

@@ -8,13 +8,15 @@ use futures_util::{
     stream,
 };
 use serde_json::{Map, Value, json};
+use tokio::sync::oneshot;
 
 use crate::{
     Runner,
     definition::{After, Definition, Jitter, Kind, Retrier, Rule, State, States},
     expression::{self, Template},
-    lambda,
-    services::Control,
+    lambda, nested,
+    services::{Control, Stop},
+    simulation,
     table::Refused,
 };
 
@@ -22,6 +24,16 @@ use crate::{
 const MAX_PAYLOAD: usize = 262_144;
 /// The events of a history ("Service quotas").
 const MAX_EVENTS: u64 = 25_000;
+/// What an execution fails with that has more of them.
+const TOO_MANY_EVENTS: &str = "The execution reached the maximum number of history events (25000).";
+
+/// Runs an execution of another state machine.
+const START_CHILD: &str = "arn:aws:states:::states:startExecution.sync:2";
+
+/// How an execution ends that has come to a limit which its definition cannot see.
+pub(crate) fn failure() -> Stop {
+    Stop { failed: true, error: Some("States.Runtime".to_owned()), cause: Some(TOO_MANY_EVENTS.to_owned()) }
+}
 
 /// An error as states see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +44,7 @@ pub(crate) struct Failed {
     terminal: bool,
 }
 
-fn failed(error: &str, cause: impl Into<String>) -> Failed {
+pub(crate) fn failed(error: &str, cause: impl Into<String>) -> Failed {
     Failed { error: error.to_owned(), cause: Some(cause.into()), terminal: false }
 }
 
@@ -92,6 +104,8 @@ pub struct Record {
     /// The states as they were entered; those of a Map's iterations are interleaved.
     pub entered: Vec<String>,
     pub redrives: u64,
+    /// When it ended, by the time of day.
+    pub(crate) stopped_ms: Option<u64>,
     events: u64,
 }
 
@@ -104,6 +118,7 @@ impl Record {
             cause: None,
             entered: Vec::new(),
             redrives: 0,
+            stopped_ms: None,
             events: 0,
         }
     }
@@ -142,11 +157,14 @@ pub(crate) struct Execution {
     pub(crate) machine: String,
     pub(crate) definition: Rc<Definition>,
     pub(crate) input: Value,
-    pub(crate) started_at: String,
+    /// By the time of day.
+    pub(crate) started_ms: u64,
     pub(crate) scope: Rc<RefCell<Scope>>,
     pub(crate) control: Arc<Control>,
     pub(crate) stop_in: RefCell<Option<String>>,
     pub(crate) record: RefCell<Record>,
+    /// Who is to be told of its end.
+    pub(crate) waiting: RefCell<Vec<oneshot::Sender<()>>>,
 }
 
 type Running<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failed>> + 'a>>;
@@ -172,13 +190,13 @@ impl Execution {
         if redrivable {
             record.status = Status::Running;
             record.redrives += 1;
-            (record.error, record.cause) = (None, None);
+            (record.error, record.cause, record.stopped_ms) = (None, None, None);
         }
         redrivable
     }
 
     /// Runs from where it is to its end.
-    pub(crate) async fn run(&self, runner: &Runner) {
+    pub(crate) async fn run(&self, runner: &Rc<Runner>) {
         let stopped = self.control.stopped();
         let clock = &runner.services.clock;
         let run = self.run_states(runner, &self.definition.states, Rc::clone(&self.scope), None);
@@ -186,8 +204,13 @@ impl Execution {
         // Whoever is stopped does nothing more: it is looked at first.
         let ended = select(stopped, select(time_limit, run)).await;
         let mut record = self.record.borrow_mut();
+        record.stopped_ms = Some(clock.epoch_ms());
         match ended {
-            Either::Left(_) => record.status = Status::Aborted,
+            Either::Left((stopped, _)) => {
+                let Stop { failed, error, cause } = stopped.unwrap_or_default();
+                record.status = if failed { Status::Failed } else { Status::Aborted };
+                (record.error, record.cause) = (error, cause);
+            }
             Either::Right((Either::Left(_), _)) => record.status = Status::TimedOut,
             Either::Right((Either::Right((Ok(output), _)), _)) => {
                 record.status = Status::Succeeded;
@@ -203,7 +226,7 @@ impl Execution {
 
     fn run_states<'a>(
         &'a self,
-        runner: &'a Runner,
+        runner: &'a Rc<Runner>,
         states: &'a States,
         scope: Rc<RefCell<Scope>>,
         item: Option<(usize, Value)>,
@@ -246,7 +269,7 @@ impl Execution {
 
     fn stop_here(&self, state: &str) {
         if self.stop_in.borrow_mut().take_if(|stop_in| stop_in == state).is_some() {
-            self.control.stop();
+            self.control.stop(Stop::default());
         }
         self.control.pass();
     }
@@ -258,13 +281,12 @@ impl Execution {
         if record.events < MAX_EVENTS {
             return Ok(());
         }
-        let cause = format!("the history has more than {MAX_EVENTS} events");
-        Err(Failed { terminal: true, ..failed("States.Runtime", cause) })
+        Err(Failed { terminal: true, ..failed("States.Runtime", TOO_MANY_EVENTS) })
     }
 
     async fn run_state(
         &self,
-        runner: &Runner,
+        runner: &Rc<Runner>,
         state: &State,
         scope: &Rc<RefCell<Scope>>,
         mut entered: Entered,
@@ -334,7 +356,7 @@ impl Execution {
                 view.after(&state.after, before, view.input.clone())
             }
             Kind::Task { resource, arguments, timeout_seconds } => {
-                self.count_events(3)?;
+                self.count_events(if resource == START_CHILD { 4 } else { 3 })?;
                 let arguments = view.evaluate(arguments, &before)?;
                 check_size(&arguments)?;
                 let task = self.task(runner, resource, arguments);
@@ -396,7 +418,7 @@ impl Execution {
         Ok(iterations.iter().map(output).collect())
     }
 
-    fn task<'a>(&'a self, runner: &'a Runner, resource: &'a str, arguments: Value) -> Running<'a, Value> {
+    fn task<'a>(&'a self, runner: &'a Rc<Runner>, resource: &'a str, arguments: Value) -> Running<'a, Value> {
         Box::pin(async move {
             let services = &runner.services;
             let call = |service: &'static str, act: Box<dyn FnOnce() -> Result<Value, Refused> + 'a>| async move {
@@ -425,8 +447,12 @@ impl Execution {
                     call("DynamoDB", Box::new(move || services.table().delete_item(&arguments))).await
                 }
                 "arn:aws:states:::sns:publish" => call("SNS", Box::new(move || runner.publish(arguments))).await,
+                START_CHILD => nested::run_child(self, runner, arguments).await,
                 "arn:aws:states:::aws-sdk:sfn:describeExecution" => {
-                    call("Sfn", Box::new(move || runner.describe_execution(&arguments))).await
+                    call("Sfn", Box::new(move || nested::describe_execution(runner, &arguments))).await
+                }
+                "arn:aws:states:::aws-sdk:sfn:stopExecution" => {
+                    call("Sfn", Box::new(move || nested::stop_execution(runner, &arguments))).await
                 }
                 other => Err(failed("States.Runtime", format!("the resource {other} is not known here"))),
             }
@@ -465,7 +491,7 @@ fn delay(runner: &Runner, retrier: &Retrier, attempts: u32) -> u64 {
 /// What the expressions of a state see.
 struct View<'a> {
     execution: &'a Execution,
-    runner: &'a Runner,
+    runner: &'a Rc<Runner>,
     input: &'a Value,
     variables: &'a Map<String, Value>,
 }
@@ -481,7 +507,7 @@ impl View<'_> {
                     "Id": execution.arn,
                     "Name": execution.name,
                     "Input": execution.input,
-                    "StartTime": execution.started_at,
+                    "StartTime": simulation::timestamp(execution.started_ms),
                     "RedriveCount": execution.record.borrow().redrives,
                 },
                 "State": { "Name": entered.state, "EnteredTime": entered.at, "RetryCount": entered.retries },

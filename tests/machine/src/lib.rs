@@ -9,14 +9,14 @@
 //! - [`simulation`]: simulated time, tasks, chance
 //! - `definition`, `expression`, `execution`: the language of the definitions, JSONata, the interpreter
 //! - [`steps`]: the functions; `lambda`: how they are invoked
+//! - `nested`: executions that run, describe and stop others
 //! - [`services`]: their calls, and what goes wrong with them; [`table`]: the record table
 //!
 //! # What it does not model
 //!
 //! The permissions of the state machines' own roles (the functions' roles are evaluated, call by call); the SDKs'
-//! retries; Lambda's queues and limits; EventBridge but
-//! for the rule that starts undo-share; when a history has too many events, to the event. What is not known of the
-//! language is an error.
+//! retries; Lambda's queues and limits; EventBridge but for rules that start a state machine when an execution of
+//! another one ends; when a history has too many events, to the event. What is not known of the language is an error.
 //!
 //! It must not run inside a task of tokio, whose budget for such a task would never be renewed.
 
@@ -24,6 +24,7 @@ mod definition;
 mod execution;
 mod expression;
 mod lambda;
+mod nested;
 pub mod root;
 pub mod services;
 pub mod simulation;
@@ -32,7 +33,7 @@ pub mod table;
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     rc::Rc,
     sync::{Arc, MutexGuard},
 };
@@ -45,7 +46,7 @@ pub use execution::{Record, Status};
 pub use lambda::Function;
 
 use execution::{Execution, Scope};
-use services::{Control, Fault, Services};
+use services::{Control, Fault, Services, Stop};
 use simulation::{Random, Simulation, Time};
 use steps::Step;
 use table::{Refused, Table};
@@ -64,9 +65,19 @@ pub struct Deployment {
     pub functions: BTreeMap<String, Function>,
     /// By their name, such as `ShareAmi`.
     pub definitions: BTreeMap<String, String>,
+    pub rules: Vec<Rule>,
     pub table_arn: String,
     /// The roles and policies of each account, as [`World::export_iam`] gives them.
     pub accounts: BTreeMap<String, Value>,
+}
+
+/// A rule of EventBridge: executions of `of` that end with one of `statuses` start one of `starts`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// A state machine's name, such as `ShareAmi`.
+    pub of: String,
+    pub statuses: Vec<String>,
+    pub starts: String,
 }
 
 impl Deployment {
@@ -92,8 +103,11 @@ pub(crate) struct Runner {
     functions: BTreeMap<String, Function>,
     steps: BTreeMap<&'static str, Rc<Step>>,
     definitions: BTreeMap<String, Rc<Definition>>,
+    rules: Vec<Rule>,
     executions: RefCell<BTreeMap<String, Rc<Execution>>>,
     published: RefCell<Vec<Value>>,
+    /// How the next executions of a state machine end, and at which point.
+    planned: RefCell<BTreeMap<String, VecDeque<(u64, Stop)>>>,
 }
 
 impl Runner {
@@ -110,24 +124,8 @@ impl Runner {
         Ok(json!({ "MessageId": "0" }))
     }
 
-    fn describe_execution(&self, arguments: &Value) -> Result<Value, Refused> {
-        let arn = arguments["ExecutionArn"].as_str().unwrap_or_default();
-        let executions = self.executions.borrow();
-        let execution = executions.get(arn).ok_or_else(|| Refused {
-            name: "ExecutionDoesNotExistException",
-            message: format!("there is no execution {arn}"),
-        })?;
-        let record = execution.record.borrow();
-        let redrivable = !matches!(record.status, Status::Running | Status::Succeeded);
-        Ok(json!({
-            "ExecutionArn": arn,
-            "Name": execution.name,
-            "Status": record.status.name(),
-            "StartDate": execution.started_at,
-            "Input": execution.input.to_string(),
-            "RedriveCount": record.redrives,
-            "RedriveStatus": if redrivable { "REDRIVABLE" } else { "NOT_REDRIVABLE" },
-        }))
+    fn execution(&self, arn: &str) -> Option<Rc<Execution>> {
+        self.executions.borrow().get(arn).cloned()
     }
 }
 
@@ -152,8 +150,10 @@ impl Machine {
             functions: deployment.functions.clone(),
             steps: steps::steps().into_iter().map(|step| (step.state, Rc::new(step))).collect(),
             definitions,
+            rules: deployment.rules.clone(),
             executions: RefCell::default(),
             published: RefCell::default(),
+            planned: RefCell::default(),
         };
         Ok(Self { runner: Rc::new(runner) })
     }
@@ -216,7 +216,27 @@ impl Machine {
     /// Stops an execution at its point of that number: each state that it enters is one, and each call that it or a
     /// function of it makes.
     pub fn stop_at(&self, arn: &str, point: u64) {
-        self.execution(arn).control.stop_at(point);
+        self.execution(arn).control.stop_at(point, Stop::default());
+    }
+
+    /// Fails an execution at its point of that number, by a limit that its definition cannot see: it runs no Catch.
+    pub fn fail_at(&self, arn: &str, point: u64) {
+        self.execution(arn).control.stop_at(point, execution::failure());
+    }
+
+    /// Stops an execution that is still to be started, by whomever, at its point of that number: the next one of that
+    /// state machine, after those that were planned before.
+    pub fn stop_next_at(&self, machine: &str, point: u64) {
+        self.plan(machine, point, Stop::default());
+    }
+
+    /// Fails it there, as [`Machine::fail_at`] does.
+    pub fn fail_next_at(&self, machine: &str, point: u64) {
+        self.plan(machine, point, execution::failure());
+    }
+
+    fn plan(&self, machine: &str, point: u64, stop: Stop) {
+        self.runner.planned.borrow_mut().entry(machine.to_owned()).or_default().push_back((point, stop));
     }
 
     /// How many such points it has passed.
@@ -261,14 +281,13 @@ impl Machine {
     }
 
     fn execution(&self, arn: &str) -> Rc<Execution> {
-        let executions = self.runner.executions.borrow();
-        Rc::clone(executions.get(arn).unwrap_or_else(|| panic!("there is no execution {arn}")))
+        self.runner.execution(arn).unwrap_or_else(|| panic!("there is no execution {arn}"))
     }
 }
 
 fn start(runner: &Rc<Runner>, machine: &str, name: &str, input: Value, delay: Time) -> Result<String, String> {
     let definition = runner.definitions.get(machine).ok_or_else(|| format!("there is no state machine {machine}"))?;
-    let arn = format!("arn:aws:states:{REGION}:{HUB}:execution:{machine}:{name}");
+    let arn = nested::execution_arn(machine, name);
     if runner.executions.borrow().contains_key(&arn) {
         return Err(format!("there is an execution {arn}"));
     }
@@ -279,11 +298,15 @@ fn start(runner: &Rc<Runner>, machine: &str, name: &str, input: Value, delay: Ti
         definition: Rc::clone(definition),
         scope: Rc::new(RefCell::new(Scope::start(&definition.states, input.clone()))),
         input,
-        started_at: runner.services.clock.timestamp(),
-        control: Arc::new(Control::default()),
+        started_ms: runner.services.clock.epoch_ms(),
+        control: Arc::new(Control::new()),
         stop_in: RefCell::default(),
         record: RefCell::new(Record::new()),
+        waiting: RefCell::default(),
     });
+    if let Some((point, stop)) = runner.planned.borrow_mut().get_mut(machine).and_then(VecDeque::pop_front) {
+        execution.control.stop_at(point, stop);
+    }
     runner.executions.borrow_mut().insert(arn.clone(), Rc::clone(&execution));
     let of = Rc::clone(runner);
     runner.simulation.spawn(async move {
@@ -293,30 +316,37 @@ fn start(runner: &Rc<Runner>, machine: &str, name: &str, input: Value, delay: Ti
     Ok(arn)
 }
 
-/// Runs an execution to its end, and starts what EventBridge starts then.
+/// Runs an execution to its end, tells who waits for it, and starts what EventBridge starts then.
 async fn run(runner: &Rc<Runner>, execution: Rc<Execution>) {
     execution.run(runner).await;
-    let status = execution.record.borrow().status;
-    if execution.machine != "ShareAmi" || !matches!(status, Status::Aborted | Status::TimedOut) {
-        return;
+    for waiting in execution.waiting.take() {
+        // Who was told may have ended.
+        let _ = waiting.send(());
     }
-    let drive = execution.record.borrow().redrives;
-    let detail = json!({
-        "executionArn": execution.arn,
-        "name": execution.name,
-        "status": status.name(),
-        "redriveCount": drive,
-    });
-    let event =
-        json!({ "source": "aws.states", "detail-type": "Step Functions Execution Status Change", "detail": detail });
-    // At least once ("Amazon EventBridge event delivery").
-    let deliveries = 1 + u64::from(runner.services.clock.chance(|random| random.below(4) == 0));
-    for delivery in 0..deliveries {
-        let delay = runner.services.clock.chance(Random::latency) * (1 + delivery * 100);
-        let name = format!("{}-undo-{drive}-{delivery}", execution.name);
-        if let Err(error) = start(runner, "UndoShare", &name, event.clone(), delay) {
-            // A name is given once only: there is such an execution for each end of this one.
-            execution.record.borrow_mut().cause = Some(error);
+    let record = execution.record.borrow().clone();
+    let status = record.status.name();
+    let heard = |rule: &&Rule| rule.of == execution.machine && rule.statuses.iter().any(|heard| heard == status);
+    for rule in runner.rules.iter().filter(heard) {
+        let drive = record.redrives;
+        let detail = json!({
+            "executionArn": execution.arn,
+            "stateMachineArn": nested::machine_arn(&execution.machine),
+            "name": execution.name,
+            "status": status,
+            "redriveCount": drive,
+            "error": record.error,
+            "cause": record.cause,
+        });
+        let event = json!({ "source": "aws.states", "detail-type": "Step Functions Execution Status Change", "detail": detail });
+        // At least once ("Amazon EventBridge event delivery").
+        let deliveries = 1 + u64::from(runner.services.clock.chance(|random| random.below(4) == 0));
+        for delivery in 0..deliveries {
+            let delay = runner.services.clock.chance(Random::latency) * (1 + delivery * 100);
+            let name = format!("{}-undo-{drive}-{delivery}", execution.name);
+            if let Err(error) = start(runner, &rule.starts, &name, event.clone(), delay) {
+                // A name is given once only: there is such an execution for each end of this one.
+                execution.record.borrow_mut().cause = Some(error);
+            }
         }
     }
 }

@@ -27,7 +27,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     simulation::Clock,
-    table::{Refused, Table},
+    table::{self, Refused, Table},
 };
 
 /// What goes wrong with one call.
@@ -194,12 +194,17 @@ impl Services {
             None => self.table_arn.to_string(),
         };
         let action = format!("dynamodb:{action}");
-        if let Err(denied) = auth::authorize(world, &caller, &action, &resource, &auth::Context::new()) {
+        let leading_keys = table::leading_key(&body).map(|key| ("dynamodb:LeadingKeys".to_owned(), vec![key]));
+        let context = auth::Context::from_iter(leading_keys);
+        if let Err(denied) = auth::authorize(world, &caller, &action, &resource, &context) {
             return refuse(400, "AccessDeniedException", &denied.message());
         }
         let answer = match action.as_str() {
             "dynamodb:Query" => self.table().query(&body),
+            "dynamodb:GetItem" => self.table().get_item(&body),
+            "dynamodb:PutItem" => self.table().put_item(&body),
             "dynamodb:UpdateItem" => self.table().update_item(&body),
+            "dynamodb:DeleteItem" => self.table().delete_item(&body),
             _ => return refuse(400, "UnknownOperationException", &format!("{action} is not known here")),
         };
         match fault {
@@ -218,29 +223,45 @@ fn respond(status: u16, body: &Value) -> Response {
     Response { status, content_type: "application/x-amz-json-1.0", request_id: String::new(), body: body.to_string() }
 }
 
+/// How an execution ends that does not come to its end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Stop {
+    /// Not by StopExecution: it fails, and no Catch sees it.
+    pub(crate) failed: bool,
+    pub(crate) error: Option<String>,
+    pub(crate) cause: Option<String>,
+}
+
 /// How an execution is stopped from outside.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Control(Mutex<Points>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Points {
     passed: u64,
     /// The number of the point at which it is stopped.
-    stop_at: Option<u64>,
+    stop_at: Option<(u64, Stop)>,
     /// Tells the execution.
-    stop: Option<oneshot::Sender<()>>,
+    stop: Option<oneshot::Sender<Stop>>,
+    /// Of an execution that has not begun yet.
+    stopped: Option<oneshot::Receiver<Stop>>,
 }
 
 impl Control {
+    pub(crate) fn new() -> Self {
+        let (stop, stopped) = oneshot::channel();
+        Self(Mutex::new(Points { passed: 0, stop_at: None, stop: Some(stop), stopped: Some(stopped) }))
+    }
+
     /// The execution is at a point where it may be stopped: it enters a state, or calls somebody, itself or by a
     /// function.
     pub(crate) fn pass(&self) {
         let mut points = lock(&self.0);
         points.passed += 1;
-        if points.stop_at.is_some_and(|at| points.passed >= at) {
-            points.stop_at = None;
+        let passed = points.passed;
+        if let Some((_, stop)) = points.stop_at.take_if(|(at, _)| passed >= *at) {
             drop(points);
-            self.stop();
+            self.stop(stop);
         }
     }
 
@@ -249,21 +270,25 @@ impl Control {
     }
 
     /// Stops it at the point of that number, or at the next one if that is behind it.
-    pub(crate) fn stop_at(&self, number: u64) {
-        lock(&self.0).stop_at = Some(number);
+    pub(crate) fn stop_at(&self, number: u64, stop: Stop) {
+        lock(&self.0).stop_at = Some((number, stop));
     }
 
-    pub(crate) fn stop(&self) {
+    pub(crate) fn stop(&self, how: Stop) {
         if let Some(stop) = lock(&self.0).stop.take() {
             // Where nobody listens, the execution has ended.
-            let _ = stop.send(());
+            let _ = stop.send(how);
         }
     }
 
     /// Is told when it is stopped.
-    pub(crate) fn stopped(&self) -> oneshot::Receiver<()> {
+    pub(crate) fn stopped(&self) -> oneshot::Receiver<Stop> {
+        let mut points = lock(&self.0);
+        if let Some(stopped) = points.stopped.take() {
+            return stopped;
+        }
         let (stop, stopped) = oneshot::channel();
-        lock(&self.0).stop = Some(stop);
+        points.stop = Some(stop);
         stopped
     }
 }
@@ -353,4 +378,113 @@ fn write(response: &Response) -> Result<HttpResponse, ConnectorError> {
     written.headers_mut().insert("content-type", response.content_type);
     written.headers_mut().insert("x-amzn-requestid", response.request_id.clone());
     Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{HUB, root::Caller, simulation::Simulation};
+
+    /// A function that may do so much with items of its own kind, and what the table answers it.
+    struct Function {
+        services: Services,
+        key: sts::AccessKey,
+    }
+
+    impl Function {
+        fn with(statement: &Value) -> Self {
+            let mut world = World::new(ami_share_sandbox::Settings::default());
+            let (hub, policy) = (Caller::root(HUB), json!({ "Version": "2012-10-17", "Statement": [statement] }));
+            let trust = json!({ "Version": "2012-10-17", "Statement": [{
+                "Effect": "Allow", "Principal": { "Service": "lambda.amazonaws.com" }, "Action": "sts:AssumeRole" }] });
+            let (trust, policy) = (trust.to_string(), policy.to_string());
+            for (action, name, document) in
+                [("CreateRole", "AssumeRolePolicyDocument", &trust), ("PutRolePolicy", "PolicyDocument", &policy)]
+            {
+                let parameters = [("RoleName", "function"), ("PolicyName", "items"), (name, document.as_str())];
+                hub.call(&mut world, "iam", action, &parameters).unwrap();
+            }
+            let role = format!("arn:aws:iam::{HUB}:role/function");
+            let key = sts::issue_session(&mut world, &role, "session").unwrap();
+            let table = format!("arn:aws:dynamodb:eu-west-1:{HUB}:table/records");
+            Self { services: Services::new(Simulation::new(1).clock, world, &table), key }
+        }
+
+        fn call(&self, action: &str, arguments: &Value) -> Result<Value, String> {
+            let scope = format!("AWS4-HMAC-SHA256 Credential={}/20260101/eu-west-1/dynamodb/aws4_request", self.key.id);
+            let headers = [
+                ("authorization", scope),
+                ("x-amz-target", format!("DynamoDB_20120810.{action}")),
+                ("x-amz-security-token", self.key.token.clone().unwrap_or_default()),
+            ];
+            let request = Request {
+                method: "POST".to_owned(),
+                path: "/".to_owned(),
+                headers: headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+                body: arguments.to_string().into_bytes(),
+                ..Request::default()
+            };
+            let answer = self.services.answer(&request, None).unwrap();
+            let body: Value = serde_json::from_str(&answer.body).unwrap();
+            if answer.status == 200 { Ok(body) } else { Err(body["__type"].as_str().unwrap_or_default().to_owned()) }
+        }
+    }
+
+    #[test]
+    fn a_function_puts_reads_and_deletes_items_on_conditions() {
+        let table = format!("arn:aws:dynamodb:eu-west-1:{HUB}:table/records");
+        let function = Function::with(&json!({ "Effect": "Allow", "Action": "dynamodb:*", "Resource": table }));
+        let key = json!({ "id": { "S": "keys#1" }, "part": { "S": "lock" } });
+        let item = json!({ "id": { "S": "keys#1" }, "part": { "S": "lock" }, "heldBy": { "S": "me" } });
+        let put = json!({ "TableName": "records", "Item": item, "ConditionExpression": "attribute_not_exists(id)" });
+        assert!(function.call("PutItem", &put).is_ok());
+        assert_eq!(
+            function.call("PutItem", &put).unwrap_err(),
+            "com.amazonaws.dynamodb#ConditionalCheckFailedException"
+        );
+        let get = json!({ "TableName": "records", "Key": key, "ConsistentRead": true });
+        assert_eq!(function.call("GetItem", &get).unwrap()["Item"], item);
+        let delete = |who: &str| {
+            json!({ "TableName": "records", "Key": key, "ConditionExpression": "heldBy = :me",
+                "ExpressionAttributeValues": { ":me": { "S": who } } })
+        };
+        assert!(function.call("DeleteItem", &delete("somebody")).is_err());
+        assert!(function.call("DeleteItem", &delete("me")).is_ok());
+        assert_eq!(function.call("GetItem", &get).unwrap(), json!({}));
+    }
+
+    #[test]
+    fn a_role_can_be_limited_to_items_by_their_partition_key() {
+        let table = format!("arn:aws:dynamodb:eu-west-1:{HUB}:table/records");
+        let function = Function::with(&json!({
+            "Effect": "Allow",
+            "Action": ["dynamodb:UpdateItem", "dynamodb:GetItem", "dynamodb:Query"],
+            "Resource": table,
+            "Condition": { "ForAllValues:StringLike": { "dynamodb:LeadingKeys": ["keys#*", "locks"] } },
+        }));
+        let refused = "com.amazonaws.dynamodb#AccessDeniedException";
+        for (id, allowed) in [("keys#1", true), ("locks", true), ("target#2", false), ("key", false)] {
+            let key = json!({ "id": { "S": id }, "part": { "S": "lock" } });
+            let calls = [
+                ("GetItem", json!({ "TableName": "records", "Key": key })),
+                (
+                    "UpdateItem",
+                    json!({ "TableName": "records", "Key": key, "UpdateExpression": "SET a = :id",
+                    "ExpressionAttributeValues": { ":id": { "S": id } } }),
+                ),
+                (
+                    "Query",
+                    json!({ "TableName": "records", "KeyConditionExpression": "id = :id",
+                    "ExpressionAttributeValues": { ":id": { "S": id } } }),
+                ),
+            ];
+            for (action, arguments) in calls {
+                let answer = function.call(action, &arguments);
+                assert_eq!(answer.is_ok(), allowed, "{action} {id}: {answer:?}");
+                assert!(answer.is_ok() || answer.is_err_and(|name| name == refused), "{action} {id}");
+            }
+        }
+        let delete = json!({ "TableName": "records", "Key": { "id": { "S": "locks" }, "part": { "S": "lock" } } });
+        assert_eq!(function.call("DeleteItem", &delete).unwrap_err(), refused);
+    }
 }

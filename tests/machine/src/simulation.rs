@@ -109,9 +109,7 @@ impl Clock {
 
     /// The time of day as Step Functions writes it.
     pub(crate) fn timestamp(&self) -> String {
-        let millis = i64::try_from(self.epoch_ms()).unwrap_or_default();
-        let time = chrono::DateTime::from_timestamp_millis(millis).unwrap_or_default();
-        time.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+        timestamp(self.epoch_ms())
     }
 
     pub(crate) fn chance<T>(&self, draw: impl FnOnce(&mut Random) -> T) -> T {
@@ -131,6 +129,13 @@ impl Clock {
         let due = self.now() + delay;
         self.state().add(due, Event::Run(Box::new(action)));
     }
+}
+
+/// A time of day as Step Functions writes it.
+pub(crate) fn timestamp(epoch_ms: u64) -> String {
+    let millis = i64::try_from(epoch_ms).unwrap_or_default();
+    let time = chrono::DateTime::from_timestamp_millis(millis).unwrap_or_default();
+    time.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }
 
 impl State {

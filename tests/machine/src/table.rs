@@ -138,6 +138,22 @@ impl Table {
     }
 }
 
+/// The partition key of the item, or of the items, that a call is about: what `dynamodb:LeadingKeys` says of it ("Using
+/// IAM policy conditions for fine-grained access control", DynamoDB developer guide). A query of an index names the
+/// index's.
+pub(crate) fn leading_key(arguments: &Value) -> Option<String> {
+    let item = [&arguments["Key"], &arguments["Item"]].into_iter().find_map(Value::as_object);
+    let key = match item {
+        Some(item) => item.get("id"),
+        None => {
+            let condition = arguments["KeyConditionExpression"].as_str()?;
+            let (_, value) = condition.split_once('=')?;
+            arguments["ExpressionAttributeValues"].get(value.split_whitespace().next()?)
+        }
+    };
+    Some(key?["S"].as_str()?.to_owned())
+}
+
 fn fields<'a>(arguments: &'a Value, known: &[&str]) -> Result<&'a Map<String, Value>, Refused> {
     let given = arguments.as_object().ok_or_else(|| invalid("the arguments are not an object"))?;
     match given.keys().find(|name| !known.contains(&name.as_str())) {
@@ -374,6 +390,20 @@ mod tests {
         unlock["UpdateExpression"] = json!("SET note = :me REMOVE heldBy, heldUntil");
         assert_eq!(table.update_item(&unlock).unwrap()["Attributes"]["note"]["S"], "b");
         assert_eq!(table.update_item(&unlock).unwrap_err().name, "ConditionalCheckFailedException");
+    }
+
+    #[test]
+    fn a_call_is_about_the_partition_key_of_its_items() {
+        let query = |condition: &str| json!({ "KeyConditionExpression": condition, "ExpressionAttributeValues": { ":v": { "S": "keys#1" } } });
+        for arguments in [
+            lock("a", 1),
+            json!({ "Item": { "part": { "S": "lock" }, "id": { "S": "keys" } } }),
+            query("id = :v AND begins_with(part, :p)"),
+            query("imageId=:v"),
+        ] {
+            assert!(leading_key(&arguments).is_some_and(|key| key.starts_with("keys")), "{arguments}");
+        }
+        assert_eq!(leading_key(&json!({ "TableName": "t" })), None, "a scan is about all of them");
     }
 
     #[test]

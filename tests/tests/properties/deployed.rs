@@ -2,14 +2,14 @@
 
 use std::{cell::RefCell, collections::BTreeMap, fs, sync::OnceLock};
 
-use ami_share_machine::{Deployment, Function};
+use ami_share_machine::{Deployment, Function, Rule};
 use ami_share_sandbox::{World, world::Account};
 use ami_share_tests::{
     HUB, REGION, Result, SOURCE, TARGET, deploy,
     engine::checkout,
     local::{Local, Organization, Settings},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The accounts that may be targets.
 pub(crate) const TARGETS: [&str; 3] = [TARGET, "444444444444", "555555555555"];
@@ -58,8 +58,7 @@ pub(crate) fn start(settings: Settings) -> Deployment {
 
 /// What is deployed on a local engine that runs.
 pub(crate) fn of(local: &Local) -> Result<Deployment> {
-    let output = deploy::aws(HUB, &local.engine.endpoint())?.args(["lambda", "list-functions"]).output()?;
-    let listed: Value = serde_json::from_slice(&output.stdout)?;
+    let listed = ask(local, &["lambda", "list-functions"])?;
     let mut functions = BTreeMap::new();
     for (id, name) in &local.hub.stack.resources {
         let Some(state) = id.strip_suffix("Function") else { continue };
@@ -87,9 +86,53 @@ pub(crate) fn of(local: &Local) -> Result<Deployment> {
     Ok(Deployment {
         functions,
         definitions,
+        rules: rules(local)?,
         table_arn: format!("arn:aws:dynamodb:{REGION}:{HUB}:table/{table}"),
         accounts: world.accounts.keys().map(|account| (account.clone(), world.export_iam(account))).collect(),
     })
+}
+
+/// The rules by which the end of an execution starts another one.
+fn rules(local: &Local) -> Result<Vec<Rule>> {
+    let machine = |arn: &Value| {
+        let found = local.hub.stack.resources.iter().find(|(_, physical)| *arn == physical.as_str());
+        let name = found.and_then(|(id, _)| id.strip_suffix("StateMachine"));
+        name.map(str::to_owned).ok_or_else(|| format!("{arn} is no state machine of the stack"))
+    };
+    let mut rules = Vec::new();
+    for rule in ask(local, &["events", "list-rules"])?["Rules"].as_array().into_iter().flatten() {
+        let pattern: Value = serde_json::from_str(rule["EventPattern"].as_str().unwrap_or("{}"))?;
+        if pattern["source"] != json!(["aws.states"]) {
+            continue;
+        }
+        // What narrows it otherwise is not known here.
+        let mut rest = pattern.clone();
+        let (ofs, statuses) = (rest["detail"]["stateMachineArn"].take(), rest["detail"]["status"].take());
+        let known = json!({
+            "source": ["aws.states"],
+            "detail-type": ["Step Functions Execution Status Change"],
+            "detail": { "stateMachineArn": null, "status": null },
+        });
+        if rest != known {
+            return Err(format!("the pattern {pattern} is not known here").into());
+        }
+        let statuses: Vec<String> = serde_json::from_value(statuses)?;
+        let name = rule["Name"].as_str().unwrap_or_default();
+        let targets = ask(local, &["events", "list-targets-by-rule", "--rule", name])?;
+        for of in ofs.as_array().into_iter().flatten() {
+            for target in targets["Targets"].as_array().into_iter().flatten() {
+                rules.push(Rule { of: machine(of)?, statuses: statuses.clone(), starts: machine(&target["Arn"])? });
+            }
+        }
+    }
+    Ok(rules)
+}
+
+/// What the engine answers a call of the AWS CLI.
+fn ask(local: &Local, call: &[&str]) -> Result<Value> {
+    let output = deploy::aws(HUB, &local.engine.endpoint())?.args(call).output()?;
+    serde_json::from_slice(&output.stdout)
+        .map_err(|error| format!("aws {}: {error}: {}", call.join(" "), String::from_utf8_lossy(&output.stderr)).into())
 }
 
 /// The accounts that images are shared from and with, and the hub.
