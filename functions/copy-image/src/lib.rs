@@ -5,7 +5,7 @@ mod undo;
 use ami_share_core::{
     Error, Hub, aws,
     hub::{Actions, client_token, making_encrypted},
-    ids::{ExecutionName, ImageId},
+    ids::{AccountId, ExecutionName, ImageId},
     share::{EXECUTION_TAG, Image, KEY_TAG, SOURCE_IMAGE_TAG, Source, Target},
 };
 use aws_sdk_ec2::{
@@ -16,7 +16,7 @@ use aws_sdk_ec2::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use undo::{UNDO_ACTIONS, UndoOutput, undo_copy_image};
+pub use undo::{UNDO_ACTIONS, undo_copy_image};
 
 pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &making_encrypted(COPY) };
 
@@ -63,7 +63,7 @@ pub async fn copy_image(hub: &Hub, input: Input) -> Result<Output, Error> {
         ));
     };
     let config = hub.as_launcher(&target.account_id, &source.region, execution, ACTIONS).await?;
-    let token = client_token(execution, &target.account_id, "copy");
+    let token = copy_token(execution, &target.account_id);
     let tags = [(EXECUTION_TAG, execution.as_str()), (SOURCE_IMAGE_TAG, image.image_id.as_str()), (KEY_TAG, key)];
     let copied = Client::new(&config)
         .copy_image()
@@ -88,14 +88,24 @@ pub async fn copy_image(hub: &Hub, input: Input) -> Result<Output, Error> {
     Ok(Output { copy_id })
 }
 
-/// The image's name and id, in the characters that EC2 takes for a name (EC2 API reference,
+/// The image's name and [`name_end`], in the characters that EC2 takes for a name (EC2 API reference,
 /// CreateImage). Names are unique within an account and Region, and a target may have several
-/// copies, under several keys: the start of the token tells them apart.
+/// copies, under several keys.
 fn copy_name(image: &Image, token: &str) -> String {
-    let end = format!(" ({} {})", image.image_id, &token[..8]);
+    let end = name_end(&image.image_id, token);
     let fits = |c: char| c.is_ascii_alphanumeric() || "()[] ./-'@_".contains(c);
     let start: String = image.name.chars().map(|c| if fits(c) { c } else { '-' }).take(MAX_NAME - end.len()).collect();
     format!("{start}{end}")
+}
+
+/// How the name of a copy ends, which is made of the image `of`: the start of the token tells it from other copies.
+fn name_end(of: &ImageId, token: &str) -> String {
+    format!(" ({of} {})", &token[..8])
+}
+
+/// The token of the one copy that an execution has `account` make.
+fn copy_token(execution: &ExecutionName, account: &AccountId) -> String {
+    client_token(execution, account, "copy")
 }
 
 fn tagged(kind: ResourceType, tags: &[(&str, &str)]) -> TagSpecification {

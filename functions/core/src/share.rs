@@ -235,18 +235,6 @@ impl Target {
     }
 }
 
-/// The input of an undo of what was made in a target, which is found by the execution that made it.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct UndoInput {
-    /// Who takes back: what sessions are named after.
-    pub execution: ExecutionName,
-    /// Whose things are taken back.
-    pub made_by: Vec<ExecutionName>,
-    pub source: Source,
-    pub target: Target,
-}
-
 /// A target's part of the changes in the source account, which are made for all targets together.
 /// With the target's own changes it is what ami-share gave it: what revoke-share may take back.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -34,7 +34,7 @@ pub struct Input {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Output {
-    /// How many grants there are more, or fewer.
+    /// How many grants there are more.
     pub grants: usize,
 }
 

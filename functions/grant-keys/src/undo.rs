@@ -5,12 +5,11 @@ use ami_share_core::{
     hub::Actions,
     ids::ExecutionName,
     share::{KeyChange, Source},
+    take_back::{Taken, Undone},
 };
 use ami_share_key_grants::{KeyGrant, LIST_GRANTS};
 use aws_sdk_kms::{Client, error::ProvideErrorMetadata};
 use serde::Deserialize;
-
-use crate::Output;
 
 /// Not kms:RevokeGrant, which would let the role end anybody's grants: the grant itself says that this
 /// role may retire it ("Retiring and revoking grants", KMS developer guide).
@@ -36,27 +35,33 @@ pub struct UndoInput {
 /// [`Error::NotYetVisible`] for a grant that is not listed, as long as it may still come to be; whatever
 /// AWS answers.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
-pub async fn undo_grant_keys(hub: &Hub, input: UndoInput) -> Result<Output, Error> {
-    let mut grants = 0;
-    if input.keys.iter().all(|change| change.account_ids.is_empty()) {
-        return Ok(Output { grants });
+pub async fn undo_grant_keys(hub: &Hub, input: UndoInput) -> Result<Undone, Error> {
+    let changes: Vec<&KeyChange> = input.keys.iter().filter(|change| !change.account_ids.is_empty()).collect();
+    if changes.is_empty() {
+        return Ok(Undone::default());
     }
     let source = &input.source;
     let config = hub.as_source(&source.account_id, &source.region, &input.execution, UNDO_ACTIONS).await?;
     let kms = Client::new(&config);
     let retiring = hub.source_role(&source.account_id, &source.region);
-    let mut errors = Vec::new();
+    let (mut taken, mut errors) = (Vec::new(), Vec::new());
     let mut unseen = None;
     // What was made just before may not be listed yet ("Eventual consistency", KMS developer guide).
     let may_come = hub.since("entered", &input.entered)? <= hub.settings.stale_reads / 10;
-    for KeyChange { key_arn, account_ids } in &input.keys {
+    for KeyChange { key_arn, account_ids } in changes {
+        let mut from = Vec::new();
         for account in account_ids {
             let grant = KeyGrant { key: key_arn, account, retiring: &retiring };
             match retire(&kms, grant).await {
-                Ok(0) => unseen = Some(grant),
-                Ok(retired) => grants += retired,
+                Ok(Found::Nothing) => unseen = Some(grant),
+                Ok(Found::Gone) => {}
+                Ok(Found::Retired) => from.push(account.to_string()),
                 Err(error) => errors.push(error),
             }
+        }
+        if !from.is_empty() {
+            let (account_id, resource) = (source.account_id.clone(), key_arn.to_string());
+            taken.push(Taken { call: RETIRE_GRANT.to_owned(), account_id, resource, from });
         }
     }
     if let Some(grant) = unseen.filter(|_| may_come) {
@@ -67,21 +72,33 @@ pub async fn undo_grant_keys(hub: &Hub, input: UndoInput) -> Result<Output, Erro
         });
     }
     Error::all_of(errors)?;
-    Ok(Output { grants })
+    Ok(Undone { taken })
 }
 
-/// How many grants were retired.
-async fn retire(kms: &Client, grant: KeyGrant<'_>) -> Result<usize, Error> {
-    let mut retired = 0;
+/// What became of an account's grants.
+enum Found {
+    /// None is listed.
+    Nothing,
+    /// What is listed is retired already.
+    Gone,
+    Retired,
+}
+
+async fn retire(kms: &Client, grant: KeyGrant<'_>) -> Result<Found, Error> {
+    let mut found = Found::Nothing;
     for id in grant.find(kms).await? {
         match kms.retire_grant().key_id(grant.key.as_str()).grant_id(id).send().await {
             Ok(_) => {
                 tracing::info!(key = %grant.key, account = %grant.account, "grant retired");
-                retired += 1;
+                found = Found::Retired;
             }
-            Err(error) if error.code() == Some("NotFoundException") => retired += 1,
+            Err(error) if error.code() == Some("NotFoundException") => {
+                if matches!(found, Found::Nothing) {
+                    found = Found::Gone;
+                }
+            }
             Err(error) => return Err(aws::failure(&grant.key.account_id(), RETIRE_GRANT, error)),
         }
     }
-    Ok(retired)
+    Ok(found)
 }

@@ -6,7 +6,7 @@ mod undo;
 use ami_share_core::{
     Error, Hub, aws,
     hub::{Actions, policy_arn},
-    ids::{ExecutionName, PrincipalArn, PrincipalKind},
+    ids::{AccountId, ExecutionName, PrincipalArn, PrincipalKind},
     principal_policy::{PrincipalPolicy, inline_policy},
     share::{PrincipalAccess, Source, SourceChanges, Target},
 };
@@ -16,7 +16,7 @@ use aws_sdk_iam::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use undo::{UNDO_ACTIONS, UndoOutput, undo_grant_principals};
+pub use undo::{UNDO_ACTIONS, undo_grant_principals};
 
 pub const ACTIONS: Actions =
     Actions { source: &[], target: &[ATTACH_TO_ROLE, ATTACH_TO_USER, PUT_TO_ROLE, PUT_TO_USER], launcher: &[] };
@@ -66,15 +66,16 @@ pub async fn grant_principals(hub: &Hub, input: Input) -> Result<Output, Error> 
     if !input.has_changes() {
         return Ok(Output { granted: Vec::new(), settle_seconds: input.settle_seconds() });
     }
-    let config = hub.as_target(&input.target.account_id, &input.source.region, &input.execution, ACTIONS).await?;
+    let account = &input.target.account_id;
+    let config = hub.as_target(account, &input.source.region, &input.execution, ACTIONS).await?;
     let iam = Client::new(&config);
     let mut granted = Vec::new();
     for change in &input.target.principal_changes {
         for policy in change.policies(input.principal_access, &input.key_access_policy(hub)) {
             match policy {
-                PrincipalPolicy::Managed { arn } => attach(&iam, &input, &change.principal, &arn).await?,
+                PrincipalPolicy::Managed { arn } => attach(&iam, account, &change.principal, &arn).await?,
                 PrincipalPolicy::Inline { name, key_arn } => {
-                    put(&iam, &input, &change.principal, &name, &inline_policy(&key_arn).to_string()).await?;
+                    put(&iam, account, &change.principal, &name, &inline_policy(&key_arn).to_string()).await?;
                 }
             }
         }
@@ -106,7 +107,7 @@ impl Input {
     }
 }
 
-async fn attach(iam: &Client, input: &Input, principal: &PrincipalArn, policy: &str) -> Result<(), Error> {
+async fn attach(iam: &Client, account: &AccountId, principal: &PrincipalArn, policy: &str) -> Result<(), Error> {
     match principal.kind() {
         PrincipalKind::Role => iam
             .attach_role_policy()
@@ -115,7 +116,7 @@ async fn attach(iam: &Client, input: &Input, principal: &PrincipalArn, policy: &
             .send()
             .await
             .map(drop)
-            .map_err(|error| failure(input, principal, ATTACH_TO_ROLE, error)),
+            .map_err(|error| failure(account, principal, ATTACH_TO_ROLE, error)),
         PrincipalKind::User => iam
             .attach_user_policy()
             .user_name(principal.name())
@@ -123,13 +124,19 @@ async fn attach(iam: &Client, input: &Input, principal: &PrincipalArn, policy: &
             .send()
             .await
             .map(drop)
-            .map_err(|error| failure(input, principal, ATTACH_TO_USER, error)),
+            .map_err(|error| failure(account, principal, ATTACH_TO_USER, error)),
     }?;
     tracing::info!(%principal, policy, "policy attached");
     Ok(())
 }
 
-async fn put(iam: &Client, input: &Input, principal: &PrincipalArn, name: &str, document: &str) -> Result<(), Error> {
+async fn put(
+    iam: &Client,
+    account: &AccountId,
+    principal: &PrincipalArn,
+    name: &str,
+    document: &str,
+) -> Result<(), Error> {
     match principal.kind() {
         PrincipalKind::Role => iam
             .put_role_policy()
@@ -139,7 +146,7 @@ async fn put(iam: &Client, input: &Input, principal: &PrincipalArn, name: &str, 
             .send()
             .await
             .map(drop)
-            .map_err(|error| failure(input, principal, PUT_TO_ROLE, error)),
+            .map_err(|error| failure(account, principal, PUT_TO_ROLE, error)),
         PrincipalKind::User => iam
             .put_user_policy()
             .user_name(principal.name())
@@ -148,7 +155,7 @@ async fn put(iam: &Client, input: &Input, principal: &PrincipalArn, name: &str, 
             .send()
             .await
             .map(drop)
-            .map_err(|error| failure(input, principal, PUT_TO_USER, error)),
+            .map_err(|error| failure(account, principal, PUT_TO_USER, error)),
     }?;
     tracing::info!(%principal, policy = name, "inline policy written");
     Ok(())
@@ -156,11 +163,11 @@ async fn put(iam: &Client, input: &Input, principal: &PrincipalArn, name: &str, 
 
 /// IAM says NoSuchEntity for a principal and for a policy that is not there, and refuses two
 /// changes of one principal at the same moment (ConcurrentModification).
-fn failure<E>(input: &Input, principal: &PrincipalArn, call: &'static str, error: SdkError<E>) -> Error
+fn failure<E>(account: &AccountId, principal: &PrincipalArn, call: &'static str, error: SdkError<E>) -> Error
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
-    let account = input.target.account_id.clone();
+    let account = account.clone();
     let no_policy = error.message().is_some_and(|message| message.starts_with("Policy "));
     match error.code() {
         Some("NoSuchEntity") if no_policy => match aws::failure(&account, call, error) {
@@ -182,7 +189,7 @@ where
 #[cfg(test)]
 mod tests {
     use ami_share_core::{
-        ids::{AccountId, KeyArn, Region},
+        ids::{KeyArn, Region},
         share::{Launch, Mode, PrincipalChange},
     };
 

@@ -1,20 +1,22 @@
 //! UndoGrantPrincipals: takes back what GrantPrincipals was to give.
 
+use std::collections::BTreeMap;
+
 use ami_share_core::{
     Error, Hub,
-    hub::Actions,
-    ids::{PrincipalArn, PrincipalKind},
+    hub::{Actions, policy_arn},
+    ids::{AccountId, PrincipalArn, PrincipalKind},
     principal_policy::inline_policy_name,
-    share::PrincipalAccess,
+    share::PrincipalChange,
+    take_back::{Taken, UndoInput, Undone},
 };
 use aws_sdk_iam::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
     types::AttachedPolicy,
 };
-use serde::Serialize;
 
-use crate::{Input, failure};
+use crate::failure;
 
 pub const UNDO_ACTIONS: Actions = Actions {
     source: &[],
@@ -36,55 +38,66 @@ const DETACH_FROM_USER: &str = "iam:DetachUserPolicy";
 const DELETE_FROM_ROLE: &str = "iam:DeleteRolePolicy";
 const DELETE_FROM_USER: &str = "iam:DeleteUserPolicy";
 
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct UndoOutput {
-    /// Principals that had something of what is taken back.
-    pub revoked: Vec<PrincipalArn>,
-}
-
-/// Detaches the policy from, or deletes the inline policies of, exactly the principals that lacked
-/// them before this execution. A policy or principal that is not there is as good as taken back; one
-/// principal that fails does not keep the others from being tried.
+/// Detaches the policy from, or deletes the inline policies of, exactly the principals that are named. A policy or
+/// principal that is not there is as good as taken back; one principal that fails does not keep the others from being
+/// tried.
 ///
 /// # Errors
 /// [`Error::AccessDenied`], and whatever else IAM refuses with.
 #[tracing::instrument(skip_all, fields(execution = %input.execution, account = %input.target.account_id))]
-pub async fn undo_grant_principals(hub: &Hub, input: Input) -> Result<UndoOutput, Error> {
-    if !input.has_changes() {
-        return Ok(UndoOutput { revoked: Vec::new() });
+pub async fn undo_grant_principals(hub: &Hub, input: UndoInput) -> Result<Undone, Error> {
+    let UndoInput { execution, source, target } = &input;
+    if target.principal_changes.is_empty() {
+        return Ok(Undone::default());
     }
-    let config = hub.as_target(&input.target.account_id, &input.source.region, &input.execution, UNDO_ACTIONS).await?;
+    let account = &target.account_id;
+    let config = hub.as_target(account, &source.region, execution, UNDO_ACTIONS).await?;
     let iam = Client::new(&config);
-    let (mut revoked, mut errors) = (Vec::new(), Vec::new());
-    for change in &input.target.principal_changes {
-        let principal = &change.principal;
-        let mut had = false;
-        match input.principal_access {
-            PrincipalAccess::Attach => {
-                let policy = input.key_access_policy(hub);
-                match detach(&iam, &input, principal, &policy).await {
-                    Ok(detached) => had = detached,
-                    Err(error) if was_refused(&error) && lacks_attached(&iam, principal, &policy).await => {}
-                    Err(error) => errors.push(error),
-                }
-            }
-            PrincipalAccess::Inline => {
-                for name in change.key_arns.iter().map(inline_policy_name) {
-                    match delete(&iam, &input, principal, &name).await {
-                        Ok(deleted) => had |= deleted,
-                        Err(error) if was_refused(&error) && lacks_inline(&iam, principal, &name).await => {}
-                        Err(error) => errors.push(error),
-                    }
-                }
+    let managed = &hub.settings.key_access_policy;
+    let managed_arn = policy_arn(account, &source.region, managed);
+    let (mut lost, mut errors) = (Lost::default(), Vec::new());
+    for PrincipalChange { principal, key_arns } in &target.principal_changes {
+        if key_arns.is_empty() {
+            match detach(&iam, account, principal, &managed_arn).await {
+                Ok(call) => lost.add(call, managed, principal),
+                Err(error) if was_refused(&error) && lacks_attached(&iam, principal, &managed_arn).await => {}
+                Err(error) => errors.push(error),
             }
         }
-        if had {
-            revoked.push(principal.clone());
+        for name in key_arns.iter().map(inline_policy_name) {
+            match delete(&iam, account, principal, &name).await {
+                Ok(call) => lost.add(call, &name, principal),
+                Err(error) if was_refused(&error) && lacks_inline(&iam, principal, &name).await => {}
+                Err(error) => errors.push(error),
+            }
         }
     }
     Error::all_of(errors)?;
-    Ok(UndoOutput { revoked })
+    Ok(Undone { taken: lost.by(account) })
+}
+
+/// The principals that lost a policy, by the call and the policy's name: IAM has no call for several principals, and
+/// a report has no room for each.
+#[derive(Default)]
+struct Lost(BTreeMap<(&'static str, String), Vec<String>>);
+
+impl Lost {
+    fn add(&mut self, call: Option<&'static str>, policy: &str, principal: &PrincipalArn) {
+        let Some(call) = call else { return };
+        // `role/...`, since the account is said once.
+        let resource = principal.as_str().splitn(6, ':').nth(5).unwrap_or_default();
+        self.0.entry((call, policy.to_owned())).or_default().push(resource.to_owned());
+    }
+
+    fn by(self, account: &AccountId) -> Vec<Taken> {
+        let taken = self.0.into_iter().map(|((call, resource), from)| Taken {
+            call: call.to_owned(),
+            account_id: account.clone(),
+            resource,
+            from,
+        });
+        taken.collect()
+    }
 }
 
 /// Where the target's owner lets ami-share take nothing away, it could give nothing either: then a
@@ -94,40 +107,50 @@ fn was_refused(error: &Error) -> bool {
     matches!(error, Error::AccessDenied { .. })
 }
 
-/// Whether there was something to detach.
-async fn detach(iam: &Client, input: &Input, principal: &PrincipalArn, policy: &str) -> Result<bool, Error> {
-    let had = match principal.kind() {
+/// The call, where there was something to detach.
+async fn detach(
+    iam: &Client,
+    account: &AccountId,
+    principal: &PrincipalArn,
+    policy: &str,
+) -> Result<Option<&'static str>, Error> {
+    let call = match principal.kind() {
         PrincipalKind::Role => {
             let call = iam.detach_role_policy().role_name(principal.name()).policy_arn(policy);
-            was_there(input, principal, DETACH_FROM_ROLE, call.send().await)
+            was_there(account, principal, DETACH_FROM_ROLE, call.send().await)
         }
         PrincipalKind::User => {
             let call = iam.detach_user_policy().user_name(principal.name()).policy_arn(policy);
-            was_there(input, principal, DETACH_FROM_USER, call.send().await)
+            was_there(account, principal, DETACH_FROM_USER, call.send().await)
         }
     }?;
-    if had {
+    if call.is_some() {
         tracing::info!(%principal, policy, "policy detached");
     }
-    Ok(had)
+    Ok(call)
 }
 
-/// Whether there was something to delete.
-async fn delete(iam: &Client, input: &Input, principal: &PrincipalArn, name: &str) -> Result<bool, Error> {
-    let had = match principal.kind() {
+/// The call, where there was something to delete.
+async fn delete(
+    iam: &Client,
+    account: &AccountId,
+    principal: &PrincipalArn,
+    name: &str,
+) -> Result<Option<&'static str>, Error> {
+    let call = match principal.kind() {
         PrincipalKind::Role => {
             let call = iam.delete_role_policy().role_name(principal.name()).policy_name(name);
-            was_there(input, principal, DELETE_FROM_ROLE, call.send().await)
+            was_there(account, principal, DELETE_FROM_ROLE, call.send().await)
         }
         PrincipalKind::User => {
             let call = iam.delete_user_policy().user_name(principal.name()).policy_name(name);
-            was_there(input, principal, DELETE_FROM_USER, call.send().await)
+            was_there(account, principal, DELETE_FROM_USER, call.send().await)
         }
     }?;
-    if had {
+    if call.is_some() {
         tracing::info!(%principal, policy = name, "inline policy deleted");
     }
-    Ok(had)
+    Ok(call)
 }
 
 /// Whether the policy is surely not attached.
@@ -161,17 +184,44 @@ async fn lacks_inline(iam: &Client, principal: &PrincipalArn, name: &str) -> boo
 }
 
 fn was_there<T, E>(
-    input: &Input,
+    account: &AccountId,
     principal: &PrincipalArn,
     call: &'static str,
     result: Result<T, SdkError<E>>,
-) -> Result<bool, Error>
+) -> Result<Option<&'static str>, Error>
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
     match result {
-        Ok(_) => Ok(true),
-        Err(error) if error.code() == Some("NoSuchEntity") => Ok(false),
-        Err(error) => Err(failure(input, principal, call, error)),
+        Ok(_) => Ok(Some(call)),
+        Err(error) if error.code() == Some("NoSuchEntity") => Ok(None),
+        Err(error) => Err(failure(account, principal, call, error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_many_principals_lost_is_said_once_for_each_call_and_policy() {
+        let principal = |name: &str| PrincipalArn::parse(format!("arn:aws:iam::222222222222:{name}")).unwrap();
+        let mut lost = Lost::default();
+        for name in ["role/app", "role/ops/deploy"] {
+            lost.add(Some(DETACH_FROM_ROLE), "AmiShareKeyAccess", &principal(name));
+        }
+        lost.add(None, "AmiShareKeyAccess", &principal("role/other"));
+        lost.add(Some(DETACH_FROM_USER), "AmiShareKeyAccess", &principal("user/ci"));
+        let taken = lost.by(&AccountId::parse("222222222222").unwrap());
+        let said: Vec<(&str, &str, &[String])> =
+            taken.iter().map(|one| (one.call.as_str(), one.resource.as_str(), one.from.as_slice())).collect();
+        let (roles, users) = (["role/app".to_owned(), "role/ops/deploy".to_owned()], ["user/ci".to_owned()]);
+        assert_eq!(
+            said,
+            [
+                (DETACH_FROM_ROLE, "AmiShareKeyAccess", roles.as_slice()),
+                (DETACH_FROM_USER, "AmiShareKeyAccess", users.as_slice()),
+            ]
+        );
     }
 }

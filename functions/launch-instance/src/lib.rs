@@ -16,7 +16,7 @@ use aws_sdk_ec2::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use undo::{UNDO_ACTIONS, UndoOutput, undo_launch_instance};
+pub use undo::{UNDO_ACTIONS, undo_launch_instance};
 
 pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &making_encrypted(RUN) };
 

@@ -4,6 +4,8 @@
 //! A note is kept under its target (`target#<account>`, then image and execution), so that all notes
 //! of a target are one query; the index `ByImage` answers which targets have any for an image.
 
+mod rewrite;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ami_share_core::{
@@ -14,6 +16,8 @@ use ami_share_core::{
 };
 use aws_sdk_dynamodb::{Client, error::ProvideErrorMetadata, types::AttributeValue};
 use serde::{Deserialize, Serialize};
+
+pub use rewrite::REWRITE_ACTIONS;
 
 /// What a function that reads the notes calls in the hub.
 pub const HUB_ACTIONS: [&str; 1] = [QUERY];

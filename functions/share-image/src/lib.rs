@@ -14,7 +14,9 @@ use ami_share_core::{
 use aws_sdk_ec2::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
-    operation::modify_image_attribute::ModifyImageAttributeError,
+    operation::{
+        describe_image_attribute::DescribeImageAttributeError, modify_image_attribute::ModifyImageAttributeError,
+    },
     types::{ImageAttributeName, LaunchPermission, LaunchPermissionModifications},
 };
 use serde::{Deserialize, Serialize};
@@ -80,13 +82,16 @@ fn permissions(accounts: &[AccountId]) -> Vec<LaunchPermission> {
 }
 
 async fn permitted(ec2: &Client, input: &Input) -> Result<BTreeSet<String>, Error> {
+    read(ec2, &input.image_id).await.map_err(|error| aws::failure(&input.source.account_id, DESCRIBE, error))
+}
+
+async fn read(ec2: &Client, image: &ImageId) -> Result<BTreeSet<String>, SdkError<DescribeImageAttributeError>> {
     let answer = ec2
         .describe_image_attribute()
-        .image_id(input.image_id.as_str())
+        .image_id(image.as_str())
         .attribute(ImageAttributeName::LaunchPermission)
         .send()
-        .await
-        .map_err(|error| aws::failure(&input.source.account_id, DESCRIBE, error))?;
+        .await?;
     Ok(answer.launch_permissions().iter().filter_map(|permission| permission.user_id().map(str::to_owned)).collect())
 }
 

@@ -5,10 +5,11 @@ use ami_share_core::{
     hub::Actions,
     ids::ExecutionName,
     share::{KeyChange, Source},
+    take_back::{Taken, Undone},
 };
 use serde::Deserialize;
 
-use crate::{Output, Policies, not_yet_visible};
+use crate::{Policies, not_yet_visible};
 
 pub const UNDO_ACTIONS: Actions =
     Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], target: &[], launcher: &[] };
@@ -28,35 +29,40 @@ pub struct UndoInput {
 /// # Errors
 /// As [`crate::share_key`]: a policy that cannot be written keeps its accounts, and is reported.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
-pub async fn undo_share_key(hub: &Hub, input: UndoInput) -> Result<Output, Error> {
+pub async fn undo_share_key(hub: &Hub, input: UndoInput) -> Result<Undone, Error> {
     let changes: Vec<&KeyChange> = input.keys.iter().filter(|change| !change.account_ids.is_empty()).collect();
-    let mut written = Vec::new();
     if changes.is_empty() {
-        return Ok(Output { written });
+        return Ok(Undone::default());
     }
     let mut policies = Policies::open(hub, &input.execution, &input.source, UNDO_ACTIONS).await?;
-    let mut errors = Vec::new();
+    let (mut taken, mut errors) = (Vec::new(), Vec::new());
     for change in changes {
         match take_back(&mut policies, change).await {
-            Ok(true) => written.push(change.key_arn.clone()),
-            Ok(false) => {}
+            Ok(one) => taken.extend(one),
             Err(error) => errors.push(error),
         }
     }
     policies.lock.give_back().await;
     Error::all_of(errors)?;
-    Ok(Output { written })
+    Ok(Undone { taken })
 }
 
-/// Whether the key's policy was written.
-pub(crate) async fn take_back(policies: &mut Policies<'_>, change: &KeyChange) -> Result<bool, Error> {
+/// Nothing where the key's policy names none of the accounts.
+pub(crate) async fn take_back(policies: &mut Policies<'_>, change: &KeyChange) -> Result<Option<Taken>, Error> {
     let KeyChange { key_arn, account_ids } = change;
     let policy = policies.read(key_arn).await?;
-    let Some(reduced) = policy.without(account_ids) else { return Ok(false) };
+    let Some(reduced) = policy.without(account_ids) else { return Ok(None) };
     policies.write(key_arn, &policy, &reduced).await?;
     tracing::info!(key = %key_arn, accounts = account_ids.len(), "key policy written");
     if policies.read(key_arn).await?.without(account_ids).is_some() {
         return Err(not_yet_visible(key_arn));
     }
-    Ok(true)
+    let named = &policy.accounts() | &policy.half_named();
+    let from = account_ids.iter().filter(|account| named.contains(account)).map(ToString::to_string).collect();
+    Ok(Some(Taken {
+        call: "kms:PutKeyPolicy".to_owned(),
+        account_id: key_arn.account_id(),
+        resource: key_arn.to_string(),
+        from,
+    }))
 }

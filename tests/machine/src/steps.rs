@@ -74,6 +74,7 @@ pub fn steps() -> Vec<Step> {
         step("DescribeInstance", describe_instance::ACTIONS, describe_instance::describe_instance),
         step("VerifyVolumes", verify_volumes::ACTIONS, verify_volumes::verify_volumes),
         step("TerminateInstance", terminate_instance::ACTIONS, terminate_instance::terminate_instance),
+        step("RewriteNotes", rewrite_notes::ACTIONS, rewrite_notes::rewrite_notes),
         step("Report", report::ACTIONS, report::report),
         step("ResolveRevoke", resolve_revoke::ACTIONS, resolve_revoke::resolve_revoke),
         step("CheckUsage", check_usage::ACTIONS, check_usage::check_usage),

@@ -1,0 +1,106 @@
+//! What becomes of notes that are taken back. Each write is conditional on the mark: a note that somebody has written or
+//! marked anew since is theirs, and stays as they made it.
+
+use ami_share_core::{Error, aws, take_back::NoteChange};
+use aws_sdk_dynamodb::{
+    config::http::HttpResponse,
+    error::{ProvideErrorMetadata, SdkError},
+    operation::update_item::builders::UpdateItemFluentBuilder,
+    types::AttributeValue,
+};
+
+use crate::{Record, TARGET_PREFIX, UPDATE};
+
+/// What a function calls that rewrites notes.
+pub const REWRITE_ACTIONS: [&str; 2] = [UPDATE, DELETE];
+
+const DELETE: &str = "dynamodb:DeleteItem";
+
+const AS_MARKED: &str = "going = :going";
+
+impl Record {
+    /// The note says `gift` from now on; the rest of it stays, the mark too.
+    ///
+    /// # Errors
+    /// Whatever DynamoDB answers.
+    pub async fn rewrite(&self, note: &NoteChange, gift: &str) -> Result<(), Error> {
+        let update = self.update(note, "SET gift = :gift");
+        let update = update.expression_attribute_values(":gift", AttributeValue::S(gift.to_owned()));
+        self.unless_changed(UPDATE, update.send().await)
+    }
+
+    /// As [`Record::rewrite`], and the note counts again for whoever looks what the target can launch.
+    ///
+    /// # Errors
+    /// Whatever DynamoDB answers.
+    pub async fn rewrite_unmarked(&self, note: &NoteChange, gift: &str) -> Result<(), Error> {
+        let update = self.update(note, "SET gift = :gift REMOVE going");
+        let update = update.expression_attribute_values(":gift", AttributeValue::S(gift.to_owned()));
+        self.unless_changed(UPDATE, update.send().await)
+    }
+
+    /// The note stays as it is, and counts again.
+    ///
+    /// # Errors
+    /// Whatever DynamoDB answers.
+    pub async fn unmark(&self, note: &NoteChange) -> Result<(), Error> {
+        self.unless_changed(UPDATE, self.update(note, "REMOVE going").send().await)
+    }
+
+    /// The target has nothing of it any more.
+    ///
+    /// # Errors
+    /// Whatever DynamoDB answers.
+    pub async fn forget(&self, note: &NoteChange) -> Result<(), Error> {
+        let (id, part, going) = values(note);
+        let delete = self
+            .client
+            .delete_item()
+            .table_name(&self.table)
+            .key("id", id)
+            .key("part", part)
+            .condition_expression(AS_MARKED)
+            .expression_attribute_values(":going", going);
+        self.unless_changed(DELETE, delete.send().await)
+    }
+
+    fn update(&self, note: &NoteChange, expression: &str) -> UpdateItemFluentBuilder {
+        let (id, part, going) = values(note);
+        self.client
+            .update_item()
+            .table_name(&self.table)
+            .key("id", id)
+            .key("part", part)
+            .condition_expression(AS_MARKED)
+            .update_expression(expression)
+            .expression_attribute_values(":going", going)
+    }
+
+    /// A retry after a lost reply finds the mark gone as well: it was this call that did it.
+    fn unless_changed<T, E>(
+        &self,
+        call: &'static str,
+        result: Result<T, SdkError<E, HttpResponse>>,
+    ) -> Result<(), Error>
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let Err(error) = result else { return Ok(()) };
+        match error.code() {
+            Some("ConditionalCheckFailedException") => Ok(()),
+            Some("ProvisionedThroughputExceededException") => {
+                Err(Error::Throttled { account: self.account.clone(), call, source: Some(error.into()) })
+            }
+            _ => Err(aws::failure(&self.account, call, error)),
+        }
+    }
+}
+
+/// The note's keys, and its mark.
+fn values(note: &NoteChange) -> (AttributeValue, AttributeValue, AttributeValue) {
+    (
+        AttributeValue::S(format!("{TARGET_PREFIX}{}", note.account_id)),
+        AttributeValue::S(format!("{}#{}", note.image_id, note.execution)),
+        AttributeValue::S(note.going.clone()),
+    )
+}

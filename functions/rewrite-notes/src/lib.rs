@@ -1,0 +1,189 @@
+//! RewriteNotes: has the notes of a share say what is left of it, after the undos, and says what became of all.
+
+use ami_share_core::{
+    Error, Hub,
+    hub::Actions,
+    ids::ExecutionName,
+    share::Kept,
+    take_back::{Left, NoteChange, Taken, TakenBack},
+};
+use ami_share_record::Record;
+use futures_util::{StreamExt, stream};
+use serde::Deserialize;
+use serde_json::Value;
+
+pub use ami_share_record::REWRITE_ACTIONS as HUB_ACTIONS;
+
+pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &[] };
+
+/// How many notes are written at a time.
+const CONCURRENCY: usize = 16;
+
+/// The longest cause, in characters, as the states cut theirs.
+const MAX_CAUSE: usize = 500;
+
+/// The steps that decide what may be taken: what they leave is in the notes as they are to be.
+const DECIDING: [&str; 2] = ["ResolveUndo", "ResolveRevoke"];
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Input {
+    pub execution: ExecutionName,
+    pub notes: Vec<NoteChange>,
+    pub taken: Vec<Taken>,
+    pub left: Vec<Left>,
+    pub kept: Vec<Kept>,
+}
+
+/// What is to be done to a note.
+#[derive(Debug, PartialEq, Eq)]
+enum Rewrite {
+    /// It stays as it is: something of it is left, and the next one who takes it back tries all of it again.
+    Nothing,
+    /// It stays, and its target, which can still launch the image, needs what it needs for that.
+    Unmark,
+    Change {
+        gift: String,
+        unmark: bool,
+    },
+    Forget,
+}
+
+/// Rewrites each note, or removes it, where it is still marked as it was. What cannot be written is left.
+///
+/// # Errors
+/// [`Error::Throttled`] and [`Error::Unavailable`]: everything can be done again.
+#[tracing::instrument(skip_all, fields(execution = %input.execution))]
+pub async fn rewrite_notes(hub: &Hub, input: Input) -> Result<TakenBack, Error> {
+    let Input { notes, taken, mut left, kept, .. } = input;
+    left.extend(write(hub, &notes, &left).await?);
+    let mut answer = TakenBack::default();
+    answer.add(TakenBack { taken, left, kept, ..TakenBack::default() });
+    Ok(answer)
+}
+
+/// What could not be written.
+async fn write(hub: &Hub, notes: &[NoteChange], left: &[Left]) -> Result<Vec<Left>, Error> {
+    let rewrites = notes.iter().map(|note| (note, rewrite_of(note, left)));
+    let rewrites: Vec<_> = rewrites.filter(|(_, rewrite)| *rewrite != Rewrite::Nothing).collect();
+    if rewrites.is_empty() {
+        return Ok(Vec::new());
+    }
+    let record = &Record::open(hub)?;
+    let written: Vec<Result<(), (&NoteChange, Error)>> = stream::iter(rewrites)
+        .map(|(note, rewrite)| async move {
+            let written = match rewrite {
+                Rewrite::Nothing => Ok(()),
+                Rewrite::Unmark => record.unmark(note).await,
+                Rewrite::Change { gift, unmark: false } => record.rewrite(note, &gift).await,
+                Rewrite::Change { gift, unmark: true } => record.rewrite_unmarked(note, &gift).await,
+                Rewrite::Forget => record.forget(note).await,
+            };
+            written.map_err(|error| (note, error))
+        })
+        .buffered(CONCURRENCY)
+        .collect()
+        .await;
+    let mut left = Vec::new();
+    for (note, error) in written.into_iter().filter_map(Result::err) {
+        if matches!(error, Error::Throttled { .. } | Error::Unavailable { .. }) {
+            return Err(error);
+        }
+        left.push(Left {
+            account_id: Some(note.account_id.clone()),
+            state: "RewriteNotes".to_owned(),
+            error: error.name().to_owned(),
+            cause: error.to_string().chars().take(MAX_CAUSE).collect(),
+        });
+    }
+    Ok(left)
+}
+
+fn rewrite_of(note: &NoteChange, left: &[Left]) -> Rewrite {
+    let undone = left.iter().filter(|left| !DECIDING.contains(&left.state.as_str()));
+    let of_note: Vec<&Left> =
+        undone.filter(|left| left.account_id.as_ref().is_none_or(|account| *account == note.account_id)).collect();
+    if of_note.iter().any(|left| left.state == "UndoShareImage") {
+        return Rewrite::Unmark;
+    }
+    if !of_note.is_empty() {
+        return Rewrite::Nothing;
+    }
+    match &note.gift {
+        Some(gift) => Rewrite::Change { gift: gift.clone(), unmark: lets_launch(gift) },
+        None => Rewrite::Forget,
+    }
+}
+
+/// Whether the target still has the launch permission that was noted.
+fn lets_launch(gift: &str) -> bool {
+    let gift: Value = serde_json::from_str(gift).unwrap_or_default();
+    gift["target"]["sourceChanges"]["launchPermission"] == true
+}
+
+#[cfg(test)]
+mod tests {
+    use ami_share_core::ids::{AccountId, ImageId};
+    use serde_json::json;
+
+    use super::*;
+
+    fn account(digit: u8) -> AccountId {
+        AccountId::parse(digit.to_string().repeat(12)).unwrap()
+    }
+
+    fn note(gift: Option<&str>) -> NoteChange {
+        NoteChange {
+            account_id: account(2),
+            image_id: ImageId::parse("ami-0123abcd").unwrap(),
+            execution: ExecutionName::parse("nightly").unwrap(),
+            going: "2026-11-27T20:00:00Z undo-1".to_owned(),
+            gift: gift.map(str::to_owned),
+        }
+    }
+
+    fn left(state: &str, of: Option<u8>) -> Left {
+        Left { account_id: of.map(account), state: state.into(), error: "AccessDenied".into(), cause: String::new() }
+    }
+
+    fn changed(gift: &str, unmark: bool) -> Rewrite {
+        Rewrite::Change { gift: gift.to_owned(), unmark }
+    }
+
+    #[test]
+    fn a_note_says_what_its_target_still_has_or_goes() {
+        assert_eq!(rewrite_of(&note(None), &[]), Rewrite::Forget);
+        assert_eq!(rewrite_of(&note(Some("{}")), &[]), changed("{}", false));
+    }
+
+    #[test]
+    fn a_note_stays_as_it_is_where_something_of_it_was_left() {
+        for state in ["UndoShareSnapshots", "UndoGrantKeys", "UndoShareKey"] {
+            assert_eq!(rewrite_of(&note(None), &[left(state, None)]), Rewrite::Nothing, "{state}");
+        }
+        for state in ["UndoLaunchInstance", "UndoCopyImage", "UndoGrantPrincipals"] {
+            assert_eq!(rewrite_of(&note(Some("{}")), &[left(state, Some(2))]), Rewrite::Nothing, "{state}");
+            assert_eq!(rewrite_of(&note(None), &[left(state, Some(3))]), Rewrite::Forget, "{state} of another target");
+        }
+    }
+
+    #[test]
+    fn a_note_whose_launch_permission_was_left_counts_again() {
+        let image = left("UndoShareImage", None);
+        assert_eq!(rewrite_of(&note(None), &[left("UndoShareKey", None), image.clone()]), Rewrite::Unmark);
+        assert_eq!(rewrite_of(&note(Some("{}")), &[image]), Rewrite::Unmark);
+        let gift = |source_changes: Value| json!({ "target": { "sourceChanges": source_changes } }).to_string();
+        let (can, cannot) = (gift(json!({ "launchPermission": true })), gift(json!({ "keyArns": [] })));
+        assert_eq!(rewrite_of(&note(Some(&can)), &[left("ResolveUndo", None)]), changed(&can, true));
+        assert_eq!(rewrite_of(&note(Some(&cannot)), &[]), changed(&cannot, false));
+    }
+
+    #[test]
+    fn what_was_decided_to_stay_is_in_the_note_already() {
+        for state in DECIDING {
+            for of in [None, Some(2)] {
+                assert_eq!(rewrite_of(&note(Some("{}")), &[left(state, of)]), changed("{}", false), "{state}");
+            }
+        }
+    }
+}

@@ -1,0 +1,4 @@
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), lambda_runtime::Error> {
+    ami_share_core::step::run(rewrite_notes::rewrite_notes).await
+}
