@@ -15,6 +15,7 @@
 //! - [`polling`]: how long to wait between two looks at what takes its time.
 //! - [`principal_policy`]: the inline policy of a principal that may use one key.
 //! - [`take_back`]: what is taken back, and what became of it.
+//! - [`words`]: what reports say.
 //! - [`step`]: the Lambda adapter.
 //!
 //! This crate has no EC2, KMS or IAM client: a step's `Cargo.toml` shows which services it reaches.
@@ -33,6 +34,7 @@ pub mod revoke;
 pub mod share;
 pub mod step;
 pub mod take_back;
+pub mod words;
 
 pub use error::{Error, Problem};
 pub use hub::Hub;

@@ -105,8 +105,9 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
     let principal_access = fields.or("principalAccess", PrincipalAccess::Attach, |v| {
         one_of(&v, &[("attach", PrincipalAccess::Attach), ("inline", PrincipalAccess::Inline)], &[])
     });
-    let on_failure = fields
-        .or("onFailure", OnFailure::Undo, |v| one_of(&v, &[("undo", OnFailure::Undo), ("keep", OnFailure::Keep)], &[]));
+    let on_failure = fields.or("onFailure", OnFailure::Undo, |v| {
+        one_of(&v, &[("undo", OnFailure::Undo), ("undoAll", OnFailure::UndoAll), ("keep", OnFailure::Keep)], &[])
+    });
     fields.empty_list("organizationArns");
     fields.empty_list("organizationalUnitArns");
     fields.refuse_others(&[
@@ -448,6 +449,23 @@ mod tests {
         assert_eq!(request.principal_access, PrincipalAccess::Attach);
         assert_eq!(request.targets[0].reencrypt, None);
         assert_eq!(request.targets[0].launch, Launch::default());
+    }
+
+    #[test]
+    fn what_becomes_of_a_share_that_fails_is_as_it_is_said() {
+        let on_failure = |value: &str| {
+            let mut request = with_target(json!({ "accountId": "222222222222" }));
+            request["onFailure"] = json!(value);
+            parse(request).map(|request| request.on_failure)
+        };
+        for (value, expected) in [("undo", OnFailure::Undo), ("undoAll", OnFailure::UndoAll), ("keep", OnFailure::Keep)]
+        {
+            assert_eq!(on_failure(value), Ok(expected));
+            // A resolution says it as the request did.
+            assert_eq!(json!(expected), json!(value));
+        }
+        let problem = on_failure("shrug").unwrap_err().remove(0).to_string();
+        assert_eq!(problem, "onFailure = \"shrug\": must be undo or undoAll or keep");
     }
 
     #[test]

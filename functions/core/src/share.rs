@@ -134,14 +134,16 @@ pub enum KeyAccess {
     Grant,
 }
 
-/// What becomes of the share when a target's part of it fails.
+/// What becomes of the share when a target's part of it fails. The execution fails all the same.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum OnFailure {
-    /// Everything that this execution added is taken back, for every target.
+    /// What this execution added for the targets that failed is taken back; the others stay shared.
     #[default]
     Undo,
-    /// It stays, for a look at what is wrong. The execution fails all the same.
+    /// Everything that this execution added is taken back, for every target.
+    UndoAll,
+    /// It stays, for a look at what is wrong.
     Keep,
 }
 

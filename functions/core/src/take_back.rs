@@ -4,12 +4,15 @@
 //! Step Functions hands a child's input back beside its output, and states pass 262,144 bytes at most: so both are bounded,
 //! and what is larger is taken back in several children.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
     ids::{AccountId, ExecutionName, ImageId, InstanceId},
     share::{Kept, KeyChange, PrincipalChange, SnapshotChange, Source},
+    words,
 };
 
 /// The longest [`TakeBack`], in bytes of JSON.
@@ -151,6 +154,19 @@ pub struct Left {
     pub cause: String,
 }
 
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = self.account_id.as_ref().map(|account| format!(" in account {account}")).unwrap_or_default();
+        let message = words::message(&self.cause);
+        let message = words::without_full_stop(&message);
+        write!(f, "{}{place} failed with {}: {message}", self.state, self.error)?;
+        match self.state.as_str() {
+            "ResolveUndo" | "ResolveRevoke" => f.write_str(" (what it could not decide about stays)"),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What became of it: the answer of one take-back, or of several one after the other.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -227,6 +243,17 @@ mod tests {
             resource: "AmiShareKeyAccess".into(),
             from: (0..21).map(|principal| format!("role/{}{principal}", "r".repeat(60))).collect(),
         }
+    }
+
+    #[test]
+    fn what_is_left_says_where_and_why() {
+        let cause = r#"{"errorType":"AccessDenied","errorMessage":"role x cannot be assumed."}"#.to_owned();
+        let mut left = Left { cause, ..left(222, 0) };
+        let said = "UndoGrantPrincipals in account 000000000222 failed with AccessDenied: role x cannot be assumed";
+        assert_eq!(left.to_string(), said);
+        left = Left { account_id: None, state: "ResolveUndo".into(), cause: "no role".into(), ..left };
+        let said = "ResolveUndo failed with AccessDenied: no role (what it could not decide about stays)";
+        assert_eq!(left.to_string(), said);
     }
 
     #[test]

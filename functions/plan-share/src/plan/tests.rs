@@ -142,6 +142,7 @@ fn whatever_decides_what_is_changed_changes_the_hash() {
     add(&|r| r["targets"][0]["launch"] = json!({ "subnetId": "subnet-0abc" }));
     add(&|r| r["alreadyShared"] = json!(["333333333333"]));
     add(&|r| r["onFailure"] = json!("keep"));
+    add(&|r| r["onFailure"] = json!("undoAll"));
     add(&|r| r["keyChanges"][0]["accountIds"] = json!(["222222222222", "333333333333"]));
     hashes.push(plan_with(&first, &ADMIN.replace("kms:*", "kms:Put*")).plan_hash);
     hashes.push(plan_with(&first, &format!("{ADMIN},{}", ADMIN.replace("Admin", "More"))).plan_hash);
