@@ -112,15 +112,11 @@ fn failure(input: &Input, error: SdkError<RunInstancesError>) -> Error {
     let Input { source, image, target, image_id, .. } = input;
     let account = target.account_id.clone();
     let code = error.code().unwrap_or_default().to_owned();
-    if code == "InvalidAMIID.NotFound" {
-        let what = if *image_id == image.image_id {
-            format!(
-                "image {image_id} (what it takes is launch permission for account {account}, given by account {})",
-                source.account_id
-            )
-        } else {
-            format!("copy {image_id} of image {}", image.image_id)
-        };
+    if aws::hides_image(&error) {
+        if *image_id == image.image_id {
+            return aws::not_shared_yet(image_id, source, &account, RUN);
+        }
+        let what = format!("copy {image_id} of image {}", image.image_id);
         return Error::NotYetVisible { what, account, call: RUN };
     }
     match advice(&code) {

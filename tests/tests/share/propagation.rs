@@ -1,9 +1,12 @@
 //! Changes that are seen late: IAM, KMS and EC2 are eventually consistent.
 
+use ami_share_sandbox::faults::{Fault, FaultKind, Matcher};
 use ami_share_tests::{Result, TARGET, local::Settings};
 use serde_json::json;
 
 use crate::Stage;
+
+const RUN: &str = "ec2:RunInstances";
 
 /// Less than the wait before the launch, which is 15 s long, and 150 ms here.
 const SLOW_MS: u64 = 100;
@@ -50,6 +53,35 @@ async fn after_a_change_that_is_not_seen_in_time_everything_is_taken_back_and_tr
         assert!(cause.contains(TARGET), "{what}: {cause}");
         assert!(cause.contains("start the execution again"), "{what}: {cause}");
         assert_eq!(run.differences(), "", "{what}");
+    }
+    Ok(())
+}
+
+/// Launch and snapshot permission, in all the words that EC2 has for it.
+#[tokio::test]
+async fn what_ec2_does_not_let_use_yet_is_asked_for_again() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    let image = &stage.image.image_id;
+    let copy = json!({ "reencrypt": { "mode": "copyImage", "kmsKeyId": "alias/app-volumes" } });
+    for (name, call, code, message, target) in [
+        ("launch", RUN, "AuthFailure", format!("Not authorized for images: [{image}]"), json!({})),
+        ("unknown", RUN, "InvalidAMIID.NotFound", format!("The image id '[{image}]' does not exist"), json!({})),
+        ("copy", "ec2:CopyImage", "AuthFailure", format!("Not authorized for images: [{image}]"), copy.clone()),
+        (
+            "storage",
+            "ec2:CopyImage",
+            "InvalidRequest",
+            "You do not have permission to access the storage of this ami".to_owned(),
+            copy,
+        ),
+    ] {
+        let kind = FaultKind::Error { code: code.to_owned(), message, status: 400 };
+        let fault = Fault { count: 3, ..Fault::once(Matcher::action(call), kind) };
+        stage.local.sandbox.world().faults.add(fault);
+        let run = stage.run(&format!("not-yet-{name}"), &stage.request(target)).await?;
+        assert!(run.succeeded(), "{name}: {}", run.summary());
+        assert!(stage.local.sandbox.world().faults.faults().is_empty(), "{name}: too few calls");
+        stage.reset();
     }
     Ok(())
 }
