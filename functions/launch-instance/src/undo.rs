@@ -1,8 +1,8 @@
-//! UndoLaunchInstance: terminates the instance that an execution launched.
+//! UndoLaunchInstance: terminates the instances that an execution launched.
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::{Actions, launch_token},
+    hub::{Actions, launch_tokens},
     share::UndoInput,
 };
 use aws_sdk_ec2::{
@@ -17,6 +17,9 @@ pub const UNDO_ACTIONS: Actions = Actions { source: &[], target: &[], launcher: 
 const DESCRIBE: &str = "ec2:DescribeInstances";
 const TERMINATE: &str = "ec2:TerminateInstances";
 
+/// The most values of a filter ("List and filter using the CLI and API", EC2 user guide).
+const MAX_VALUES: usize = 200;
+
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UndoOutput {
@@ -24,8 +27,8 @@ pub struct UndoOutput {
     pub terminated: Vec<String>,
 }
 
-/// Finds the instance of each execution by its client token, which is known even when the answer of the
-/// launch was lost, and terminates it. None, or one that is gone already, is as good as terminated.
+/// Finds the instances of each execution by their client tokens, which are known even when the answer of a
+/// launch was lost, and terminates them. None, or one that is gone already, is as good as terminated.
 ///
 /// For some seconds after a launch whose answer was lost, EC2 may list no such instance. They have
 /// passed: share-ami tries the launch again, with the same token, before it gives up, and undo-share
@@ -39,16 +42,20 @@ pub async fn undo_launch_instance(hub: &Hub, input: UndoInput) -> Result<UndoOut
     let account = &target.account_id;
     let config = hub.as_launcher(account, &source.region, execution, UNDO_ACTIONS).await?;
     let ec2 = Client::new(&config);
-    let tokens = made_by.iter().map(|execution| launch_token(execution, account)).collect();
-    let answer = ec2
-        .describe_instances()
-        .filters(Filter::builder().name("client-token").set_values(Some(tokens)).build())
-        .send()
-        .await
-        .map_err(|error| aws::failure(account, DESCRIBE, error))?;
+    let tokens: Vec<String> = made_by.iter().flat_map(|execution| launch_tokens(execution, account)).collect();
+    let mut instances = Vec::new();
+    for tokens in tokens.chunks(MAX_VALUES) {
+        let answer = ec2
+            .describe_instances()
+            .filters(Filter::builder().name("client-token").set_values(Some(tokens.to_vec())).build())
+            .send()
+            .await
+            .map_err(|error| aws::failure(account, DESCRIBE, error))?;
+        instances
+            .extend(answer.reservations.unwrap_or_default().into_iter().flat_map(|r| r.instances.unwrap_or_default()));
+    }
     let (mut terminated, mut errors) = (Vec::new(), Vec::new());
-    let instances = answer.reservations().iter().flat_map(|reservation| reservation.instances());
-    for instance in instances.filter(|instance| is_alive(instance)) {
+    for instance in instances.iter().filter(|instance| is_alive(instance)) {
         let id = instance.instance_id().unwrap_or_default();
         match ec2.terminate_instances().instance_ids(id).send().await {
             Ok(_) => {
