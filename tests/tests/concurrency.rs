@@ -88,7 +88,7 @@ async fn all_that_succeed_have_access_and_none_that_failed() -> Result<()> {
     }
     for account in &targets {
         let launched = launch(&local, account, &image.image_id).await?;
-        let expected = if shared.contains(account) { "running" } else { "InvalidAMIID.NotFound" };
+        let expected = if shared.contains(account) { "running" } else { "AuthFailure" };
         assert_eq!(launched, expected, "{account}");
     }
     Ok(())
@@ -277,7 +277,7 @@ async fn all_that_are_shared_have_access_and_none_that_are_revoked() -> Result<(
     }
     for account in &targets {
         let launched = launch(&local, account, &image.image_id).await?;
-        let expected = if shared.contains(account) { "running" } else { "InvalidAMIID.NotFound" };
+        let expected = if shared.contains(account) { "running" } else { "AuthFailure" };
         assert_eq!(launched, expected, "{account}");
     }
     Ok(())

@@ -257,10 +257,19 @@ async fn a_copy_needs_every_permission() -> Result<()> {
                 "OperationType": "remove", "UserId.1": TARGET
             }),
         )],
-        error: "CopyFailed",
+        error: "NotYetVisible",
         says: vec!["snapshot permission".to_owned(), world.image.volumes[1].snapshot_id.clone()],
     });
-    assert_eq!(removals.len(), 19);
+    removals.push(Removal {
+        name: "launch-permission".to_owned(),
+        calls: vec![ec2_call(
+            "ModifyImageAttribute",
+            json!({ "ImageId": world.image.image_id, "LaunchPermission.Remove.1.UserId": TARGET }),
+        )],
+        error: "NotYetVisible",
+        says: vec!["launch permission".to_owned(), world.image.image_id.clone()],
+    });
+    assert_eq!(removals.len(), 20);
     let copy = json!({ "mode": "copyImage", "kmsKeyId": "alias/app-volumes" });
     let mut problems = Vec::new();
     for removal in removals {

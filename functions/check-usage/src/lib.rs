@@ -3,7 +3,7 @@
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::{Actions, launch_token},
+    hub::{Actions, launch_tokens},
     ids::{AccountId, ExecutionName, ImageId},
     revoke::{RevokedAccount, Usage, Use, UsingResource},
     share::{EXECUTION_TAG, Source},
@@ -105,7 +105,8 @@ async fn copies(ec2: &Client, target: &RevokedAccount) -> Result<Vec<ImageId>, E
 /// The instances that are there, be they stopped, but for those that are to go.
 async fn instances(ec2: &Client, target: &RevokedAccount, images: &[ImageId]) -> Result<Vec<Use>, Error> {
     let account = &target.account_id;
-    let going: Vec<String> = target.instances_of.iter().map(|execution| launch_token(execution, account)).collect();
+    let going: Vec<String> =
+        target.instances_of.iter().flat_map(|execution| launch_tokens(execution, account)).collect();
     let states = [
         InstanceStateName::Pending,
         InstanceStateName::Running,

@@ -44,8 +44,8 @@ pub struct Output {
 /// made under the same key is taken as it is.
 ///
 /// # Errors
-/// [`Error::TargetNotAllowed`]; [`Error::NotYetVisible`] when the target does not see the image; [`Error::CopyFailed`] when it may
-/// not copy from its snapshots; [`Error::QuotaExceeded`] when it makes as many copies as it may.
+/// [`Error::TargetNotAllowed`]; [`Error::NotYetVisible`] when the target may not use the image or its snapshots, or not
+/// yet; [`Error::QuotaExceeded`] when it makes as many copies as it may.
 #[tracing::instrument(skip_all, fields(
     execution = %input.execution, account = %input.target.account_id, image = %input.image.image_id
 ))]
@@ -114,42 +114,53 @@ fn tagged(kind: ResourceType, tags: &[(&str, &str)]) -> TagSpecification {
 }
 
 fn failure(input: &Input, error: SdkError<CopyImageError>) -> Error {
+    not_given_yet(input, &error).unwrap_or_else(|| aws::failure(&input.target.account_id, COPY, error))
+}
+
+/// What EC2 refuses for want of a permission that was just given: it passes.
+fn not_given_yet(input: &Input, error: &impl ProvideErrorMetadata) -> Option<Error> {
     let Input { source, image, target, .. } = input;
     let account = target.account_id.clone();
-    // EC2 refuses at once where the snapshots are not shared with the account.
-    let no_snapshot_permission = match error.code() {
-        Some("InvalidRequest") => error.message().is_some_and(|message| message.contains("storage of this ami")),
-        code => code == Some("InvalidSnapshot.NotFound"),
-    };
+    if aws::hides_image(error) {
+        return Some(aws::not_shared_yet(&image.image_id, source, &account, COPY));
+    }
+    if hides_storage(error) {
+        let snapshots: Vec<&str> = image.volumes.iter().map(|volume| volume.snapshot_id.as_str()).collect();
+        let (image, owner) = (&image.image_id, &source.account_id);
+        let what = format!(
+            "the storage of image {image} of account {owner} (what it takes is snapshot permission, \
+             createVolumePermission for account {account} on {}, and launch permission on the image; where it stays so, \
+             see that ec2:DescribeSnapshotAttribute and ec2:DescribeImageAttribute in account {owner} still list it, and \
+             start the execution again)",
+            snapshots.join(", ")
+        );
+        return Some(Error::NotYetVisible { what, account, call: COPY });
+    }
+    None
+}
+
+/// Whether EC2 says that the account may not read the image's snapshots. The sentence is documented, for copies that
+/// lost launch and snapshot permission ("Troubleshoot a logically air-gapped vault issue", AWS Backup developer guide);
+/// its code, `InvalidRequest`, which others share, is a field report, and so is that snapshot permission alone brings it
+/// about (clong/DetectionLab #422).
+fn hides_storage(error: &impl ProvideErrorMetadata) -> bool {
     match error.code() {
-        Some("InvalidAMIID.NotFound") => Error::NotYetVisible {
-            what: format!(
-                "image {} (what it takes is launch permission for account {account}, given by account {})",
-                image.image_id, source.account_id
-            ),
-            account,
-            call: COPY,
-        },
-        _ if no_snapshot_permission => {
-            let snapshots: Vec<&str> = image.volumes.iter().map(|volume| volume.snapshot_id.as_str()).collect();
-            Error::CopyFailed {
-                image: image.image_id.clone(),
-                reason: format!(
-                    "ec2:CopyImage says {}; the likely cause is snapshot permission: account {account} needs \
-                     createVolumePermission on {} of account {} (ec2:ModifySnapshotAttribute gives it)",
-                    error.message().unwrap_or_default(),
-                    snapshots.join(", "),
-                    source.account_id
-                ),
-                account,
-            }
+        Some("InvalidSnapshot.NotFound") => true,
+        Some("InvalidRequest" | "AuthFailure") => {
+            error.message().is_some_and(|message| message.contains("storage of this ami"))
         }
-        _ => aws::failure(&account, COPY, error),
+        _ => false,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use ami_share_core::{
+        ids::{AccountId, Region},
+        share::{Launch, Mode, SourceChanges},
+    };
+    use aws_sdk_ec2::error::ErrorMetadata;
+
     use super::*;
 
     fn image(name: &str) -> Image {
@@ -159,6 +170,52 @@ mod tests {
             architecture: "x86_64".to_owned(),
             volumes: Vec::new(),
         }
+    }
+
+    fn refused(code: &str, message: &str) -> Option<Error> {
+        let input = Input {
+            execution: ExecutionName::parse("nightly").unwrap(),
+            source: Source {
+                account_id: AccountId::parse("111111111111").unwrap(),
+                region: Region::parse("eu-west-1").unwrap(),
+            },
+            image: image("golden"),
+            target: Target {
+                account_id: AccountId::parse("222222222222").unwrap(),
+                principal_changes: Vec::new(),
+                source_changes: SourceChanges::default(),
+                mode: Mode::CopyImage,
+                kms_key_id: Some("alias/app".to_owned()),
+                copy_id: None,
+                launch: Launch::default(),
+            },
+        };
+        not_given_yet(&input, &ErrorMetadata::builder().code(code).message(message).build())
+    }
+
+    #[test]
+    fn what_was_just_given_may_not_be_seen_yet_whatever_ec2_calls_it() {
+        for (code, message) in [
+            ("AuthFailure", "Not authorized for images: [ami-0123456789abcdef0]"),
+            ("InvalidAMIID.NotFound", "The image id '[ami-0123456789abcdef0]' does not exist"),
+            ("InvalidRequest", "You do not have permission to access the storage of this ami"),
+            ("InvalidSnapshot.NotFound", "The snapshot 'snap-0123abcd' does not exist."),
+        ] {
+            let error = refused(code, message).unwrap_or_else(|| panic!("{code} is for good"));
+            assert_eq!(error.name(), "NotYetVisible", "{code}");
+            let said = error.to_string();
+            for part in ["launch permission", "account 111111111111", "account 222222222222", "ec2:CopyImage"] {
+                assert!(said.contains(part), "{code}, {part}: {said}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_never_passes_is_not_waited_for() {
+        let marketplace = "Images from AWS Marketplace cannot be copied to another AWS account";
+        assert!(refused("InvalidRequest", marketplace).is_none());
+        let credentials = "AWS was not able to validate the provided access credentials";
+        assert!(refused("AuthFailure", credentials).is_none());
     }
 
     #[test]

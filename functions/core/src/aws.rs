@@ -5,7 +5,11 @@ use std::error::Error as StdError;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
 use aws_smithy_types::error::{display::DisplayErrorContext, metadata::ProvideErrorMetadata};
 
-use crate::{Error, ids::AccountId};
+use crate::{
+    Error,
+    ids::{AccountId, ImageId},
+    share::Source,
+};
 
 /// What EC2, IAM, KMS and STS answer when they are called too often ("Error retries and exponential
 /// backoff" in each API's reference; the SDK has tried again already).
@@ -30,6 +34,34 @@ const QUOTA: [&str; 6] = [
     "VcpuLimitExceeded",
     "VolumeLimitExceeded",
 ];
+
+/// Whether EC2 says that there is no such image, or that it is somebody else's and the caller may not use it.
+///
+/// The second is `AuthFailure`, a code that bad credentials have too: the message tells them apart. EC2's documents say
+/// that using an image without permission has this code ("Error codes for the Amazon EC2 API", EC2 developer guide); the
+/// message is from field reports, such as hashicorp/terraform #5408.
+pub fn hides_image(error: &impl ProvideErrorMetadata) -> bool {
+    match error.code() {
+        Some("InvalidAMIID.NotFound") => true,
+        Some("AuthFailure") => error.message().is_some_and(|message| message.starts_with("Not authorized for image")),
+        _ => false,
+    }
+}
+
+/// The error of `call` for an image that `source` has shared with `account`, where EC2 does not let it be used: right
+/// after the share that passes.
+pub fn not_shared_yet(image: &ImageId, source: &Source, account: &AccountId, call: &'static str) -> Error {
+    Error::NotYetVisible {
+        what: format!(
+            "image {image} of account {owner} (what it takes is launch permission for account {account}; where it stays \
+             so, see that ec2:DescribeImageAttribute in account {owner} still lists it and that account {account} has no \
+             Allowed AMIs that leave the image out, and start the execution again)",
+            owner = source.account_id
+        ),
+        account: account.clone(),
+        call,
+    }
+}
 
 /// The error of `call` (an IAM action, such as `ec2:RunInstances`) made in `account`.
 ///
@@ -60,5 +92,43 @@ where
             Error::Aws { account, call, reason: DisplayErrorContext(&error).to_string(), source: Some(error.into()) }
         }
         _ => Error::Unavailable { account, call, source: Some(error.into()) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_smithy_types::error::ErrorMetadata;
+
+    use super::*;
+
+    #[test]
+    fn an_image_that_may_not_be_used_is_told_from_bad_credentials() {
+        let hides = |code, message| hides_image(&ErrorMetadata::builder().code(code).message(message).build());
+        assert!(hides("AuthFailure", "Not authorized for images: [ami-0123abcd]"));
+        assert!(hides("AuthFailure", "Not authorized for image:ami-0123abcd"));
+        assert!(hides("InvalidAMIID.NotFound", "The image id '[ami-0123abcd]' does not exist"));
+        assert!(!hides("AuthFailure", "AWS was not able to validate the provided access credentials"));
+        assert!(!hides("UnauthorizedOperation", "Not authorized for images"));
+    }
+
+    #[test]
+    fn what_is_not_shared_yet_says_which_permission_of_whom_and_what_to_do() {
+        let source = Source {
+            account_id: AccountId::parse("111111111111").unwrap(),
+            region: crate::ids::Region::parse("eu-west-1").unwrap(),
+        };
+        let target = AccountId::parse("222222222222").unwrap();
+        let error = not_shared_yet(&ImageId::parse("ami-0123abcd").unwrap(), &source, &target, "ec2:RunInstances");
+        assert_eq!(error.name(), "NotYetVisible");
+        let said = error.to_string();
+        for part in [
+            "ami-0123abcd of account 111111111111",
+            "launch permission for account 222222222222",
+            "ec2:RunInstances",
+            "ec2:DescribeImageAttribute",
+            "start the execution again",
+        ] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
     }
 }

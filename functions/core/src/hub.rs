@@ -16,6 +16,7 @@ use crate::{
     allow_list::AllowList,
     aws,
     ids::{AccountId, ExecutionName, PrincipalArn, Region},
+    polling::MAX_LAUNCHES,
 };
 
 /// The hub stack's parameters, as the template gives them to every function.
@@ -452,9 +453,17 @@ pub fn client_token(execution: &ExecutionName, account: &AccountId, purpose: &st
     hexadecimal(&Sha256::digest(format!("{execution}\n{account}\n{purpose}")))
 }
 
-/// The token of the one instance that an execution launches in `account`, by which it is found again.
-pub fn launch_token(execution: &ExecutionName, account: &AccountId) -> String {
-    client_token(execution, account, "launch")
+/// The token of the instance that an execution launches in `account` after `before` others, by which it is found again.
+pub fn launch_token(execution: &ExecutionName, account: &AccountId, before: u64) -> String {
+    match before {
+        0 => client_token(execution, account, "launch"),
+        _ => client_token(execution, account, &format!("launch {}", before + 1)),
+    }
+}
+
+/// The tokens of all instances that an execution may have launched in `account`.
+pub fn launch_tokens(execution: &ExecutionName, account: &AccountId) -> Vec<String> {
+    (0..MAX_LAUNCHES).map(|before| launch_token(execution, account, before)).collect()
 }
 
 /// The execution's name as a session name: 2 to 64 characters of `[\w+=,.@-]` (STS API reference,
@@ -551,6 +560,15 @@ mod tests {
         assert_eq!(token, client_token(&named("one"), &account, "launch"));
         assert_ne!(token, client_token(&named("two"), &account, "launch"));
         assert_ne!(token, client_token(&named("one"), &account, "copy"));
+    }
+
+    #[test]
+    fn each_launch_has_a_token_and_the_first_one_that_of_old() {
+        let (execution, account) = (named("one"), AccountId::parse("222222222222").unwrap());
+        let tokens = launch_tokens(&execution, &account);
+        assert_eq!(tokens[0], client_token(&execution, &account, "launch"));
+        assert_eq!(tokens[2], launch_token(&execution, &account, 2));
+        assert_eq!(tokens.iter().collect::<std::collections::BTreeSet<_>>().len(), 3);
     }
 
     #[test]

@@ -12,7 +12,6 @@ use ami_share_core::{
 use ami_share_explain::{Attempt, COPY_ACTIONS, explain_copy};
 use aws_sdk_ec2::{
     Client,
-    error::ProvideErrorMetadata,
     primitives::{DateTime, DateTimeFormat},
     types::{Filter, ImageState},
 };
@@ -65,7 +64,7 @@ pub async fn describe_copy(hub: &Hub, input: Input) -> Result<Output, Error> {
     let ec2 = Client::new(&config);
     let found = match ec2.describe_images().image_ids(copy_id.as_str()).send().await {
         Ok(answer) => answer.images.unwrap_or_default().into_iter().next(),
-        Err(error) if error.code() == Some("InvalidAMIID.NotFound") => None,
+        Err(error) if aws::hides_image(&error) => None,
         Err(error) => return Err(aws::failure(account, DESCRIBE_IMAGES, error)),
     };
     let Some(copy) = found else {

@@ -61,6 +61,13 @@ pub async fn explain_launch(attempt: Attempt<'_>, launched: &ImageId, state_reas
     findings.sentence(attempt)
 }
 
+/// Whether an instance that died of that may live when it is launched a little later, with nothing changed but time: EC2
+/// says the same of a key that is closed and of one that was opened a moment ago.
+pub fn may_pass(state_reason: &str) -> bool {
+    let of_a_key = ["Client.InternalError", "Client.InvalidKMSKey."].iter().any(|code| state_reason.contains(code));
+    of_a_key && not_about_sharing(state_reason).is_none()
+}
+
 /// Why a copy of the image failed.
 pub async fn explain_copy(attempt: Attempt<'_>) -> String {
     let mut findings = Findings::default();
@@ -154,6 +161,15 @@ mod tests {
         ] {
             assert!(not_about_sharing(reason).is_some_and(|cause| cause.contains(word)), "{reason}");
         }
+    }
+
+    #[test]
+    fn only_what_may_be_a_key_may_pass() {
+        assert!(may_pass("Client.InternalError: Client error on launch"));
+        assert!(may_pass("Client.InvalidKMSKey.InvalidState: The KMS key provided is in an incorrect state"));
+        assert!(!may_pass("Client.InternalError: Client.VolumeLimitExceeded: Volume limit exceeded"));
+        assert!(!may_pass("Server.InternalError: Internal error on launch"));
+        assert!(!may_pass("EC2 gives no reason"));
     }
 
     #[test]

@@ -31,22 +31,26 @@ pub struct Input {
     pub target: Target,
     /// The image, or the target's own copy of it.
     pub image_id: ImageId,
+    /// How many instances this execution has launched in the target before, and seen die.
+    pub launches: u64,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Output {
     pub instance_id: InstanceId,
+    /// With this one.
+    pub launches: u64,
 }
 
-/// Launches one instance; the same execution has one, however often this is called. Its volumes go
+/// Launches one instance; after as many others it is the same one, however often this is called. Its volumes go
 /// with it when it is terminated, whatever the image says: a proof leaves nothing behind.
 ///
 /// # Errors
 /// [`Error::TargetNotAllowed`];
 /// [`Error::NotYetVisible`] when the target does not see the image; [`Error::LaunchFailed`] when EC2
-/// has no room, the request does not fit the account's network or the image, or the instance of this
-/// execution is gone already; [`Error::QuotaExceeded`].
+/// has no room, the request does not fit the account's network or the image, or the instance is gone
+/// already; [`Error::QuotaExceeded`].
 #[tracing::instrument(skip_all, fields(
     execution = %input.execution, account = %input.target.account_id, image = %input.image_id
 ))]
@@ -65,7 +69,7 @@ pub async fn launch_instance(hub: &Hub, input: Input) -> Result<Output, Error> {
         .set_block_device_mappings(Some(mappings))
         .tag_specifications(tagged(ResourceType::Instance, &input))
         .tag_specifications(tagged(ResourceType::Volume, &input))
-        .client_token(launch_token(execution, &target.account_id))
+        .client_token(launch_token(execution, &target.account_id, input.launches))
         .send()
         .await
         .map_err(|error| failure(&input, error))?;
@@ -76,7 +80,7 @@ pub async fn launch_instance(hub: &Hub, input: Input) -> Result<Output, Error> {
         source: Some("the answer holds no instance id".into()),
     })?;
     tracing::info!(instance = %instance_id, "instance launched");
-    Ok(Output { instance_id })
+    Ok(Output { instance_id, launches: input.launches + 1 })
 }
 
 /// What is to be otherwise than the image says, for each of its EBS volumes.
@@ -112,15 +116,11 @@ fn failure(input: &Input, error: SdkError<RunInstancesError>) -> Error {
     let Input { source, image, target, image_id, .. } = input;
     let account = target.account_id.clone();
     let code = error.code().unwrap_or_default().to_owned();
-    if code == "InvalidAMIID.NotFound" {
-        let what = if *image_id == image.image_id {
-            format!(
-                "image {image_id} (what it takes is launch permission for account {account}, given by account {})",
-                source.account_id
-            )
-        } else {
-            format!("copy {image_id} of image {}", image.image_id)
-        };
+    if aws::hides_image(&error) {
+        if *image_id == image.image_id {
+            return aws::not_shared_yet(image_id, source, &account, RUN);
+        }
+        let what = format!("copy {image_id} of image {}", image.image_id);
         return Error::NotYetVisible { what, account, call: RUN };
     }
     match advice(&code) {
@@ -142,7 +142,7 @@ fn advice(code: &str) -> Option<&'static str> {
              execution later"
         }
         "IdempotentInstanceTerminated" => {
-            "this execution's instance was terminated already, and it has no second one: start a new execution"
+            "the instance of this launch was terminated before its id was known: start a new execution"
         }
         "IdempotentParameterMismatch" => {
             "this execution launched an instance with other parameters before: start a new execution"

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::{Actions, launch_token},
+    hub::{Actions, launch_tokens},
     take_back::{FromTarget, Taken, UndoInput, Undone},
 };
 use aws_sdk_ec2::{
@@ -63,7 +63,8 @@ pub async fn undo_launch_instance(hub: &Hub, input: UndoInput) -> Result<Undone,
 /// The instances of the executions' client tokens that are not on their way out.
 async fn alive(ec2: &Client, target: &FromTarget) -> Result<BTreeSet<String>, Error> {
     let account = &target.account_id;
-    let tokens: Vec<String> = target.instances.iter().map(|made| launch_token(&made.execution, account)).collect();
+    let tokens: Vec<String> =
+        target.instances.iter().flat_map(|made| launch_tokens(&made.execution, account)).collect();
     let mut ids = BTreeSet::new();
     for tokens in tokens.chunks(MAX_VALUES) {
         let answer = ec2

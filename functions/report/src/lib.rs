@@ -38,6 +38,8 @@ pub struct TargetResult {
     account_id: AccountId,
     image_id: Option<ImageId>,
     instance_id: Option<InstanceId>,
+    /// How many instances were launched until one ran.
+    launches: Option<u64>,
     #[serde(default)]
     kept: bool,
     #[serde(default)]
@@ -117,6 +119,8 @@ struct TargetReport {
     image_id: Option<ImageId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     instance_id: Option<InstanceId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    launches: Option<u64>,
     kept: bool,
     volumes: Vec<EncryptedVolume>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -193,6 +197,7 @@ fn target_report(result: TargetResult) -> TargetReport {
         status: if result.failure.is_none() { TargetStatus::Proved } else { TargetStatus::Failed },
         image_id: result.image_id,
         instance_id: result.instance_id,
+        launches: result.launches,
         kept: result.kept,
         volumes: result.volumes,
         cause: result.failure.as_ref().map(|failure| message(failure.cause.as_deref())),
@@ -292,13 +297,14 @@ mod tests {
     fn a_share_says_what_changed_and_what_each_target_got() {
         let report = summarise(&json!({
             "execution": "e", "resolution": resolution(&target()), "failure": null, "left": [], "kept": [],
-            "results": [{ "accountId": "222222222222", "imageId": "ami-0123abcd", "instanceId": "i-0123abcd", "kept": true,
+            "results": [{ "accountId": "222222222222", "imageId": "ami-0123abcd", "instanceId": "i-0123abcd", "launches": 2, "kept": true,
                 "volumes": [{ "deviceName": "/dev/xvda", "volumeId": "vol-1" }],
                 "startedAt": "2026-01-01T00:00:00Z", "endedAt": "2026-01-01T00:01:00.500Z" }]
         }));
         assert_eq!(report["status"], "shared");
         assert_eq!(report["targets"][0]["status"], "proved");
         assert_eq!(report["targets"][0]["durationSeconds"], 60.5);
+        assert_eq!(report["targets"][0]["launches"], 2);
         assert_eq!(report["changed"]["principals"][0], "arn:aws:iam::222222222222:role/AmiShareLauncher");
         assert_eq!(report["alreadyShared"][0], "333333333333");
         assert!(report.get("error").is_none());

@@ -37,10 +37,8 @@ pub(crate) async fn find(
     let answer = match ec2.describe_images().image_ids(image_id.as_str()).include_disabled(true).send().await {
         Ok(answer) => answer,
         Err(error) => {
-            return Err(match error.code() {
-                Some("InvalidAMIID.NotFound" | "InvalidAMIID.Unavailable") => not_found(),
-                _ => aws::failure(account, "ec2:DescribeImages", error),
-            });
+            let hidden = aws::hides_image(&error) || error.code() == Some("InvalidAMIID.Unavailable");
+            return Err(if hidden { not_found() } else { aws::failure(account, "ec2:DescribeImages", error) });
         }
     };
     let image = answer.images().first().ok_or_else(not_found)?;

@@ -132,7 +132,7 @@ def main(endpoint):
         launch(launcher, image)
         sys.exit("the image could be launched before it was shared")
     except ClientError as error:
-        expect("before sharing", error.response["Error"]["Code"], "InvalidAMIID.NotFound")
+        expect("before sharing", error.response["Error"]["Code"], "AuthFailure")
 
     ec2_a.modify_image_attribute(
         ImageId=image, LaunchPermission={"Add": [{"UserId": B}]}

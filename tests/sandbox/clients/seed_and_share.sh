@@ -67,7 +67,7 @@ if refused=$(launch "$image" 2>&1); then
     echo "the image could be launched before it was shared" >&2
     exit 1
 fi
-expect "before sharing" "$(grep -o 'InvalidAMIID.NotFound' <<<"$refused")" InvalidAMIID.NotFound
+expect "before sharing" "$(grep -o 'AuthFailure' <<<"$refused")" AuthFailure
 
 # Sharing: launch permission, key policy, IAM policy.
 as $A ec2 modify-image-attribute --image-id "$image" --launch-permission "Add=[{UserId=$B}]"

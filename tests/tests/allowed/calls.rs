@@ -55,7 +55,10 @@ fn calls(image: &seed::Image) -> ([Call; 4], [Call; 3]) {
     let in_target = [
         ("GrantPrincipals", call(json!({ "target": target, "principalAccess": "attach" }))),
         ("CopyImage", call(json!({ "target": target, "image": description }))),
-        ("LaunchInstance", call(json!({ "target": target, "image": description, "imageId": image.image_id }))),
+        (
+            "LaunchInstance",
+            call(json!({ "target": target, "image": description, "imageId": image.image_id, "launches": 0 })),
+        ),
     ];
     (in_source, in_target)
 }

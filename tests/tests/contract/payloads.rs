@@ -184,6 +184,9 @@ fn variables() -> Value {
         "startedAt": "2026-11-24T03:00:00.000Z",
         "launchImageId": "ami-0123456789abcdef1",
         "instanceId": "i-0123456789abcdef0",
+        "launches": 1,
+        "looks": 2,
+        "instanceState": "pending",
         "volumes": [{
             "deviceName": "/dev/xvda",
             "volumeId": "vol-0123",
@@ -214,7 +217,10 @@ fn evaluate(value: &Value, variables: &Value) -> Value {
             if let Some(path) = expression.strip_suffix(" = true") {
                 json!(look_up(path, variables) == true)
             } else if let Some((_, path)) = expression.split_once(") ? ") {
-                look_up(path.trim_end_matches(" : ''").trim_end_matches(" : 0"), variables)
+                match path.strip_suffix(" : 0") {
+                    Some(path) => find(path, variables).unwrap_or(json!(0)),
+                    None => look_up(path.trim_end_matches(" : ''"), variables),
+                }
             } else {
                 look_up(expression, variables)
             }
@@ -228,9 +234,12 @@ fn evaluate(value: &Value, variables: &Value) -> Value {
 }
 
 fn look_up(path: &str, variables: &Value) -> Value {
-    let pointer =
-        format!("/{}", path.strip_prefix('$').unwrap_or_else(|| panic!("{path} is no path")).replace('.', "/"));
-    variables.pointer(&pointer).unwrap_or_else(|| panic!("there is no sample for {path}")).clone()
+    find(path, variables).unwrap_or_else(|| panic!("there is no sample for {path}"))
+}
+
+fn find(path: &str, variables: &Value) -> Option<Value> {
+    let path = path.strip_prefix('$').unwrap_or_else(|| panic!("{path} is no path"));
+    variables.pointer(&format!("/{}", path.replace('.', "/"))).cloned()
 }
 
 fn state(name: &str) -> Value {
@@ -442,10 +451,10 @@ fn every_answer_has_what_its_state_reads() {
         ("GrantPrincipals", json(grant_principals::Output { granted: vec![], settle_seconds: 10 })),
         ("CopyImage", json(copy_image::Output { copy_id: image_id })),
         ("DescribeCopy", json(describe_copy::Output { state: describe_copy::State::Available, wait_seconds: 30 })),
-        ("LaunchInstance", json(launch_instance::Output { instance_id })),
+        ("LaunchInstance", json(launch_instance::Output { instance_id, launches: 1 })),
         (
             "DescribeInstance",
-            json(describe_instance::Output { state: describe_instance::State::Running, wait_seconds: 10 }),
+            json(describe_instance::Output { state: describe_instance::State::Running, wait_seconds: 10, looks: 1 }),
         ),
         ("VerifyVolumes", json(verify_volumes::Output { volumes: vec![] })),
         ("ResolveRevoke", round()),
@@ -495,6 +504,9 @@ fn choices_compare_with_what_steps_answer() {
     for name in ["ChoosePlan", "CheckPlan"] {
         assert!(state(name)["Choices"][0]["Condition"].as_str().unwrap().contains(&plan), "{name}");
     }
+    let again = json(describe_instance::State::Again);
+    let again = format!("{{% $instanceState = '{}' %}}", again.as_str().unwrap());
+    assert_eq!(state("CheckInstance")["Choices"][1]["Condition"], again);
     for (name, variable, value) in answers {
         let expected = format!("{{% ${variable} = '{}' %}}", value.as_str().unwrap());
         assert_eq!(state(name)["Choices"][0]["Condition"], expected);

@@ -13,6 +13,7 @@ mod deployed;
 mod faulty;
 mod locked;
 mod planned;
+mod proof;
 mod request;
 mod revoked;
 mod single;

@@ -45,7 +45,7 @@ async fn after_a_share_and_its_revoke_every_account_is_as_before() -> Result<()>
         assert_eq!(revoked.report()["revoked"], json!([TARGET]), "{name}");
         assert_eq!(differences(&before, &stage.snapshots()), "", "{name}");
         assert_eq!(stage.notes()?, BTreeMap::new(), "{name}");
-        assert_eq!(stage.refusal(TARGET).await?, "InvalidAMIID.NotFound", "{name}");
+        assert_eq!(stage.refusal(TARGET).await?, "AuthFailure", "{name}");
         let refused: Vec<_> = revoked.journal.iter().filter(|entry| entry.outcome == Outcome::Denied).collect();
         assert!(refused.is_empty(), "{name}: {refused:#?}");
         // Whoever looks into CloudTrail finds this execution, not the one that made what goes.

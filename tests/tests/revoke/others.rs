@@ -47,7 +47,7 @@ async fn what_another_image_needs_stays_and_goes_with_it() -> Result<()> {
             assert!(revoked.succeeded(), "{name}: {}", revoked.summary());
             let kept = json!([{ "accountId": TARGET, "imageId": other.image_id }]);
             assert_eq!(revoked.report()["kept"], kept, "{name}");
-            assert_eq!(stage.refusal(TARGET).await?, "InvalidAMIID.NotFound", "{name}");
+            assert_eq!(stage.refusal(TARGET).await?, "AuthFailure", "{name}");
             if key_access == "policy" {
                 assert!(key_names_target(&stage, &shared_key).await?, "{name}");
                 assert!(!key_names_target(&stage, &own_key).await?, "{name}");

@@ -206,6 +206,20 @@ pub(super) fn not_found(id: &str) -> ApiError {
     }
 }
 
+/// Why a caller that may not use the image cannot launch or copy it, or ask for it by its id.
+///
+/// That using an image without permission is an `AuthFailure` is documented ("Error codes for the Amazon EC2 API", EC2
+/// developer guide). The message, its status 400 and that it comes instead of `InvalidAMIID.NotFound` are field reports
+/// of RunInstances (hashicorp/terraform #5408, DataBiosphere/toil #3512, Orange-Cyberdefense/GOAD #304). DescribeImages
+/// is assumed to answer the same; there is one report of an empty list (agentsea/surfkit #88).
+pub(super) fn hidden(world: &World, region: &str, id: &str) -> ApiError {
+    let mut regions = world.accounts.values().filter_map(|account| account.ec2.get(region));
+    if regions.any(|ec2| ec2.images.contains_key(id)) {
+        return ApiError::bad_request("AuthFailure", format!("Not authorized for images: [{id}]"));
+    }
+    not_found(id)
+}
+
 pub(super) fn unavailable(id: &str) -> ApiError {
     ApiError::bad_request("InvalidAMIID.Unavailable", format!("The image ID '{id}' is not available"))
 }
@@ -633,7 +647,10 @@ pub(super) fn describe(request: &mut Request<'_>) -> Reply {
         all_visible(request.world, viewer, request.region).collect()
     } else {
         ids.iter()
-            .map(|id| visible(request.world, viewer, request.region, id).ok_or_else(|| not_found(id)))
+            .map(|id| {
+                visible(request.world, viewer, request.region, id)
+                    .ok_or_else(|| hidden(request.world, request.region, id))
+            })
             .collect::<Result<_, _>>()?
     };
 

@@ -363,7 +363,7 @@ pub(super) fn run(request: &mut Request<'_>) -> Reply {
     if let Some(ids) = request.made_before()? {
         return repeated(request, &ids);
     }
-    let image = image.ok_or_else(|| images::not_found(image_id))?;
+    let image = image.ok_or_else(|| images::hidden(request.world, region, image_id))?;
     check_image(&image, &launch.instance_type)?;
     request.end_dry_run()?;
 

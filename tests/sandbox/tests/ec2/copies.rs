@@ -134,7 +134,9 @@ async fn a_copy_takes_the_permission_on_every_snapshot() {
     assert_eq!(image.state().unwrap().as_str(), "available");
     stage.unshare_image(&shared.image, B).await;
     let refused = copy(&copier, &shared.image, Some(&own_key)).send().await;
-    assert_eq!(code(refused), "InvalidAMIID.NotFound");
+    assert_eq!(code(refused), "AuthFailure");
+    let nowhere = copy(&copier, "ami-12345678", Some(&own_key)).send().await;
+    assert_eq!(code(nowhere), "InvalidAMIID.NotFound");
 }
 
 #[tokio::test]

@@ -47,10 +47,15 @@ async fn a_launch_is_pending_first() {
 }
 
 #[tokio::test]
-async fn without_launch_permission_the_image_does_not_exist() {
+async fn without_launch_permission_nobody_is_authorized_for_the_image() {
     let (stage, shared, launcher) = ready().await;
     stage.unshare_image(&shared.image, B).await;
-    assert_eq!(code(launch(&launcher, &shared.image).send().await), "InvalidAMIID.NotFound");
+    assert_eq!(code(launch(&launcher, &shared.image).send().await), "AuthFailure");
+    let said = message(launch(&launcher, &shared.image).send().await);
+    assert_eq!(said, format!("Not authorized for images: [{}]", shared.image));
+    let asked = stage.b.describe_images().image_ids(&shared.image).send().await;
+    assert_eq!(code(asked), "AuthFailure");
+    assert_eq!(code(launch(&launcher, "ami-12345678").send().await), "InvalidAMIID.NotFound");
     stage.share_image(&shared.image, B).await;
     let instance = outcome(&launcher, launch(&launcher, &shared.image)).await;
     assert_eq!(state(&instance), InstanceStateName::Running);
