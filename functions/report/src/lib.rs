@@ -1,20 +1,31 @@
-//! Report: says how the execution ended: what was changed, what was there already, what each target
-//! got; on failure the first cause, what was taken back and what could not be. Calls nothing.
+//! Report: says how an execution of share-ami ended, for itself or for undo-share: what was changed and stays, what was
+//! there already, how each target stands; on failure the first cause, what was taken back and what could not be. Calls
+//! nothing.
+
+use std::mem;
 
 use ami_share_core::{
     Error, Hub,
     hub::Actions,
     ids::{AccountId, ExecutionName, ImageId, InstanceId, PrincipalArn},
-    share::{EncryptedVolume, Kept, KeyChange, OnFailure, Resolution, SnapshotChange},
+    share::{EncryptedVolume, Kept, KeyChange, Resolution, SnapshotChange},
+    take_back::{Taken, TakenBack, bytes_of},
+    words,
 };
 use aws_smithy_types::date_time::{DateTime, Format};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &[] };
 
-/// The longest cause of a failed execution (Step Functions API reference, ExecutionFailed event).
-const MAX_CAUSE: usize = 32_768;
+/// The longest report, in bytes of JSON: a state hands on 262,144, and a notice has the report as a string in JSON.
+const MOST: usize = 190_000;
+
+/// The longest cause: 32,768 characters (Step Functions API reference, ExecutionFailed event).
+const MOST_OF_CAUSE: usize = 32_000;
+
+/// The longest message of what failed, and what those of all targets have together.
+const MOST_OF_MESSAGE: usize = 8_000;
+const MOST_OF_MESSAGES: usize = 40_000;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -25,10 +36,11 @@ pub struct Input {
     pub results: Vec<TargetResult>,
     /// The first thing that went wrong.
     pub failure: Option<Failure>,
-    /// What an undo could not take back.
-    pub left: Vec<Left>,
-    /// What an undo left because other images need it.
-    pub kept: Vec<Kept>,
+    /// The targets whose part was taken back; nothing where everybody's was.
+    pub failed: Option<Vec<AccountId>>,
+    /// What became of it, but for the last take-back; nothing where none was tried.
+    pub so_far: Option<TakenBack>,
+    pub last: Option<TakenBack>,
 }
 
 /// What became of one target.
@@ -59,13 +71,10 @@ pub struct Failure {
     cause: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Left {
-    account_id: Option<AccountId>,
-    state: String,
-    error: String,
-    cause: Option<String>,
+impl Failure {
+    fn message(&self) -> String {
+        words::message(self.cause.as_deref().unwrap_or_default())
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -75,7 +84,7 @@ pub struct Output {
     execution: ExecutionName,
     #[serde(skip_serializing_if = "Option::is_none")]
     image_id: Option<ImageId>,
-    /// What was not there before; of a failed execution, what was to be added.
+    /// What was not there before, and stays. What is left of the rest is in `left`.
     changed: Changed,
     /// Targets that had everything, and that nothing was done for.
     already_shared: Vec<AccountId>,
@@ -85,10 +94,15 @@ pub struct Output {
     error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<String>,
-    /// What an undo could not take back.
+    /// The calls that took something back.
+    taken_back: Vec<Taken>,
+    /// What could not be taken back.
     left: Vec<String>,
     /// Targets that keep access to keys, as other images need it.
     kept: Vec<Kept>,
+    /// How many more entries there are than all lists have room for.
+    #[serde(skip_serializing_if = "is_default")]
+    unlisted: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -115,6 +129,9 @@ struct Changed {
 struct TargetReport {
     account_id: AccountId,
     status: TargetStatus,
+    /// Whether something that was to be taken back from it, or from all, is in `left`.
+    #[serde(skip_serializing_if = "is_default")]
+    partly_left: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     image_id: Option<ImageId>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -131,11 +148,57 @@ struct TargetReport {
     cause: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 enum TargetStatus {
+    /// It is shared with, and that was proved.
     Proved,
+    /// It failed, and what it was given stays.
+    NotProved,
+    /// It failed, and what it was given was taken back.
     Failed,
+    /// Nothing of its own is known to have failed, and what it was given was taken back with everybody's.
+    TakenBack,
+}
+
+/// What became of what the execution added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Stays,
+    /// It failed before it had added anything.
+    NeverAdded,
+    /// That of the failed targets was taken back, or of all.
+    TakenBack,
+    /// It was to be taken back, and nobody can say that anything was.
+    Unknown,
+}
+
+/// How an execution ended.
+struct Ending {
+    fate: Fate,
+    failure: Option<Failure>,
+    failed: Option<Vec<AccountId>>,
+    done: TakenBack,
+}
+
+impl Ending {
+    /// Whether what a target was given is still there, but for what is kept or left of it.
+    fn stays(&self, account: &AccountId) -> bool {
+        match self.fate {
+            Fate::Stays | Fate::Unknown => true,
+            Fate::NeverAdded => false,
+            Fate::TakenBack => !self.was_to_go(account),
+        }
+    }
+
+    fn was_to_go(&self, account: &AccountId) -> bool {
+        self.failed.as_ref().is_none_or(|failed| failed.contains(account))
+    }
+
+    fn is_partly_left(&self, account: &AccountId) -> bool {
+        let concerns = |of: &Option<AccountId>| of.as_ref().is_none_or(|of| of == account);
+        self.was_to_go(account) && self.done.left.iter().any(|left| concerns(&left.account_id))
+    }
 }
 
 /// # Errors
@@ -146,62 +209,137 @@ pub async fn report(_hub: &Hub, input: Input) -> Result<Output, Error> {
 }
 
 fn summary(input: Input) -> Output {
-    let left: Vec<String> = input.left.iter().map(describe_left).collect();
-    let (error, cause) = match &input.failure {
-        None => (None, None),
-        Some(failure) => (Some(failure.error.clone()), Some(cause(failure, &input, &left))),
+    let ending = ending(&input);
+    let Input { execution, resolution, results, .. } = input;
+    let cause = ending.failure.as_ref().map(|failure| cause(failure, resolution.as_ref(), &results, &ending));
+    let status = match &resolution {
+        _ if ending.failure.is_some() => Status::Failed,
+        None => Status::Failed,
+        Some(resolution) if resolution.targets.is_empty() => Status::AlreadyShared,
+        Some(_) => Status::Shared,
     };
-    let resolution = input.resolution;
-    let status = match (&input.failure, &resolution) {
-        (Some(_), _) | (None, None) => Status::Failed,
-        (None, Some(resolution)) if resolution.targets.is_empty() => Status::AlreadyShared,
-        (None, Some(_)) => Status::Shared,
-    };
-    let image_id = resolution.as_ref().map(|resolution| resolution.image.image_id.clone());
-    let (changed, already_shared) = resolution.map(changes).unwrap_or_default();
-    Output {
+    let output = Output {
         status,
-        execution: input.execution,
-        image_id,
-        changed,
-        already_shared,
-        targets: input.results.into_iter().map(target_report).collect(),
-        error,
+        execution,
+        image_id: resolution.as_ref().map(|resolution| resolution.image.image_id.clone()),
+        targets: target_reports(resolution.as_ref(), results, &ending),
+        changed: resolution.as_ref().map(|resolution| changed(resolution, &ending)).unwrap_or_default(),
+        already_shared: resolution.map(|resolution| resolution.already_shared).unwrap_or_default(),
+        error: ending.failure.map(|failure| words::cut(&failure.error, 256)),
         cause,
-        left,
-        kept: input.kept,
+        left: ending.done.left.iter().map(ToString::to_string).collect(),
+        taken_back: ending.done.taken,
+        kept: ending.done.kept,
+        unlisted: ending.done.unlisted.taken + ending.done.unlisted.left + ending.done.unlisted.kept,
+    };
+    fitted(output)
+}
+
+fn ending(input: &Input) -> Ending {
+    let mut done = TakenBack::default();
+    for part in [&input.so_far, &input.last].into_iter().flatten() {
+        done.add(part.clone());
+    }
+    let first_failed = input.results.iter().find_map(|result| result.failure.as_ref());
+    let failure = input.failure.as_ref().or(first_failed).cloned();
+    let fate = match &failure {
+        None => Fate::Stays,
+        Some(failure) if input.so_far.is_some() || input.last.is_some() => {
+            let nothing_taken = done.taken.is_empty() && done.unlisted.taken == 0;
+            let is_whole_take_back = |state: &str| ["ResolveUndo", "TakeBack"].contains(&state);
+            match done.left.as_slice() {
+                // ShareKey has taken back what it had written itself.
+                [] if nothing_taken && failure.error == "PlanChanged" => Fate::NeverAdded,
+                [left] if nothing_taken && left.account_id.is_none() && is_whole_take_back(&left.state) => {
+                    Fate::Unknown
+                }
+                _ => Fate::TakenBack,
+            }
+        }
+        Some(_) if first_failed.is_some() => Fate::Stays,
+        Some(_) => Fate::NeverAdded,
+    };
+    Ending { fate, failure, failed: input.failed.clone(), done }
+}
+
+/// What the execution added and that stays.
+fn changed(resolution: &Resolution, ending: &Ending) -> Changed {
+    let staying = |accounts: &[AccountId]| -> Vec<AccountId> {
+        accounts.iter().filter(|account| ending.stays(account)).cloned().collect()
+    };
+    // A change without accounts mends a statement, for nobody in particular: no undo takes it back. Where all fails, it may
+    // not have come to that.
+    let mended = ending.fate == Fate::Stays || ending.failed.is_some();
+    let keys = |changes: &[KeyChange]| -> Vec<KeyChange> {
+        let changes = changes.iter().map(|KeyChange { key_arn, account_ids }| {
+            let staying = staying(account_ids);
+            let stays = if account_ids.is_empty() { mended } else { !staying.is_empty() };
+            stays.then(|| KeyChange { key_arn: key_arn.clone(), account_ids: staying })
+        });
+        changes.flatten().collect()
+    };
+    let snapshots = resolution.snapshot_changes.iter().map(|change| SnapshotChange {
+        snapshot_id: change.snapshot_id.clone(),
+        account_ids: staying(&change.account_ids),
+    });
+    let targets = resolution.targets.iter().filter(|target| ending.stays(&target.account_id));
+    Changed {
+        keys: keys(&resolution.key_changes),
+        grants: keys(&resolution.grant_changes),
+        snapshots: snapshots.filter(|change| !change.account_ids.is_empty()).collect(),
+        launch_permissions: staying(&resolution.launch_permissions),
+        principals: targets
+            .flat_map(|target| &target.principal_changes)
+            .map(|change| change.principal.clone())
+            .collect(),
     }
 }
 
-fn changes(resolution: Resolution) -> (Changed, Vec<AccountId>) {
-    let principals = resolution
-        .targets
-        .into_iter()
-        .flat_map(|target| target.principal_changes)
-        .map(|change| change.principal)
-        .collect();
-    let changed = Changed {
-        keys: resolution.key_changes,
-        grants: resolution.grant_changes,
-        snapshots: resolution.snapshot_changes,
-        launch_permissions: resolution.launch_permissions,
-        principals,
-    };
-    (changed, resolution.already_shared)
+/// One for each target that something was done for, or is known of.
+fn target_reports(resolution: Option<&Resolution>, results: Vec<TargetResult>, ending: &Ending) -> Vec<TargetReport> {
+    let most = (MOST_OF_MESSAGES / results.len().max(1)).min(MOST_OF_MESSAGE);
+    let known: Vec<AccountId> = results.iter().map(|result| result.account_id.clone()).collect();
+    let mut reports: Vec<TargetReport> =
+        results.into_iter().map(|result| target_report(result, ending, most)).collect();
+    if [Fate::TakenBack, Fate::Unknown].contains(&ending.fate) {
+        let targets = resolution.into_iter().flat_map(|resolution| &resolution.targets);
+        let others = targets.map(|target| &target.account_id).filter(|account| !known.contains(account));
+        reports.extend(others.map(|account| TargetReport {
+            account_id: account.clone(),
+            status: if ending.stays(account) { TargetStatus::NotProved } else { TargetStatus::TakenBack },
+            partly_left: ending.is_partly_left(account),
+            image_id: None,
+            instance_id: None,
+            kept: false,
+            launches: None,
+            volumes: vec![],
+            duration_seconds: None,
+            error: None,
+            cause: None,
+        }));
+    }
+    reports
 }
 
-fn target_report(result: TargetResult) -> TargetReport {
+fn target_report(result: TargetResult, ending: &Ending, most_of_message: usize) -> TargetReport {
+    let status = match (&result.failure, ending.stays(&result.account_id)) {
+        (None, true) => TargetStatus::Proved,
+        (None, false) => TargetStatus::TakenBack,
+        (Some(_), true) => TargetStatus::NotProved,
+        (Some(_), false) => TargetStatus::Failed,
+    };
     TargetReport {
         duration_seconds: seconds_between(&result.started_at, &result.ended_at),
+        partly_left: ending.is_partly_left(&result.account_id),
         account_id: result.account_id,
-        status: if result.failure.is_none() { TargetStatus::Proved } else { TargetStatus::Failed },
+        status,
         image_id: result.image_id,
         instance_id: result.instance_id,
-        launches: result.launches,
         kept: result.kept,
+        launches: result.launches,
         volumes: result.volumes,
-        cause: result.failure.as_ref().map(|failure| message(failure.cause.as_deref())),
-        error: result.failure.map(|failure| failure.error),
+        cause: result.failure.as_ref().map(|failure| words::cut(&failure.message(), most_of_message)),
+        error: result.failure.map(|failure| words::cut(&failure.error, 256)),
     }
 }
 
@@ -210,142 +348,337 @@ fn seconds_between(start: &str, end: &str) -> Option<f64> {
     Some(read(end)?.as_secs_f64() - read(start)?.as_secs_f64())
 }
 
-/// The first cause, then what became of what the execution had added.
-fn cause(failure: &Failure, input: &Input, left: &[String]) -> String {
-    let failed = input.results.iter().filter(|result| result.failure.is_some()).count();
-    let mut text = format!("{}: {}", failure.state, message(failure.cause.as_deref()));
-    if failed > 1 {
-        text.push_str(&format!(" ({failed} of {} targets failed; this is the first)", input.results.len()));
+/// The first cause, who stays shared, then what became of what the execution had added. What is left comes last: it may
+/// be long.
+fn cause(failure: &Failure, resolution: Option<&Resolution>, results: &[TargetResult], ending: &Ending) -> String {
+    let message = words::cut(&failure.message(), MOST_OF_MESSAGE);
+    let failed = results.iter().filter(|result| result.failure.is_some()).count();
+    let mut said = vec![if results.len() > 1 && failed > 0 {
+        let first = if failed > 1 { "; this is the first" } else { "" };
+        let message = words::without_full_stop(&message);
+        format!("{}: {message} ({failed} of {} targets failed{first}).", failure.state, results.len())
+    } else {
+        format!("{}: {}", failure.state, words::with_full_stop(&message))
+    }];
+    let proved = results.iter().filter(|result| result.failure.is_none()).map(|result| &result.account_id);
+    let proved: Vec<&AccountId> = proved.filter(|account| ending.stays(account)).collect();
+    match proved.as_slice() {
+        [] => {}
+        [one] => said.push(format!("Account {one} stays shared and proved.")),
+        several => said.push(format!("Accounts {} stay shared and proved.", joined(several))),
     }
-    text.push_str(if text.ends_with('.') { " " } else { ". " });
-    text.push_str(&match &input.resolution {
-        None => "Nothing was changed.".to_owned(),
-        Some(resolution) if resolution.on_failure == OnFailure::Keep && failed > 0 => {
-            "What was added stays, as onFailure: keep asks, and is not proved: ask for launch.prove: always next time."
-                .to_owned()
-        }
-        Some(_) if !left.is_empty() => format!("Not everything could be taken back: {}", left.join("; ")),
-        Some(_) if !input.kept.is_empty() => {
-            "What this execution had added was taken back, but for what other images need.".to_owned()
-        }
-        Some(_) => "Everything that this execution had added was taken back.".to_owned(),
+    said.extend(fate(resolution, results, ending));
+    let kept = ending.done.kept.iter().map(|Kept { account_id, image_id }| {
+        format!("Account {account_id} keeps access to keys, as it can launch {image_id} too.")
     });
-    for Kept { account_id, image_id } in &input.kept {
-        text.push_str(&format!(" Account {account_id} keeps access to keys, as it can launch {image_id} too."));
+    let kept: Vec<String> = kept.collect();
+    if !kept.is_empty() {
+        said.push(words::list(&kept, " ", ending.done.unlisted.kept, MOST_OF_MESSAGE));
     }
-    text.chars().take(MAX_CAUSE).collect()
+    if !ending.done.is_whole() {
+        let left: Vec<String> = ending.done.left.iter().map(ToString::to_string).collect();
+        let room = MOST_OF_CAUSE.saturating_sub(bytes_of(&said.join(" ")) + 100);
+        let left = words::list(&left, "; ", ending.done.unlisted.left, room);
+        said.push(format!("Not everything could be taken back: {}", words::with_full_stop(&left)));
+    }
+    words::cut(&said.join(" "), MOST_OF_CAUSE)
 }
 
-fn describe_left(left: &Left) -> String {
-    let place = left.account_id.as_ref().map(|account| format!(" in account {account}")).unwrap_or_default();
-    let text = format!("{}{place} failed with {}: {}", left.state, left.error, message(left.cause.as_deref()));
-    match left.state.as_str() {
-        "ResolveUndo" => format!("{text} (so all access to keys stays: other images may need it)"),
-        _ => text,
+/// What became of what the execution had added, where nothing of it is left.
+fn fate(resolution: Option<&Resolution>, results: &[TargetResult], ending: &Ending) -> Option<String> {
+    match ending.fate {
+        Fate::NeverAdded => Some("Nothing was changed.".to_owned()),
+        Fate::Stays => {
+            let failed = results.iter().filter(|result| result.failure.is_some()).map(|result| &result.account_id);
+            Some(format!(
+                "What was added stays, as onFailure: keep asks, and is not proved{}: ask for launch.prove: always next \
+                 time.",
+                for_accounts(&failed.collect::<Vec<_>>())
+            ))
+        }
+        Fate::TakenBack | Fate::Unknown if !ending.done.is_whole() => None,
+        Fate::TakenBack | Fate::Unknown => {
+            let targets = resolution.into_iter().flat_map(|resolution| &resolution.targets);
+            let everybodys = targets.map(|target| &target.account_id).all(|account| ending.was_to_go(account));
+            let failed = ending.failed.iter().flatten().filter(|_| !everybodys);
+            let whose = for_accounts(&failed.collect::<Vec<_>>());
+            Some(if ending.done.kept.is_empty() {
+                format!("Everything that this execution had added{whose} was taken back.")
+            } else {
+                format!("What this execution had added{whose} was taken back, but for what other images need.")
+            })
+        }
     }
 }
 
-/// A function's error reaches Step Functions as JSON with `errorMessage`; Step Functions' own
-/// errors are plain text.
-fn message(cause: Option<&str>) -> String {
-    let cause = cause.unwrap_or("no cause was given");
-    let parsed: Option<Value> = serde_json::from_str(cause).ok();
-    parsed.as_ref().and_then(|value| value["errorMessage"].as_str()).unwrap_or(cause).to_owned()
+fn for_accounts(accounts: &[&AccountId]) -> String {
+    match accounts {
+        [] => String::new(),
+        [one] => format!(" for account {one}"),
+        several => format!(" for accounts {}", joined(several)),
+    }
+}
+
+fn joined(accounts: &[&AccountId]) -> String {
+    accounts.iter().map(|account| account.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// What has no bound of its own is listed as far as there is room: what stays before what a proof found.
+fn fitted(mut output: Output) -> Output {
+    let changed = mem::take(&mut output.changed);
+    let volumes: Vec<_> = output.targets.iter_mut().map(|target| mem::take(&mut target.volumes)).collect();
+    let mut room = Room { bytes: MOST.saturating_sub(bytes_of(&output)), unlisted: output.unlisted };
+    output.changed = Changed {
+        launch_permissions: room.list(changed.launch_permissions),
+        keys: room.list(changed.keys),
+        grants: room.list(changed.grants),
+        snapshots: room.list(changed.snapshots),
+        principals: room.list(changed.principals),
+    };
+    for (target, volumes) in output.targets.iter_mut().zip(volumes) {
+        target.volumes = room.list(volumes);
+    }
+    output.unlisted = room.unlisted;
+    output
+}
+
+struct Room {
+    bytes: usize,
+    unlisted: usize,
+}
+
+impl Room {
+    fn list<T: Serialize>(&mut self, mut items: Vec<T>) -> Vec<T> {
+        items.retain(|item| {
+            let bytes = bytes_of(item) + 1;
+            let fits = bytes <= self.bytes;
+            if fits {
+                self.bytes -= bytes;
+            } else {
+                self.unlisted += 1;
+            }
+            fits
+        });
+        items
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
-    fn resolution(targets: &Value) -> Value {
+    const FIRST: &str = "222222222222";
+    const SECOND: &str = "444444444444";
+    const THIRD: &str = "555555555555";
+
+    /// An image shared with `accounts`; one more has everything already.
+    fn resolution(accounts: &[&str], on_failure: &str) -> Value {
+        let target = |account: &&str| {
+            let principal = format!("arn:aws:iam::{account}:role/AmiShareLauncher");
+            json!({ "accountId": account, "mode": "none", "launch": {}, "principalChanges": [{ "principal": principal }] })
+        };
+        let key = |id: &str| format!("arn:aws:kms:eu-west-1:111111111111:key/{id}");
         json!({
             "execution": "e",
             "source": { "accountId": "111111111111", "region": "eu-west-1" },
             "image": { "imageId": "ami-0123abcd", "name": "web", "architecture": "x86_64", "volumes": [] },
-            "keyChanges": [{ "keyArn": "arn:aws:kms:eu-west-1:111111111111:key/1", "accountIds": ["222222222222"] }],
-            "snapshotChanges": [], "launchPermissions": ["222222222222"], "targets": targets,
-            "alreadyShared": ["333333333333"], "principalAccess": "attach", "onFailure": "undo"
+            "keyChanges": [{ "keyArn": key("1"), "accountIds": accounts }, { "keyArn": key("mended"), "accountIds": [] }],
+            "grantChanges": [{ "keyArn": key("2"), "accountIds": accounts }],
+            "snapshotChanges": [{ "snapshotId": "snap-0123abcd", "accountIds": accounts }],
+            "launchPermissions": accounts,
+            "targets": accounts.iter().map(target).collect::<Vec<_>>(),
+            "alreadyShared": ["333333333333"], "principalAccess": "attach", "onFailure": on_failure
         })
     }
 
-    fn target() -> Value {
-        json!([{ "accountId": "222222222222", "mode": "none", "launch": {}, "principalChanges": [
-            { "principal": "arn:aws:iam::222222222222:role/AmiShareLauncher" }] }])
+    fn proved(account: &str) -> Value {
+        json!({
+            "accountId": account, "imageId": "ami-0123abcd", "instanceId": "i-0123abcd", "kept": true, "launches": 2,
+            "volumes": [{ "deviceName": "/dev/xvda", "volumeId": "vol-1" }],
+            "startedAt": "2026-01-01T00:00:00Z", "endedAt": "2026-01-01T00:01:00.500Z"
+        })
+    }
+
+    fn no_room() -> Value {
+        json!({ "state": "LaunchInstance", "error": "LaunchFailed", "cause": "{\"errorMessage\":\"no room\"}" })
+    }
+
+    fn failed(account: &str) -> Value {
+        json!({
+            "accountId": account, "failure": no_room(),
+            "startedAt": "2026-01-01T00:00:00Z", "endedAt": "2026-01-01T00:01:00Z"
+        })
+    }
+
+    fn done(taken: &Value, left: &Value, kept: &Value) -> Value {
+        json!({ "taken": taken, "left": left, "kept": kept, "unlisted": { "taken": 0, "left": 0, "kept": 0 } })
+    }
+
+    fn taken() -> Value {
+        json!([{ "call": "iam:DetachRolePolicy", "accountId": FIRST, "resource": "AmiShareKeyAccess" }])
+    }
+
+    /// An execution for one target, whose launch failed, and of which that became.
+    fn one_failed(last: &Value) -> Value {
+        json!({
+            "execution": "e", "resolution": resolution(&[FIRST], "undo"), "results": [failed(FIRST)],
+            "failure": no_room(), "failed": [FIRST], "soFar": null, "last": last
+        })
+    }
+
+    /// One for three targets, of which the second failed.
+    fn second_failed(on_failure: &str, failed_accounts: &Value, last: &Value) -> Value {
+        json!({
+            "execution": "e", "resolution": resolution(&[FIRST, SECOND, THIRD], on_failure),
+            "results": [proved(FIRST), failed(SECOND), proved(THIRD)],
+            "failure": no_room(), "failed": failed_accounts, "soFar": null, "last": last
+        })
     }
 
     fn summarise(input: &Value) -> Value {
         serde_json::to_value(summary(serde_json::from_value(input.clone()).unwrap())).unwrap()
     }
 
-    fn failed_input(left: &Value) -> Value {
-        json!({
-            "execution": "e", "resolution": resolution(&target()),
-            "results": [{ "accountId": "222222222222", "startedAt": "2026-01-01T00:00:00Z", "endedAt": "2026-01-01T00:01:00.500Z",
-                "failure": { "state": "LaunchInstance", "error": "LaunchFailed", "cause": "{\"errorMessage\":\"no room\"}" } }],
-            "failure": { "state": "LaunchInstance", "error": "LaunchFailed", "cause": "{\"errorMessage\":\"no room\"}" },
-            "left": left, "kept": []
-        })
+    fn nothing() -> Value {
+        json!({ "keys": [], "snapshots": [], "launchPermissions": [], "principals": [] })
     }
 
-    fn failed(left: &Value) -> Value {
-        summarise(&failed_input(left))
+    fn statuses(report: &Value) -> Vec<(&str, &str)> {
+        let targets = report["targets"].as_array().unwrap().iter();
+        targets.map(|target| (target["accountId"].as_str().unwrap(), target["status"].as_str().unwrap())).collect()
     }
 
     #[test]
     fn a_share_says_what_changed_and_what_each_target_got() {
         let report = summarise(&json!({
-            "execution": "e", "resolution": resolution(&target()), "failure": null, "left": [], "kept": [],
-            "results": [{ "accountId": "222222222222", "imageId": "ami-0123abcd", "instanceId": "i-0123abcd", "launches": 2, "kept": true,
-                "volumes": [{ "deviceName": "/dev/xvda", "volumeId": "vol-1" }],
-                "startedAt": "2026-01-01T00:00:00Z", "endedAt": "2026-01-01T00:01:00.500Z" }]
+            "execution": "e", "resolution": resolution(&[FIRST], "undo"), "results": [proved(FIRST)],
+            "failure": null, "failed": null, "soFar": null, "last": null
         }));
         assert_eq!(report["status"], "shared");
-        assert_eq!(report["targets"][0]["status"], "proved");
-        assert_eq!(report["targets"][0]["durationSeconds"], 60.5);
-        assert_eq!(report["targets"][0]["launches"], 2);
+        assert_eq!(statuses(&report), [(FIRST, "proved")]);
+        let target = &report["targets"][0];
+        assert_eq!((&target["durationSeconds"], &target["launches"]), (&json!(60.5), &json!(2)));
+        assert_eq!(target["volumes"][0]["volumeId"], "vol-1");
         assert_eq!(report["changed"]["principals"][0], "arn:aws:iam::222222222222:role/AmiShareLauncher");
+        assert_eq!(report["changed"]["keys"].as_array().unwrap().len(), 2);
         assert_eq!(report["alreadyShared"][0], "333333333333");
-        assert!(report.get("error").is_none());
+        assert_eq!((&report["takenBack"], &report["left"], &report["kept"]), (&json!([]), &json!([]), &json!([])));
+        for absent in ["error", "cause", "unlisted"] {
+            assert!(report.get(absent).is_none(), "{absent}");
+        }
     }
 
     #[test]
     fn nothing_to_do_is_already_shared() {
         let report = summarise(&json!({
-            "execution": "e", "resolution": resolution(&json!([])), "results": [], "failure": null, "left": [], "kept": []
+            "execution": "e", "resolution": resolution(&[], "undo"), "results": [],
+            "failure": null, "failed": null, "soFar": null, "last": null
         }));
         assert_eq!(report["status"], "alreadyShared");
     }
 
     #[test]
     fn a_failure_names_the_state_the_cause_and_what_was_taken_back() {
-        let report = failed(&json!([]));
+        let report = summarise(&one_failed(&done(&taken(), &json!([]), &json!([]))));
         assert_eq!(report["status"], "failed");
         assert_eq!(report["error"], "LaunchFailed");
+        let said = "LaunchInstance: no room. Everything that this execution had added was taken back.";
+        assert_eq!(report["cause"], said);
+        assert_eq!(report["takenBack"], taken());
+        assert_eq!(statuses(&report), [(FIRST, "failed")]);
+        assert_eq!(report["changed"]["launchPermissions"], json!([]));
+    }
+
+    #[test]
+    fn one_target_that_fails_leaves_the_others_as_they_are() {
+        let report = summarise(&second_failed("undo", &json!([SECOND]), &done(&taken(), &json!([]), &json!([]))));
+        assert_eq!((&report["status"], &report["error"]), (&json!("failed"), &json!("LaunchFailed")));
+        assert_eq!(statuses(&report), [(FIRST, "proved"), (SECOND, "failed"), (THIRD, "proved")]);
         assert_eq!(
             report["cause"],
-            "LaunchInstance: no room. Everything that this execution had added was taken back."
+            "LaunchInstance: no room (1 of 3 targets failed). Accounts 222222222222, 555555555555 stay shared and \
+             proved. Everything that this execution had added for account 444444444444 was taken back."
         );
+        let changed = &report["changed"];
+        let stay = json!([FIRST, THIRD]);
+        assert_eq!(changed["launchPermissions"], stay);
+        assert_eq!(changed["snapshots"][0]["accountIds"], stay);
+        assert_eq!(changed["grants"][0]["accountIds"], stay);
+        // What concerns no account is not taken back.
+        assert_eq!((&changed["keys"][0]["accountIds"], &changed["keys"][1]["accountIds"]), (&stay, &json!([])));
+        assert_eq!(changed["principals"].as_array().unwrap().len(), 2);
+        assert!(!changed.to_string().contains(SECOND), "{changed}");
     }
 
     #[test]
-    fn what_could_not_be_taken_back_is_named() {
-        let report = failed(&json!([
-            { "accountId": "222222222222", "state": "UndoCopyImage", "error": "AccessDenied", "cause": "plain text" }
-        ]));
-        let cause = report["cause"].as_str().unwrap();
-        assert!(cause.contains("Not everything could be taken back: UndoCopyImage in account 222222222222"), "{cause}");
-        assert!(cause.contains("plain text"), "{cause}");
+    fn what_is_left_of_one_target_does_not_change_how_another_stands() {
+        let left =
+            json!([{ "accountId": SECOND, "state": "UndoGrantPrincipals", "error": "AccessDenied", "cause": "no" }]);
+        let report = summarise(&second_failed("undo", &json!([SECOND]), &done(&taken(), &left, &json!([]))));
+        assert_eq!(statuses(&report), [(FIRST, "proved"), (SECOND, "failed"), (THIRD, "proved")]);
+        let partly_left = |n: usize| report["targets"][n]["partlyLeft"] == true;
+        assert_eq!([partly_left(0), partly_left(1), partly_left(2)], [false, true, false]);
+        let said = "Accounts 222222222222, 555555555555 stay shared and proved. Not everything could be taken back: \
+                    UndoGrantPrincipals in account 444444444444 failed with AccessDenied: no.";
+        assert!(report["cause"].as_str().unwrap().ends_with(said), "{}", report["cause"]);
+        // What is left in the source account may be anybody's who was to go.
+        let left = json!([{ "state": "UndoShareKey", "error": "AccessDenied", "cause": "no" }]);
+        let report = summarise(&second_failed("undoAll", &Value::Null, &done(&taken(), &left, &json!([]))));
+        assert!(report["targets"].as_array().unwrap().iter().all(|target| target["partlyLeft"] == true), "{report}");
     }
 
     #[test]
-    fn what_another_image_needs_is_named_and_is_no_failure_of_the_undo() {
-        let mut input = failed_input(&json!([]));
-        input["kept"] = json!([{ "accountId": "222222222222", "imageId": "ami-0000000b" }]);
+    fn where_everything_goes_a_proof_does_not_say_that_it_is_shared() {
+        let report = summarise(&second_failed("undoAll", &Value::Null, &done(&taken(), &json!([]), &json!([]))));
+        assert_eq!(statuses(&report), [(FIRST, "takenBack"), (SECOND, "failed"), (THIRD, "takenBack")]);
+        let said = "LaunchInstance: no room (1 of 3 targets failed). Everything that this execution had added was \
+                    taken back.";
+        assert_eq!(report["cause"], said);
+        let mut changed = report["changed"].clone();
+        assert_eq!(changed["keys"].as_array_mut().unwrap().pop(), None);
+        assert_eq!(changed, nothing());
+    }
+
+    #[test]
+    fn what_stays_unproved_is_said_so() {
+        let mut input = second_failed("keep", &Value::Null, &Value::Null);
+        input["results"][2] = failed(THIRD);
         let report = summarise(&input);
+        assert_eq!(statuses(&report), [(FIRST, "proved"), (SECOND, "notProved"), (THIRD, "notProved")]);
+        assert_eq!(
+            report["cause"],
+            "LaunchInstance: no room (2 of 3 targets failed; this is the first). Account 222222222222 stays shared and \
+             proved. What was added stays, as onFailure: keep asks, and is not proved for accounts 444444444444, \
+             555555555555: ask for launch.prove: always next time."
+        );
+        assert_eq!(report["changed"]["launchPermissions"], json!([FIRST, SECOND, THIRD]));
+    }
+
+    /// Also with `keep`: it is about targets.
+    #[test]
+    fn what_fails_before_any_target_is_taken_back_for_all() {
+        let mut input = second_failed("keep", &Value::Null, &done(&taken(), &json!([]), &json!([])));
+        input["results"] = json!([]);
+        input["failure"]["state"] = json!("ShareImage");
+        let report = summarise(&input);
+        let said = "ShareImage: no room. Everything that this execution had added was taken back.";
+        assert_eq!(report["cause"], said);
+        assert_eq!(report["changed"], nothing());
+        assert_eq!(statuses(&report), [(FIRST, "takenBack"), (SECOND, "takenBack"), (THIRD, "takenBack")]);
+    }
+
+    #[test]
+    fn what_another_image_needs_is_named_and_is_no_failure_of_the_take_back() {
+        let kept = json!([{ "accountId": FIRST, "imageId": "ami-0000000b" }]);
+        let report = summarise(&one_failed(&done(&taken(), &json!([]), &kept)));
         assert_eq!(report["left"], json!([]));
-        assert_eq!(report["kept"], input["kept"]);
+        assert_eq!(report["kept"], kept);
         assert_eq!(
             report["cause"],
             "LaunchInstance: no room. What this execution had added was taken back, but for what other images need. \
@@ -354,25 +687,120 @@ mod tests {
     }
 
     #[test]
-    fn where_nobody_could_say_what_other_images_need_the_cause_says_what_stays() {
-        let report = failed(&json!([{ "state": "ResolveUndo", "error": "AccessDenied", "cause": "no role" }]));
-        let cause = report["cause"].as_str().unwrap();
-        assert!(
-            cause.ends_with(
-                "Not everything could be taken back: ResolveUndo failed with AccessDenied: no role \
-             (so all access to keys stays: other images may need it)"
-            ),
-            "{cause}"
-        );
+    fn where_nobody_could_say_what_may_go_it_all_stays() {
+        for (state, hint) in [("ResolveUndo", " (what it could not decide about stays)"), ("TakeBack", "")] {
+            let left = json!([{ "state": state, "error": "AccessDenied", "cause": "no role" }]);
+            let report = summarise(&one_failed(&done(&json!([]), &left, &json!([]))));
+            let said = format!(
+                "LaunchInstance: no room. Not everything could be taken back: {state} failed with AccessDenied: no \
+                 role{hint}."
+            );
+            assert_eq!(report["cause"], said);
+            assert_eq!(report["changed"]["launchPermissions"], json!([FIRST]));
+            assert_eq!(statuses(&report), [(FIRST, "notProved")]);
+            // What went before it is gone.
+            let mut input = one_failed(&done(&json!([]), &left, &json!([])));
+            input["soFar"] = done(&taken(), &json!([]), &json!([]));
+            let report = summarise(&input);
+            assert_eq!(report["takenBack"], taken());
+            assert_eq!(report["changed"]["launchPermissions"], json!([]));
+        }
+    }
+
+    #[test]
+    fn take_backs_one_after_the_other_are_one() {
+        let left = json!([{ "accountId": FIRST, "state": "UndoCopyImage", "error": "AccessDenied", "cause": "plain" }]);
+        let mut input = one_failed(&done(&taken(), &json!([]), &json!([])));
+        input["soFar"] = done(&taken(), &left, &json!([]));
+        input["soFar"]["unlisted"]["left"] = json!(7);
+        let report = summarise(&input);
+        assert_eq!(report["takenBack"].as_array().unwrap().len(), 2);
+        assert_eq!(report["left"][0], "UndoCopyImage in account 222222222222 failed with AccessDenied: plain");
+        assert_eq!(report["unlisted"], 7);
+        assert!(report["cause"].as_str().unwrap().ends_with("AccessDenied: plain; and 7 more."), "{report}");
     }
 
     #[test]
     fn a_refused_request_changed_nothing() {
-        let report = summarise(&json!({
-            "execution": "e", "resolution": null, "results": [], "left": [], "kept": [],
-            "failure": { "state": "ResolveImage", "error": "InvalidRequest", "cause": "{\"errorMessage\":\"bad\"}" }
-        }));
-        assert_eq!(report["status"], "failed");
-        assert_eq!(report["cause"], "ResolveImage: bad. Nothing was changed.");
+        let refused = |resolution: Value, state: &str, error: &str, last: Value| {
+            summarise(&json!({
+                "execution": "e", "resolution": resolution, "results": [], "failed": null, "soFar": null, "last": last,
+                "failure": { "state": state, "error": error, "cause": "{\"errorMessage\":\"bad\"}" }
+            }))
+        };
+        let clean = done(&json!([]), &json!([]), &json!([]));
+        let known = || resolution(&[FIRST], "undo");
+        for report in [
+            refused(Value::Null, "ResolveImage", "InvalidRequest", Value::Null),
+            refused(known(), "PlanShare", "PlanChanged", Value::Null),
+            refused(known(), "RecordShare", "Unavailable", Value::Null),
+            // ShareKey has taken back what it wrote, and the take-back found nothing.
+            refused(known(), "ShareKey", "PlanChanged", clean),
+        ] {
+            assert_eq!(report["status"], "failed");
+            assert!(report["cause"].as_str().unwrap().ends_with(": bad. Nothing was changed."), "{report}");
+            assert_eq!((&report["changed"], &report["targets"]), (&nothing(), &json!([])));
+        }
+    }
+
+    /// Every part of it as long as it can be.
+    #[test]
+    fn a_report_fits_into_what_a_state_hands_on() {
+        let accounts: Vec<String> = (0..50).map(|n| format!("{:012}", 200_000_000_000_u64 + n)).collect();
+        let accounts: Vec<&str> = accounts.iter().map(String::as_str).collect();
+        let mut resolution = resolution(&accounts, "undo");
+        for target in resolution["targets"].as_array_mut().unwrap() {
+            let account = target["accountId"].as_str().unwrap();
+            let arn = |n| format!("arn:aws:iam::{account}:role/{}/{n}", "a-path".repeat(12));
+            target["principalChanges"] = (0..21).map(|n| json!({ "principal": arn(n) })).collect();
+        }
+        let message = json!({ "errorMessage": "\"quoted\" ".repeat(3_000) }).to_string();
+        let failure = json!({ "state": "LaunchInstance", "error": "LaunchFailed", "cause": message });
+        let volume = json!({
+            "deviceName": "/dev/xvda", "volumeId": "vol-0123456789abcdef0",
+            "keyArn": "arn:aws:kms:eu-west-1:111111111111:key/01234567-0123-0123-0123-0123456789ab"
+        });
+        let result = |account: &&str| {
+            let mut result = proved(account);
+            result["volumes"] = vec![volume.clone(); 20].into();
+            result
+        };
+        let mut results: Vec<Value> = accounts.iter().map(result).collect();
+        let mut full = TakenBack::default();
+        let cause = json!({ "errorMessage": "\"quoted\" ".repeat(100) }).to_string()[..500].to_owned();
+        let left =
+            json!([{ "accountId": FIRST, "state": "UndoGrantPrincipals", "error": "AccessDenied", "cause": cause }]);
+        let kept = json!([{ "accountId": FIRST, "imageId": "ami-0123456789abcdef0" }]);
+        let one: TakenBack = serde_json::from_value(done(&taken(), &left, &kept)).unwrap();
+        for _ in 0..300 {
+            full.add(one.clone());
+        }
+        let mut input = json!({
+            "execution": "e", "resolution": resolution, "results": results, "failure": null, "failed": null,
+            "soFar": null, "last": null
+        });
+        let shared = summarise(&input);
+        // Half of the targets fail, and a lot is taken back, and left, of each.
+        for result in results.iter_mut().take(25) {
+            result["failure"] = failure.clone();
+        }
+        input["results"] = results.into();
+        input["failure"] = failure;
+        let kept = summarise(&input);
+        input["failed"] = json!(accounts[..25]);
+        input["soFar"] = json!(full);
+        input["last"] = json!(full);
+        let failed = summarise(&input);
+        for (name, report) in [("shared", &shared), ("kept", &kept), ("failed", &failed)] {
+            let bytes = report.to_string().len();
+            assert!(bytes < 200_000 && bytes > 150_000, "{name}: {bytes}");
+            assert!(report["cause"].as_str().unwrap_or_default().len() < 32_768, "{name}");
+            assert_eq!(report["targets"].as_array().unwrap().len(), 50, "{name}");
+            assert!(report["unlisted"].as_u64().unwrap() > 0, "{name}");
+        }
+        let cause = failed["cause"].as_str().unwrap();
+        for said in ["(25 of 50 targets failed; this is the first)", " stay shared and proved. ", " more."] {
+            assert!(cause.contains(said), "{said}: {cause}");
+        }
     }
 }
