@@ -1,12 +1,14 @@
-//! ReportRevoke: says what was taken back, what stays and why, and what could not be taken back. Calls
+//! ReportRevoke: says what was taken back, call by call, what stays and why, and what could not be taken back. Calls
 //! nothing.
 
 use ami_share_core::{
     Error, Hub,
     hub::Actions,
     ids::{AccountId, ExecutionName, ImageId},
-    revoke::{Left, Phase, Progress},
+    revoke::{Phase, Progress},
     share::Kept,
+    take_back::{Taken, TakenBack, bytes_of},
+    words,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,8 +18,11 @@ pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &[] }
 /// The error of an execution that did not take everything back.
 const INCOMPLETE: &str = "RevokeIncomplete";
 
-/// The longest cause of a failed execution (Step Functions API reference, ExecutionFailed event).
-const MAX_CAUSE: usize = 32_768;
+/// The longest cause: 32,768 characters (Step Functions API reference, ExecutionFailed event).
+const MOST_OF_CAUSE: usize = 32_000;
+
+/// The longest message of what failed.
+const MOST_OF_MESSAGE: usize = 8_000;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -27,8 +32,8 @@ pub struct Input {
     pub request: Value,
     /// Nothing when the first ResolveRevoke refused.
     pub progress: Option<Progress>,
-    /// What the last round could not take back.
-    pub left: Vec<Left>,
+    /// What became of the last round; nothing where none took anything back.
+    pub last: Option<TakenBack>,
     /// What ended the execution before its time.
     pub failure: Option<Failure>,
 }
@@ -51,6 +56,8 @@ pub struct Output {
     image_id: Option<ImageId>,
     /// Targets that had something which was taken back, or was to be.
     revoked: Vec<AccountId>,
+    /// The calls that took something back.
+    taken_back: Vec<Taken>,
     /// Targets that keep access to keys, as other images need it.
     kept: Vec<Kept>,
     /// Targets with a launch permission that ami-share did not give. It stays.
@@ -59,7 +66,7 @@ pub struct Output {
     copies_or_instances_stay: Vec<AccountId>,
     /// What could not be taken back.
     left: Vec<String>,
-    /// How many more of these there are than are listed.
+    /// How many more entries there are than all lists have room for.
     #[serde(skip_serializing_if = "is_zero")]
     unlisted: usize,
     /// Targets that have not been looked at.
@@ -93,24 +100,36 @@ pub async fn report_revoke(_hub: &Hub, input: Input) -> Result<Output, Error> {
 
 fn summary(input: Input) -> Output {
     let mut progress = input.progress.unwrap_or_default();
-    progress.add_left(input.left);
+    progress.add_last(input.last);
     // Whoever was only looked at has lost nothing.
     let revoked = if progress.phase == Phase::Revoke { progress.revoked } else { vec![] };
-    let left: Vec<String> = progress.left.iter().map(describe).collect();
-    let incomplete = !left.is_empty() || progress.remaining > 0;
+    let done = progress.done;
+    let left: Vec<String> = done.left.iter().map(ToString::to_string).collect();
     let (error, cause) = match &input.failure {
         Some(failure) => {
             let so_far = match revoked.len() {
                 0 => "Nothing was changed.".to_owned(),
                 some => format!("What {some} targets had was taken back before, or was to be: start it again."),
             };
-            let text = format!("{}: {} {so_far}", failure.state, with_full_stop(&message(&failure.cause)));
-            (Some(failure.error.clone()), Some(text))
+            let message = words::cut(&words::message(&failure.cause), MOST_OF_MESSAGE);
+            let mut said = vec![format!("{}: {}", failure.state, words::with_full_stop(&message)), so_far];
+            said.extend(not_taken_back(&left, done.unlisted.left, &said.join(" ")));
+            (Some(words::cut(&failure.error, 256)), Some(said.join(" ")))
         }
-        None if incomplete => {
-            (Some(INCOMPLETE.to_owned()), Some(incomplete_cause(&left, &revoked, progress.remaining)))
+        None if done.is_whole() && progress.remaining == 0 => (None, None),
+        None => {
+            let mut said = Vec::new();
+            if progress.remaining > 0 {
+                said.push(format!(
+                    "{} targets were looked at for what one execution has room for, and {} remain: start the same \
+                     request again, which goes on with them.",
+                    revoked.len(),
+                    progress.remaining
+                ));
+            }
+            said.extend(not_taken_back(&left, done.unlisted.left, &said.join(" ")));
+            (Some(INCOMPLETE.to_owned()), Some(said.join(" ")))
         }
-        None => (None, None),
     };
     let status = match &error {
         Some(_) => Status::Failed,
@@ -122,59 +141,29 @@ fn summary(input: Input) -> Output {
         execution: input.execution,
         image_id: input.request["imageId"].as_str().and_then(|id| ImageId::parse(id).ok()),
         revoked,
-        kept: progress.kept,
+        taken_back: done.taken,
+        kept: done.kept,
         not_ours: progress.not_ours,
         copies_or_instances_stay: progress.stays,
         left,
-        unlisted: progress.unlisted,
+        unlisted: progress.unlisted + done.unlisted.taken + done.unlisted.left + done.unlisted.kept,
         remaining: progress.remaining,
         error,
-        cause: cause.map(|cause| cause.chars().take(MAX_CAUSE).collect()),
+        cause: cause.map(|cause| words::cut(&cause, MOST_OF_CAUSE)),
     }
 }
 
-fn incomplete_cause(left: &[String], revoked: &[AccountId], remaining: usize) -> String {
-    let mut said = Vec::new();
-    if remaining > 0 {
-        said.push(format!(
-            "{} targets were looked at for what one execution has room for, and {remaining} remain: start the same \
-             request again, which goes on with them.",
-            revoked.len()
-        ));
+/// After what the cause says already.
+fn not_taken_back(left: &[String], unlisted: usize, said: &str) -> Option<String> {
+    if left.is_empty() && unlisted == 0 {
+        return None;
     }
-    if !left.is_empty() {
-        said.push(format!(
-            "Not everything could be taken back: {}. When the reason is mended, start the same request again.",
-            left.join("; ")
-        ));
-    }
-    said.join(" ")
-}
-
-fn describe(left: &Left) -> String {
-    let place = left.account_id.as_ref().map(|account| format!(" in account {account}")).unwrap_or_default();
-    let message = message(&left.cause);
-    let message = message.strip_suffix('.').filter(|whole| !whole.ends_with('.')).unwrap_or(&message);
-    format!("{}{place} failed with {}: {message}", left.state, left.error)
-}
-
-fn with_full_stop(text: &str) -> String {
-    if text.ends_with('.') { text.to_owned() } else { format!("{text}.") }
-}
-
-/// A function's error reaches Step Functions as JSON with `errorMessage`, and the state machine may have cut
-/// it; Step Functions' own errors are plain text.
-fn message(cause: &str) -> String {
-    if let Some(message) =
-        serde_json::from_str::<Value>(cause).ok().as_ref().and_then(|whole| whole["errorMessage"].as_str())
-    {
-        return message.to_owned();
-    }
-    match cause.split_once("\"errorMessage\":") {
-        Some((_, message)) => message.trim_start().trim_start_matches('"').replace("\\\"", "\"") + "...",
-        None if cause.is_empty() => "no cause was given".to_owned(),
-        None => cause.to_owned(),
-    }
+    let room = MOST_OF_CAUSE.saturating_sub(bytes_of(&said) + 150);
+    let left = words::list(left, "; ", unlisted, room);
+    Some(format!(
+        "Not everything could be taken back: {} When the reason is mended, start the same request again.",
+        words::with_full_stop(&left)
+    ))
 }
 
 #[cfg(test)]
@@ -183,12 +172,12 @@ mod tests {
 
     use super::*;
 
-    fn report(progress: Value, left: Value, failure: Value) -> Value {
+    fn report(progress: Value, last: Value, failure: Value) -> Value {
         let input = json!({
             "execution": "e",
             "request": { "imageId": "ami-0123abcd", "targets": "all" },
             "progress": progress,
-            "left": left,
+            "last": last,
             "failure": failure,
         });
         serde_json::to_value(summary(serde_json::from_value(input).unwrap())).unwrap()
@@ -202,19 +191,49 @@ mod tests {
         progress
     }
 
+    fn done(changes: Value) -> Value {
+        let mut done = serde_json::to_value(TakenBack::default()).unwrap();
+        for (name, value) in changes.as_object().unwrap() {
+            done[name] = value.clone();
+        }
+        done
+    }
+
     fn left(cause: &str) -> Value {
-        json!([{ "accountId": "222222222222", "state": "UndoGrantPrincipals", "error": "AccessDenied", "cause": cause }])
+        let account = "222222222222";
+        let left =
+            json!({ "accountId": account, "state": "UndoGrantPrincipals", "error": "AccessDenied", "cause": cause });
+        done(json!({ "left": [left] }))
     }
 
     #[test]
     fn it_says_who_lost_it_and_who_had_nothing() {
-        let revoked = report(progress(json!({ "revoked": ["222222222222"] })), json!([]), Value::Null);
+        let revoked = report(progress(json!({ "revoked": ["222222222222"] })), done(json!({})), Value::Null);
         assert_eq!(revoked["status"], "revoked");
         assert_eq!(revoked["revoked"], json!(["222222222222"]));
         assert_eq!(revoked["error"], Value::Null);
-        let nothing = report(progress(json!({ "notOurs": ["222222222222"] })), json!([]), Value::Null);
+        let nothing = report(progress(json!({ "notOurs": ["222222222222"] })), Value::Null, Value::Null);
         assert_eq!(nothing["status"], "nothingToRevoke");
         assert_eq!(nothing["notOurs"], json!(["222222222222"]));
+        assert_eq!(nothing["takenBack"], json!([]));
+    }
+
+    #[test]
+    fn it_lists_what_all_rounds_took_back_call_by_call() {
+        let taken = |call: &str| {
+            let from = ["222222222222"];
+            json!([{ "call": call, "accountId": "111111111111", "resource": "ami-0123abcd", "from": from }])
+        };
+        let kept = json!([{ "accountId": "222222222222", "imageId": "ami-0000000b" }]);
+        let before = done(json!({ "taken": taken("ec2:ModifyImageAttribute"), "kept": kept }));
+        let last =
+            done(json!({ "taken": taken("kms:PutKeyPolicy"), "unlisted": { "taken": 3, "left": 0, "kept": 2 } }));
+        let so_far = progress(json!({ "revoked": ["222222222222"], "done": before, "unlisted": 1 }));
+        let report = report(so_far, last, Value::Null);
+        assert_eq!(report["status"], "revoked");
+        let calls: Vec<&Value> = report["takenBack"].as_array().unwrap().iter().map(|taken| &taken["call"]).collect();
+        assert_eq!(calls, ["ec2:ModifyImageAttribute", "kms:PutKeyPolicy"]);
+        assert_eq!((&report["kept"], &report["unlisted"]), (&kept, &json!(6)));
     }
 
     #[test]
@@ -222,12 +241,20 @@ mod tests {
         let cause = r#"{"errorType":"AccessDenied","errorMessage":"role x cannot be assumed"}"#;
         let report = report(progress(json!({ "revoked": ["222222222222"] })), left(cause), Value::Null);
         assert_eq!((&report["status"], &report["error"]), (&json!("failed"), &json!("RevokeIncomplete")));
-        let said = report["cause"].as_str().unwrap();
-        assert!(
-            said.contains("UndoGrantPrincipals in account 222222222222 failed with AccessDenied: role x cannot"),
-            "{said}"
+        assert_eq!(
+            report["cause"],
+            "Not everything could be taken back: UndoGrantPrincipals in account 222222222222 failed with AccessDenied: \
+             role x cannot be assumed. When the reason is mended, start the same request again."
         );
-        assert!(said.contains("start the same request again"), "{said}");
+    }
+
+    /// What an earlier round left counts, and so does what there was no room to list.
+    #[test]
+    fn what_any_round_left_fails_it() {
+        for before in [left("no"), done(json!({ "unlisted": { "taken": 0, "left": 2, "kept": 0 } }))] {
+            let report = report(progress(json!({ "done": before })), done(json!({})), Value::Null);
+            assert_eq!(report["error"], "RevokeIncomplete", "{before}");
+        }
     }
 
     #[test]
@@ -241,7 +268,7 @@ mod tests {
     #[test]
     fn targets_that_remain_are_counted() {
         let report =
-            report(progress(json!({ "revoked": ["222222222222"], "remaining": 1500 })), json!([]), Value::Null);
+            report(progress(json!({ "revoked": ["222222222222"], "remaining": 1500 })), Value::Null, Value::Null);
         assert_eq!(report["error"], "RevokeIncomplete");
         assert!(report["cause"].as_str().unwrap().contains("1500 remain"), "{report}");
     }
@@ -251,9 +278,49 @@ mod tests {
         let failure =
             json!({ "state": "JudgeUsage", "error": "ImageInUse", "cause": "{\"errorMessage\":\"it is in use\"}" });
         let looked = progress(json!({ "phase": "check", "revoked": ["222222222222"] }));
-        let report = report(looked, json!([]), failure);
+        let report = report(looked, Value::Null, failure);
         assert_eq!((&report["status"], &report["error"]), (&json!("failed"), &json!("ImageInUse")));
         assert_eq!(report["revoked"], json!([]));
         assert_eq!(report["cause"], "JudgeUsage: it is in use. Nothing was changed.");
+    }
+
+    #[test]
+    fn what_was_left_before_a_failure_is_in_its_cause_too() {
+        let failure = json!({ "state": "ResolveRevoke", "error": "Throttled", "cause": "later" });
+        let report = report(progress(json!({ "revoked": ["222222222222"] })), left("no role"), failure);
+        assert_eq!(report["error"], "Throttled");
+        let cause = report["cause"].as_str().unwrap();
+        assert!(cause.starts_with("ResolveRevoke: later. What 1 targets had was taken back before"), "{cause}");
+        assert!(cause.contains("in account 222222222222 failed with AccessDenied: no role."), "{cause}");
+    }
+
+    /// Every part of it as long as it can be.
+    #[test]
+    fn a_report_fits_into_what_a_state_hands_on() {
+        let account = "222222222222";
+        let cause = json!({ "errorMessage": "\"quoted\" ".repeat(100) }).to_string()[..500].to_owned();
+        let taken =
+            json!({ "call": "kms:PutKeyPolicy", "accountId": account, "resource": "key", "from": vec![account; 9] });
+        let one: TakenBack = serde_json::from_value(done(json!({
+            "taken": vec![taken; 20], "left": left(&cause)["left"],
+            "kept": [{ "accountId": account, "imageId": "ami-0123456789abcdef0" }]
+        })))
+        .unwrap();
+        let mut full = TakenBack::default();
+        for _ in 0..200 {
+            full.add(one.clone());
+        }
+        let so_far = progress(json!({
+            "revoked": vec![account; 500], "notOurs": vec![account; 200], "stays": vec![account; 200], "remaining": 1500,
+            "done": full
+        }));
+        let failure = json!({ "state": "CheckUsage", "error": "Aws", "cause": "\"quoted\" ".repeat(3_000) });
+        for failure in [Value::Null, failure] {
+            let report = report(so_far.clone(), json!(full), failure);
+            let bytes = report.to_string().len();
+            assert!(bytes > 80_000 && bytes < 200_000, "{bytes}");
+            let cause = report["cause"].as_str().unwrap();
+            assert!(cause.len() < 32_768 && cause.contains(" more. When the reason is mended"), "{cause}");
+        }
     }
 }
