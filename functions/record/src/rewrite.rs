@@ -29,16 +29,6 @@ impl Record {
         self.unless_changed(UPDATE, update.send().await)
     }
 
-    /// As [`Record::rewrite`], and the note counts again for whoever looks what the target can launch.
-    ///
-    /// # Errors
-    /// Whatever DynamoDB answers.
-    pub async fn rewrite_unmarked(&self, note: &NoteChange, gift: &str) -> Result<(), Error> {
-        let update = self.update(note, "SET gift = :gift REMOVE going");
-        let update = update.expression_attribute_values(":gift", AttributeValue::S(gift.to_owned()));
-        self.unless_changed(UPDATE, update.send().await)
-    }
-
     /// The note stays as it is, and counts again.
     ///
     /// # Errors

@@ -10,7 +10,6 @@ use ami_share_core::{
 use ami_share_record::Record;
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
-use serde_json::Value;
 
 pub use ami_share_record::REWRITE_ACTIONS as HUB_ACTIONS;
 
@@ -42,10 +41,7 @@ enum Rewrite {
     Nothing,
     /// It stays, and its target, which can still launch the image, needs what it needs for that.
     Unmark,
-    Change {
-        gift: String,
-        unmark: bool,
-    },
+    Change(String),
     Forget,
 }
 
@@ -55,16 +51,16 @@ enum Rewrite {
 /// [`Error::Throttled`] and [`Error::Unavailable`]: everything can be done again.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn rewrite_notes(hub: &Hub, input: Input) -> Result<TakenBack, Error> {
-    let Input { notes, taken, mut left, kept, .. } = input;
-    left.extend(write(hub, &notes, &left).await?);
+    let Input { execution, notes, taken, mut left, kept } = input;
+    left.extend(write(hub, &execution, &notes, &left).await?);
     let mut answer = TakenBack::default();
     answer.add(TakenBack { taken, left, kept, ..TakenBack::default() });
     Ok(answer)
 }
 
 /// What could not be written.
-async fn write(hub: &Hub, notes: &[NoteChange], left: &[Left]) -> Result<Vec<Left>, Error> {
-    let rewrites = notes.iter().map(|note| (note, rewrite_of(note, left)));
+async fn write(hub: &Hub, execution: &ExecutionName, notes: &[NoteChange], left: &[Left]) -> Result<Vec<Left>, Error> {
+    let rewrites = notes.iter().map(|note| (note, rewrite_of(execution, note, left)));
     let rewrites: Vec<_> = rewrites.filter(|(_, rewrite)| *rewrite != Rewrite::Nothing).collect();
     if rewrites.is_empty() {
         return Ok(Vec::new());
@@ -75,8 +71,7 @@ async fn write(hub: &Hub, notes: &[NoteChange], left: &[Left]) -> Result<Vec<Lef
             let written = match rewrite {
                 Rewrite::Nothing => Ok(()),
                 Rewrite::Unmark => record.unmark(note).await,
-                Rewrite::Change { gift, unmark: false } => record.rewrite(note, &gift).await,
-                Rewrite::Change { gift, unmark: true } => record.rewrite_unmarked(note, &gift).await,
+                Rewrite::Change(gift) => record.rewrite(note, &gift).await,
                 Rewrite::Forget => record.forget(note).await,
             };
             written.map_err(|error| (note, error))
@@ -99,34 +94,31 @@ async fn write(hub: &Hub, notes: &[NoteChange], left: &[Left]) -> Result<Vec<Lef
     Ok(left)
 }
 
-fn rewrite_of(note: &NoteChange, left: &[Left]) -> Rewrite {
+fn rewrite_of(execution: &ExecutionName, note: &NoteChange, left: &[Left]) -> Rewrite {
     let undone = left.iter().filter(|left| !DECIDING.contains(&left.state.as_str()));
     let of_note: Vec<&Left> =
         undone.filter(|left| left.account_id.as_ref().is_none_or(|account| *account == note.account_id)).collect();
     if of_note.iter().any(|left| left.state == "UndoShareImage") {
-        return Rewrite::Unmark;
+        return if is_marked_by(execution, note) { Rewrite::Unmark } else { Rewrite::Nothing };
     }
     if !of_note.is_empty() {
         return Rewrite::Nothing;
     }
     match &note.gift {
-        Some(gift) => Rewrite::Change { gift: gift.clone(), unmark: lets_launch(gift) },
+        Some(gift) => Rewrite::Change(gift.clone()),
         None => Rewrite::Forget,
     }
 }
 
-/// Whether the target still has the launch permission that was noted.
-fn lets_launch(gift: &str) -> bool {
-    let gift: Value = serde_json::from_str(gift).unwrap_or_default();
-    gift["target"]["sourceChanges"]["launchPermission"] == true
+/// Whether the share that it is a note of is this take-back's: others' notes only lose what nobody needs any more.
+fn is_marked_by(execution: &ExecutionName, note: &NoteChange) -> bool {
+    note.going.split_once(' ').is_some_and(|(by, _)| by == execution.as_str())
 }
 
 #[cfg(test)]
 mod tests {
-    use ami_share_core::ids::{AccountId, ImageId};
-    use serde_json::json;
-
     use super::*;
+    use ami_share_core::ids::{AccountId, ImageId};
 
     fn account(digit: u8) -> AccountId {
         AccountId::parse(digit.to_string().repeat(12)).unwrap()
@@ -137,7 +129,7 @@ mod tests {
             account_id: account(2),
             image_id: ImageId::parse("ami-0123abcd").unwrap(),
             execution: ExecutionName::parse("nightly").unwrap(),
-            going: "2026-11-27T20:00:00Z undo-1".to_owned(),
+            going: "undo-1 1764273600000".to_owned(),
             gift: gift.map(str::to_owned),
         }
     }
@@ -146,14 +138,19 @@ mod tests {
         Left { account_id: of.map(account), state: state.into(), error: "AccessDenied".into(), cause: String::new() }
     }
 
-    fn changed(gift: &str, unmark: bool) -> Rewrite {
-        Rewrite::Change { gift: gift.to_owned(), unmark }
+    fn changed(gift: &str) -> Rewrite {
+        Rewrite::Change(gift.to_owned())
+    }
+
+    /// For the take-back of undo-1.
+    fn rewrite_of(note: &NoteChange, left: &[Left]) -> Rewrite {
+        super::rewrite_of(&ExecutionName::parse("undo-1").unwrap(), note, left)
     }
 
     #[test]
     fn a_note_says_what_its_target_still_has_or_goes() {
         assert_eq!(rewrite_of(&note(None), &[]), Rewrite::Forget);
-        assert_eq!(rewrite_of(&note(Some("{}")), &[]), changed("{}", false));
+        assert_eq!(rewrite_of(&note(Some("{}")), &[]), changed("{}"));
     }
 
     #[test]
@@ -172,17 +169,15 @@ mod tests {
         let image = left("UndoShareImage", None);
         assert_eq!(rewrite_of(&note(None), &[left("UndoShareKey", None), image.clone()]), Rewrite::Unmark);
         assert_eq!(rewrite_of(&note(Some("{}")), &[image]), Rewrite::Unmark);
-        let gift = |source_changes: Value| json!({ "target": { "sourceChanges": source_changes } }).to_string();
-        let (can, cannot) = (gift(json!({ "launchPermission": true })), gift(json!({ "keyArns": [] })));
-        assert_eq!(rewrite_of(&note(Some(&can)), &[left("ResolveUndo", None)]), changed(&can, true));
-        assert_eq!(rewrite_of(&note(Some(&cannot)), &[]), changed(&cannot, false));
+        let of_another = NoteChange { going: "undo-2 1764273600000".to_owned(), ..note(Some("{}")) };
+        assert_eq!(rewrite_of(&of_another, &[left("UndoShareImage", None)]), Rewrite::Nothing);
     }
 
     #[test]
     fn what_was_decided_to_stay_is_in_the_note_already() {
         for state in DECIDING {
             for of in [None, Some(2)] {
-                assert_eq!(rewrite_of(&note(Some("{}")), &[left(state, of)]), changed("{}", false), "{state}");
+                assert_eq!(rewrite_of(&note(Some("{}")), &[left(state, of)]), changed("{}"), "{state}");
             }
         }
     }
