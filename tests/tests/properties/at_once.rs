@@ -81,6 +81,9 @@ fn at_once(tally: &Tally, mut plan: Plan) -> Checked {
         add(&tally.succeeded, u64::from(succeeded(index)));
         shared.extend(request.targets.iter().map(|target| target.account.clone()));
     }
+    for index in (0..requests.len()).filter(|index| !succeeded(*index)) {
+        shared.extend(check::standing(&stage, &format!("share-{index}")));
+    }
     check::others_unchanged(&before, &after, &shared)?;
     let mut world = stage.machine.world();
     check::administrators_keep_access(&mut world, &stage)?;

@@ -44,15 +44,42 @@ pub(crate) fn unchanged(
     Ok(())
 }
 
+fn reports(stage: &Stage) -> impl Iterator<Item = Value> {
+    let notices = stage.machine.published().into_iter();
+    notices.filter_map(|notice| serde_json::from_str::<Value>(notice["Message"].as_str()?).ok())
+}
+
 /// The accounts that the reports sent so far say keep access.
 pub(crate) fn kept(stage: &Stage) -> BTreeSet<String> {
-    let reports = stage
-        .machine
-        .published()
-        .into_iter()
-        .filter_map(|notice| serde_json::from_str::<Value>(notice["Message"].as_str()?).ok());
-    let kept = reports.flat_map(|report| report["kept"].as_array().cloned().unwrap_or_default());
+    let kept = reports(stage).flat_map(|report| report["kept"].as_array().cloned().unwrap_or_default());
     kept.filter_map(|kept| kept["accountId"].as_str().map(str::to_owned)).collect()
+}
+
+/// The targets that the last report of an execution says stand, proved, although others failed.
+pub(crate) fn standing(stage: &Stage, name: &str) -> BTreeSet<String> {
+    let of_it = |report: &Value| report["execution"].as_str().is_some_and(|execution| execution.starts_with(name));
+    let last = reports(stage).filter(of_it).last().unwrap_or_default();
+    let targets = last["targets"].as_array().cloned().unwrap_or_default();
+    let proved = targets.into_iter().filter(|target| target["status"] == "proved");
+    proved.filter_map(|target| target["accountId"].as_str().map(str::to_owned)).collect()
+}
+
+/// Of an execution that failed: what stands can be used, and everything else is as before.
+pub(crate) fn partly(
+    before: &BTreeMap<String, Value>,
+    after: &BTreeMap<String, Value>,
+    stage: &Stage,
+    request: &Request,
+    standing: &BTreeSet<String>,
+) -> Checked {
+    let kept = kept(stage);
+    if standing.is_empty() {
+        return unchanged(before, after, &kept);
+    }
+    others_unchanged(before, after, &kept.union(standing).cloned().collect())?;
+    let mut stands = request.clone();
+    stands.targets.retain(|target| standing.contains(&target.account));
+    usable(&mut stage.machine.world(), stage, &stands)
 }
 
 fn without_access_of(picture: &Value, account: &str, kept: &BTreeSet<String>) -> Value {

@@ -16,10 +16,11 @@ pub(crate) const TARGETS: [&str; 3] = [TARGET, "444444444444", "555555555555"];
 /// An account that is ready to be a target, and is not on the allow-list.
 pub(crate) const UNLISTED: &str = "666666666666";
 
-const MACHINES: [(&str, &str); 3] = [
+const MACHINES: [(&str, &str); 4] = [
     ("ShareAmi", "statemachine/share-ami.asl.json"),
     ("UndoShare", "statemachine/undo-share.asl.json"),
     ("RevokeShare", "statemachine/revoke-share.asl.json"),
+    ("TakeBack", "statemachine/take-back.asl.json"),
 ];
 
 /// The targets' owners allow inline policies, or do not.
@@ -80,7 +81,9 @@ pub(crate) fn of(local: &Local) -> Result<Deployment> {
     let table = local.hub.stack.resources.get("RecordTable").ok_or("there is no RecordTable")?;
     let mut definitions = BTreeMap::new();
     for (name, path) in MACHINES {
-        definitions.insert(name.to_owned(), fs::read_to_string(checkout().join(path))?);
+        // By whose executions undo-share knows what it is asked for; here state machines have the names above.
+        let definition = fs::read_to_string(checkout().join(path))?;
+        definitions.insert(name.to_owned(), definition.replace("${ShareAmiStateMachineName}", "ShareAmi"));
     }
     let world = local.sandbox.world();
     Ok(Deployment {

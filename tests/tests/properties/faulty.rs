@@ -91,8 +91,15 @@ fn settled(tally: &Tally, plan: Plan) -> Checked {
     if request.keep && record.status == Status::Failed {
         return Ok(());
     }
-    check::unchanged(&before, &after, &check::kept(&stage))
+    let failed = record.status == Status::Failed && !undone_by_share(&stage);
+    let standing = if failed { check::standing(&stage, "first") } else { Default::default() };
+    check::partly(&before, &after, &stage, &request, &standing)
         .map_err(|why| format!("{why} ({:?}: {:?})", record.status, record.cause))
+}
+
+/// Whether undo-share has taken it back.
+fn undone_by_share(stage: &Stage) -> bool {
+    stage.machine.executions("UndoShare").iter().any(|arn| stage.machine.record(arn).entered("TakeBack"))
 }
 
 fn undone(stage: &Stage, undos: &[String]) -> Checked {

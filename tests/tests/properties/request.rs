@@ -17,6 +17,8 @@ pub(crate) struct RequestPlan {
     grants: bool,
     inline: bool,
     pub(crate) keep: bool,
+    /// Whether one target's failure takes back everybody's.
+    all: bool,
     /// What is wrong with it.
     wrong: Option<usize>,
 }
@@ -44,15 +46,16 @@ pub(crate) fn good_requests() -> impl Strategy<Value = RequestPlan> {
     let target = (0..MODES.len(), any::<bool>(), any::<bool>(), prop::bool::weighted(0.2), prop::bool::weighted(0.2))
         .prop_map(|(mode, role, user, keep, always)| TargetRequest { mode, role, user, keep, always });
     let accounts = prop::sample::subsequence((0..TARGETS.len()).collect::<Vec<_>>(), 1..=TARGETS.len());
-    let flags = (prop::bool::weighted(0.3), prop::bool::weighted(0.3), prop::bool::weighted(0.15));
+    let flags = (prop::bool::weighted(0.3), prop::bool::weighted(0.3), prop::bool::weighted(0.15), any::<bool>());
     (any::<prop::sample::Index>(), accounts, vec(target, TARGETS.len()), flags).prop_map(
-        |(image, accounts, targets, (grants, inline, keep))| RequestPlan {
+        |(image, accounts, targets, (grants, inline, keep, all))| RequestPlan {
             image,
             targets: accounts.into_iter().zip(targets).collect(),
             unlisted: false,
             grants,
             inline,
             keep,
+            all,
             wrong: None,
         },
     )
@@ -105,7 +108,7 @@ impl RequestPlan {
             "targets": listed,
             "keyAccess": if self.grants { "grant" } else { "policy" },
             "principalAccess": if self.inline { "inline" } else { "attach" },
-            "onFailure": if self.keep { "keep" } else { "undo" },
+            "onFailure": if self.keep { "keep" } else if self.all { "undoAll" } else { "undo" },
         });
         if let Some(wrong) = self.wrong {
             let (field, value) = WRONG[wrong];

@@ -38,7 +38,8 @@ fn whole(tally: &Tally, (world, request): (WorldPlan, RequestPlan)) -> Checked {
         if request.unlisted && !journal.is_empty() {
             return Err(format!("a request for an account that is not allowed made calls: {journal:?}"));
         }
-        return if request.keep { Ok(()) } else { check::unchanged(&before, &after, &check::kept(&stage)) };
+        let standing = check::standing(&stage, "first");
+        return if request.keep { Ok(()) } else { check::partly(&before, &after, &stage, &request, &standing) };
     }
     if request.unlisted || request.wrong {
         return Err("a request that must be refused succeeded".to_owned());
