@@ -9,7 +9,7 @@ use crate::{Result, engine::checkout};
 
 const WIDTH: usize = 130;
 /// What a Catch assigns of an error: always the same fields, which nobody wants to read one by one.
-const ONE_LINE: [&str; 5] = ["failure", "left", "targetFailure", "targetLeft", "reportFailure"];
+const ONE_LINE: [&str; 6] = ["failure", "left", "targetFailure", "targetLeft", "reportFailure", "settleFailure"];
 /// Their members have lines of their own, however short.
 const LISTS: [&str; 4] = ["States", "Retry", "Catch", "Choices"];
 
