@@ -160,8 +160,9 @@ impl fmt::Display for Left {
         let message = words::message(&self.cause);
         let message = words::without_full_stop(&message);
         write!(f, "{}{place} failed with {}: {message}", self.state, self.error)?;
-        match self.state.as_str() {
-            "ResolveUndo" | "ResolveRevoke" => f.write_str(" (what it could not decide about stays)"),
+        match (&self.account_id, self.state.as_str()) {
+            // What it cannot say of a target is in that target's cause.
+            (None, "ResolveUndo") => f.write_str(" (so nothing more was taken back)"),
             _ => Ok(()),
         }
     }
@@ -251,8 +252,11 @@ mod tests {
         let mut left = Left { cause, ..left(222, 0) };
         let said = "UndoGrantPrincipals in account 000000000222 failed with AccessDenied: role x cannot be assumed";
         assert_eq!(left.to_string(), said);
-        left = Left { account_id: None, state: "ResolveUndo".into(), cause: "no role".into(), ..left };
-        let said = "ResolveUndo failed with AccessDenied: no role (what it could not decide about stays)";
+        left = Left { state: "ResolveUndo".into(), cause: "what it was given stays".into(), ..left };
+        let said = "ResolveUndo in account 000000000222 failed with AccessDenied: what it was given stays";
+        assert_eq!(left.to_string(), said);
+        left = Left { account_id: None, cause: "no role".into(), ..left };
+        let said = "ResolveUndo failed with AccessDenied: no role (so nothing more was taken back)";
         assert_eq!(left.to_string(), said);
     }
 

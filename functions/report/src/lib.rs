@@ -688,7 +688,7 @@ mod tests {
 
     #[test]
     fn where_nobody_could_say_what_may_go_it_all_stays() {
-        for (state, hint) in [("ResolveUndo", " (what it could not decide about stays)"), ("TakeBack", "")] {
+        for (state, hint) in [("ResolveUndo", " (so nothing more was taken back)"), ("TakeBack", "")] {
             let left = json!([{ "state": state, "error": "AccessDenied", "cause": "no role" }]);
             let report = summarise(&one_failed(&done(&json!([]), &left, &json!([]))));
             let said = format!(
