@@ -173,8 +173,10 @@ def invoke_nested_start_execution_sync(resource, input_data):
         submitted = {"resourceType": "states", "resource": "startExecution.sync:2", "output": json.dumps(started)}
         add_event(parent, "TaskSubmitted", {"taskSubmittedEventDetails": submitted})
         while not has_ended(child):
-            if parent["status"] != "RUNNING" or time.monotonic() > until:
-                raise ExecutionError("States.Aborted", "The task was given up")
+            if time.monotonic() > until:
+                raise ExecutionError("States.Timeout", "The task timed out")
+            if parent["status"] != "RUNNING":
+                raise ExecutionError("States.Aborted", "The execution was stopped")
             time.sleep(0.02)
     finally:
         if child["status"] == "RUNNING":

@@ -226,7 +226,8 @@ async fn started(engine: &Engine, machine: &str, count: usize) -> Result<Vec<Str
 #[tokio::test]
 async fn a_child_is_stopped_with_its_parent_and_when_its_task_times_out() -> Result<()> {
     let engine = start()?;
-    let [parent, child] = parent_and_child(&engine, json!({ "Type": "Wait", "Seconds": 300, "Next": "Done" })).await?;
+    let [parent, child] =
+        parent_and_child(&engine, json!({ "Type": "Wait", "Seconds": 3_000, "Next": "Done" })).await?;
     let client = aws_sdk_sfn::Client::new(&root_of(HUB, &engine.endpoint()));
     let stopped = execution::start(&engine.endpoint(), &parent, "stopped", &json!({})).await?;
     started(&engine, &child, 1).await?;
@@ -311,7 +312,7 @@ async fn an_execution_can_describe_another_one_and_stop_it() -> Result<()> {
         [
             ("stop", definition(task("aws-sdk:sfn:stopExecution", stops))),
             ("describe", definition(task("aws-sdk:sfn:describeExecution", describes))),
-            ("child", definition(json!({ "Type": "Wait", "Seconds": 300, "Next": "Done" }))),
+            ("child", definition(json!({ "Type": "Wait", "Seconds": 3_000, "Next": "Done" }))),
         ],
     )
     .await?;
