@@ -94,6 +94,7 @@ impl Services {
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
         let mut world = lock(&self.world);
         world.set_now_ms(self.clock.now());
+        world.set_time_of_day_ms(self.clock.epoch_ms());
         world
     }
 

@@ -133,6 +133,7 @@ pub struct World {
     pub(crate) schedule: Schedule,
     pub(crate) buckets: BTreeMap<String, (f64, u64)>,
     clock: Clock,
+    time_of_day_ms: Option<u64>,
     ids: u64,
 }
 
@@ -155,6 +156,7 @@ impl World {
             call: Call::default(),
             schedule: Schedule::default(),
             buckets: BTreeMap::new(),
+            time_of_day_ms: None,
             clock: Clock::Running(Instant::now()),
             ids: 0,
         }
@@ -177,14 +179,21 @@ impl World {
         }
     }
 
-    /// Stops the clock at a time: for a simulation, whose time is not that of this machine. The time of day goes on.
+    /// Stops the clock at a time: for a simulation, whose time is not that of this machine. The time of day goes on, until
+    /// it is set.
     pub fn set_now_ms(&mut self, now_ms: u64) {
         self.clock = Clock::Set(now_ms);
     }
 
+    /// Sets the time of day, in milliseconds since 1970: when what is made from here on says that it was made.
+    pub fn set_time_of_day_ms(&mut self, epoch_ms: u64) {
+        self.time_of_day_ms = Some(epoch_ms);
+    }
+
     /// The time of day as AWS writes it, `2026-01-31T23:59:59.000Z`.
     pub fn timestamp(&self) -> String {
-        chrono::DateTime::from_timestamp(i64::try_from(epoch_seconds()).unwrap_or(0), 0)
+        let seconds = self.time_of_day_ms.map_or_else(epoch_seconds, |epoch_ms| epoch_ms / 1_000);
+        chrono::DateTime::from_timestamp(i64::try_from(seconds).unwrap_or(0), 0)
             .unwrap_or_default()
             .format("%Y-%m-%dT%H:%M:%S.000Z")
             .to_string()
