@@ -166,7 +166,8 @@ struct WrittenConfig {
 
 impl Definition {
     /// Reads a file of statemachine/. A substitution, such as `${ShareKeyFunctionArn}`, becomes its name: there is
-    /// nothing but the name to find here.
+    /// nothing but the name to find here. `${ShareAmiStateMachineName}`, inside a text, is the name of a state machine
+    /// here: `ShareAmi`.
     ///
     /// # Errors
     /// What of it is not known here.
@@ -207,6 +208,10 @@ fn substitute(value: &mut Value) {
         Value::String(text) => {
             if let Some(name) = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')) {
                 *text = name.to_owned();
+            } else if let Some((before, rest)) = text.split_once("${")
+                && let Some((name, after)) = rest.split_once("StateMachineName}")
+            {
+                *text = format!("{before}{name}{after}");
             }
         }
         Value::Array(items) => items.iter_mut().for_each(substitute),
@@ -399,6 +404,13 @@ mod tests {
         ] {
             assert!(parsed(unknown.clone()).is_err(), "{unknown}");
         }
+    }
+
+    #[test]
+    fn a_substitution_becomes_its_name_and_that_of_a_state_machine_what_it_is_called_here() {
+        let mut value = json!(["${ShareKeyFunctionArn}", "{% $contains($a, ':${ShareAmiStateMachineName}:') %}", "$x"]);
+        substitute(&mut value);
+        assert_eq!(value, json!(["ShareKeyFunctionArn", "{% $contains($a, ':ShareAmi:') %}", "$x"]));
     }
 
     #[test]

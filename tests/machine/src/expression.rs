@@ -152,24 +152,95 @@ mod tests {
     #[test]
     fn lists_of_none_one_and_two_stay_lists_where_the_definitions_rely_on_it() {
         for list in [json!([]), json!([{ "a": 1 }]), json!([{ "a": 1 }, { "a": 2 }])] {
-            let of = json!({ "r": { "targets": list } });
-            assert_eq!(evaluated("$r.targets", of.clone(), json!(null)).unwrap(), list);
-            let changed: Vec<Value> =
-                list.as_array().unwrap().iter().map(|item| json!({ "a": item["a"], "principalChanges": [] })).collect();
-            let merged = evaluated("[$r.targets.$merge([$, {'principalChanges': []}])]", of, json!(null));
-            assert_eq!(merged.unwrap(), json!(changed));
-            let appended = evaluated("$append($left, [{'state': 'S'}])", json!({ "left": list }), json!(null)).unwrap();
-            assert_eq!(appended.as_array().unwrap().len(), list.as_array().unwrap().len() + 1);
+            let of = json!({ "r": { "left": list } });
+            assert_eq!(evaluated("$r.left", of.clone(), json!(null)).unwrap(), list);
+            assert_eq!(evaluated("$r.left = []", of, json!(null)).unwrap(), json!(list == json!([])));
+            for text in ["$append($left, [{'state': 'S'}])", "$append($left[[0..59]], [{'state': 'S'}])"] {
+                let appended = evaluated(text, json!({ "left": list }), json!(null)).unwrap();
+                assert_eq!(appended.as_array().unwrap().len(), list.as_array().unwrap().len() + 1, "{text}");
+            }
+            let states = json!({ "result": { "Payload": { "taken": list } } });
+            let added = evaluated("$append($taken, $states.result.Payload.taken)", json!({ "taken": [] }), states);
+            assert_eq!(added.unwrap(), list);
         }
-        for (results, left) in [
+        let many: Vec<Value> = (0..70).map(|n| json!({ "n": n })).collect();
+        let cut = evaluated("$append($left[[0..59]], [{'state': 'S'}])", json!({ "left": many }), json!(null)).unwrap();
+        assert_eq!(
+            (cut.as_array().unwrap().len(), &cut[59], &cut[60]),
+            (61, &json!({ "n": 59 }), &json!({ "state": "S" }))
+        );
+        for (results, taken) in [
             (json!([]), json!([])),
-            (json!([[]]), json!([])),
-            (json!([[{ "a": 1 }], []]), json!([{ "a": 1 }])),
-            (json!([[], [{ "a": 1 }, { "a": 2 }]]), json!([{ "a": 1 }, { "a": 2 }])),
+            (json!([{ "taken": [] }]), json!([])),
+            (json!([{ "taken": [{ "a": 1 }] }, { "taken": [] }]), json!([{ "a": 1 }])),
+            (json!([{ "taken": [] }, { "taken": [{ "a": 1 }, { "a": 2 }] }]), json!([{ "a": 1 }, { "a": 2 }])),
         ] {
             let states = json!({ "result": results });
-            assert_eq!(evaluated("$reduce($states.result, $append, $left)", json!({ "left": [] }), states), Ok(left));
+            assert_eq!(evaluated("$append($taken, $states.result.taken)", json!({ "taken": [] }), states), Ok(taken));
         }
+        assert_eq!(evaluated("$r.left = []", json!({ "r": {} }), json!(null)).unwrap(), json!(false));
+    }
+
+    #[test]
+    fn an_answer_that_is_not_there_is_begun_and_one_that_is_there_is_added_to() {
+        let text = "$merge([$last = null ? {'taken': []} : $last, {'left': $append($last.left, [{'state': 'S'}])}])";
+        let begun = evaluated(text, json!({ "last": null }), json!(null)).unwrap();
+        assert_eq!(begun, json!({ "taken": [], "left": [{ "state": "S" }] }));
+        let last = json!({ "taken": [{ "a": 1 }], "left": [{ "b": 1 }] });
+        let added = evaluated(text, json!({ "last": last }), json!(null)).unwrap();
+        assert_eq!(added, json!({ "taken": [{ "a": 1 }], "left": [{ "b": 1 }, { "state": "S" }] }));
+    }
+
+    #[test]
+    fn only_a_text_that_names_an_execution_of_the_machine_does_so() {
+        let text = "$type($states.input.detail.executionArn) = 'string' \
+            ? $contains($states.input.detail.executionArn, ':execution:ShareAmi:') : false";
+        let arn = |machine: &str| json!(format!("arn:aws:states:eu-west-1:333333333333:execution:{machine}:n"));
+        let named = |input: Value| evaluated(text, json!({}), json!({ "input": input })).unwrap();
+        assert_eq!(named(json!({ "detail": { "executionArn": arn("ShareAmi") } })), json!(true));
+        for other in [
+            json!({ "detail": { "executionArn": arn("UndoShare") } }),
+            json!({ "detail": { "executionArn": 3 } }),
+            json!({ "detail": "x" }),
+            json!({}),
+            json!([]),
+            json!("x"),
+            json!(null),
+        ] {
+            assert_eq!(named(other.clone()), json!(false), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_stays_is_noted_as_json_and_said_in_words() {
+        let text = "$string($merge([$t.keep = true ? {'instanceId': $i} : {}, \
+            $t.mode = 'copyImage' and $not($exists($t.copyId)) ? {'copyId': $c} : {}]))";
+        let noted =
+            |target: Value| evaluated(text, json!({ "t": target, "i": "i-1", "c": "ami-1" }), json!(null)).unwrap();
+        assert_eq!(noted(json!({ "mode": "none" })), json!("{}"));
+        assert_eq!(noted(json!({ "mode": "copyImage", "copyId": "ami-2" })), json!("{}"));
+        assert_eq!(
+            noted(json!({ "mode": "copyImage", "keep": true })),
+            json!(r#"{"instanceId":"i-1","copyId":"ami-1"}"#)
+        );
+        let text = "$last = null ? ($recorded ? 'all' : 'none') : ($failed = null ? 'none' : 'all but ' & $join($failed, ', '))";
+        for (last, recorded, failed, said) in [
+            (json!(null), true, json!(null), "all"),
+            (json!(null), false, json!(null), "none"),
+            (json!({ "left": [] }), true, json!(null), "none"),
+            (json!({ "left": [] }), true, json!(["1", "2"]), "all but 1, 2"),
+        ] {
+            let variables = json!({ "last": last, "recorded": recorded, "failed": failed });
+            assert_eq!(evaluated(text, variables, json!(null)).unwrap(), json!(said));
+        }
+        let failed = |results: Value| {
+            evaluated("[$r[$exists(failure)].accountId]", json!({ "r": results }), json!(null)).unwrap()
+        };
+        assert_eq!(failed(json!([{ "accountId": "1" }, { "accountId": "2", "failure": {} }])), json!(["2"]));
+        assert_eq!(
+            failed(json!([{ "accountId": "1", "failure": {} }, { "accountId": "2", "failure": {} }])),
+            json!(["1", "2"])
+        );
     }
 
     #[test]

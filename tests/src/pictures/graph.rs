@@ -80,14 +80,18 @@ impl Graph {
     }
 
     /// What an error leads to and nothing else does, or only what is a failure itself. What all come to in the end, error
-    /// or not, such as a report, is none; nor is what an error leads back to, to do it again.
+    /// or not, such as a report, is none: there is an end that is reached by way of it only. Nor is what an error leads
+    /// back to, to do it again.
     fn failures(&self) -> BTreeSet<usize> {
         let possible = self.reached(self.start, &BTreeSet::new());
         let leads_aside = |from: usize, to: usize| {
             let without = BTreeSet::from([to]);
             let back = possible.contains(&from) && !self.reached(self.start, &without).contains(&from);
-            let ends = |at: &usize| self.states[*at].ways.is_empty() && self.states[*at].kind != Kind::Fail;
-            !back && self.reached(from, &without).iter().any(ends)
+            let ends = |without: &BTreeSet<usize>| -> Vec<usize> {
+                let end = |at: &usize| self.states[*at].ways.is_empty() && self.states[*at].kind != Kind::Fail;
+                self.reached(from, without).into_iter().filter(end).collect()
+            };
+            !back && ends(&without) == ends(&BTreeSet::new())
         };
         let is_failure = |&to: &usize| {
             let state = &self.states[to];
@@ -181,8 +185,10 @@ mod tests {
     fn the_path_is_the_longest_way_without_a_failure() {
         let caught = json!([{ "ErrorEquals": ["States.ALL"], "Next": "TakeBack" }]);
         let graph = Graph::read(&json!({ "StartAt": "Choose", "States": {
-            "Choose": { "Type": "Choice", "Choices": [{ "Next": "Give" }, { "Next": "Skip" }], "Default": "Report" },
-            "Skip": { "Type": "Pass", "Next": "Report" },
+            "Choose": { "Type": "Choice", "Choices": [{ "Next": "Give" }, { "Next": "Plan" }], "Default": "Report" },
+            "Plan": { "Type": "Task", "Catch": [{ "Next": "Report" }], "Next": "CheckPlan" },
+            "CheckPlan": { "Type": "Choice", "Choices": [{ "Next": "Planned" }], "Default": "Give" },
+            "Planned": { "Type": "Succeed" },
             "Give": { "Type": "Task", "Catch": caught, "Next": "Wait" },
             "Wait": { "Type": "Wait", "Next": "Look" },
             "Look": { "Type": "Task", "Catch": caught, "Next": "Check" },
@@ -198,10 +204,10 @@ mod tests {
             graph.states.iter().filter(|state| state.place == place).map(|state| state.name.as_str()).collect()
         };
         let path: Vec<&str> = graph.path.iter().map(|&at| graph.states[at].name.as_str()).collect();
-        assert_eq!(path, ["Choose", "Give", "Wait", "Look", "Check", "Report", "Succeed"]);
-        assert_eq!(names(Place::Branch), ["Skip"]);
+        assert_eq!(path, ["Choose", "Plan", "CheckPlan", "Give", "Wait", "Look", "Check", "Report", "Succeed"]);
+        assert_eq!(names(Place::Branch), ["Planned"]);
         assert_eq!(names(Place::Failure), ["TakeBack", "Tidy", "Fail"]);
-        assert!(graph.states[6].goes_on && graph.states[6].caught.is_empty());
-        assert!(graph.is_back(5, 3) && !graph.is_back(3, 4));
+        assert!(graph.states[8].goes_on && graph.states[8].caught.is_empty());
+        assert!(graph.is_back(7, 5) && !graph.is_back(5, 6));
     }
 }

@@ -28,6 +28,10 @@ pub(crate) fn undo_share() -> Machine {
     machine("statemachine/undo-share.asl.json", "UndoShareStateMachine")
 }
 
+pub(crate) fn take_back() -> Machine {
+    machine("statemachine/take-back.asl.json", "TakeBackStateMachine")
+}
+
 pub(crate) fn revoke_share() -> Machine {
     machine("statemachine/revoke-share.asl.json", "RevokeShareStateMachine")
 }
@@ -36,8 +40,8 @@ pub(crate) fn audit_shares() -> Machine {
     machine("statemachine/audit-shares.asl.json", "AuditSharesStateMachine")
 }
 
-pub(crate) fn machines() -> [Machine; 4] {
-    [share_ami(), undo_share(), revoke_share(), audit_shares()]
+pub(crate) fn machines() -> [Machine; 5] {
+    [share_ami(), take_back(), undo_share(), revoke_share(), audit_shares()]
 }
 
 fn machine(path: &'static str, logical_id: &'static str) -> Machine {

@@ -4,8 +4,10 @@ use ami_share_core::Error;
 
 use crate::{Set, definition, text};
 
-/// Names that Step Functions, Lambda and the integrations of Lambda and DynamoDB give errors of their own.
-const OF_AWS: [&str; 16] = [
+/// Names that Step Functions, Lambda and the integrations of Lambda, DynamoDB and Step Functions itself give errors of
+/// their own. Of a limit there are two names: the developer guide's ("Start a new state machine from a running
+/// execution"), and the one that all other errors of the integration are named like.
+const OF_AWS: [&str; 21] = [
     "States.ALL",
     "States.Timeout",
     "Lambda.ServiceException",
@@ -22,6 +24,11 @@ const OF_AWS: [&str; 16] = [
     "DynamoDB.RequestLimitExceeded",
     "DynamoDB.InternalServerErrorException",
     "DynamoDB.SdkClientException",
+    "StepFunctions.ExecutionLimitExceeded",
+    "StepFunctions.ExecutionLimitExceededException",
+    "StepFunctions.ThrottlingException",
+    "StepFunctions.AWSStepFunctionsException",
+    "StepFunctions.SdkClientException",
 ];
 
 #[test]

@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// Folders of functions/ that are libraries.
-const LIBRARIES: [&str; 7] = ["allow-list", "core", "explain", "key-grants", "key-lock", "launchable", "record"];
+const LIBRARIES: [&str; 8] =
+    ["allow-list", "core", "explain", "key-grants", "key-lock", "launchable", "record", "take-back"];
 
 /// `share-key` for `ShareKey` and `UndoShareKey`.
 fn package(name: &str) -> String {
@@ -118,6 +119,8 @@ fn every_substitution_is_defined_and_used_and_is_the_function_of_its_name() {
                 (_, Some(step)) => json!({ "Fn::GetAtt": [format!("{step}Function"), "Arn"] }),
                 ("NotificationTopicArn", _) => json!({ "Ref": "NotificationTopic" }),
                 ("RecordTableName", _) => json!({ "Ref": "RecordTable" }),
+                ("TakeBackStateMachineArn", _) => json!({ "Ref": "TakeBackStateMachine" }),
+                ("ShareAmiStateMachineName", _) => json!({ "Fn::GetAtt": ["ShareAmiStateMachine", "Name"] }),
                 _ => panic!("{}: nobody knows the substitution {name}", machine.path),
             };
             assert_eq!(*value, expected, "{name}");

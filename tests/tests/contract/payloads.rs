@@ -5,8 +5,9 @@ use ami_share_core::{
     ids::{ImageId, InstanceId},
     plan::PlannedPolicies,
     revoke::Round,
-    share::{Resolution, Target},
+    share::{OnFailure, Resolution, Target},
     step,
+    take_back::{Left, TakeBack, TakenBack, Undone},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -17,11 +18,21 @@ use crate::{
 };
 
 /// Fields that may be null, and so may be left out as far as serde can tell.
-const NULLABLE: [(&str, &str); 6] = [
+const NULLABLE: [(&str, &str); 16] = [
+    ("ResolveUndo", "failed"),
+    ("ResolveUndo", "failure"),
+    ("ResolveUndo", "after"),
+    ("ResolveUndo", "soFar"),
+    ("ResolveUndo", "last"),
     ("Report", "resolution"),
     ("Report", "failure"),
+    ("Report", "failed"),
+    ("Report", "soFar"),
+    ("Report", "last"),
     ("ResolveRevoke", "progress"),
+    ("ResolveRevoke", "last"),
     ("ReportRevoke", "progress"),
+    ("ReportRevoke", "last"),
     ("ReportRevoke", "failure"),
     ("AuditShares", "progress"),
 ];
@@ -87,34 +98,77 @@ fn kept() -> Value {
     json!({ "accountId": "222222222222", "imageId": "ami-0123456789abcdef2" })
 }
 
+/// What take-back is given; [`the_sample_is_a_take_back`] holds it to that.
+fn take_back() -> Value {
+    let change = json!({ "keyArn": "arn:aws:kms:eu-west-1:111111111111:key/1234", "accountIds": ["222222222222"] });
+    json!({
+        "execution": "nightly-1-0123abcd",
+        "source": { "accountId": "111111111111", "region": "eu-west-1" },
+        "imageId": "ami-0123456789abcdef0",
+        "launchPermissions": ["222222222222"],
+        "snapshotChanges": [{ "snapshotId": "snap-0123456789abcdef0", "accountIds": ["222222222222"] }],
+        "targets": [from_target()],
+        "grantChanges": [change.clone()],
+        "keyChanges": [change],
+        "notes": [{
+            "accountId": "222222222222",
+            "imageId": "ami-0123456789abcdef0",
+            "execution": "nightly-1-0123abcd",
+            "going": "nightly-1-0123abcd",
+            "gift": "{}"
+        }],
+        "kept": [kept()],
+        "left": [left()]
+    })
+}
+
+fn from_target() -> Value {
+    json!({
+        "accountId": "222222222222",
+        "instances": [{ "execution": "nightly-1-0123abcd", "instanceId": "i-0123456789abcdef0" }],
+        "copies": [{
+            "execution": "nightly-1-0123abcd",
+            "of": "ami-0123456789abcdef0",
+            "notedAt": 1_795_489_200_000_i64,
+            "copyId": "ami-0123456789abcdef1"
+        }],
+        "principalChanges": [{ "principal": "arn:aws:iam::222222222222:role/AmiShareLauncher" }]
+    })
+}
+
+fn taken() -> Value {
+    json!({
+        "call": "ec2:ModifyImageAttribute",
+        "accountId": "111111111111",
+        "resource": "ami-0123456789abcdef0",
+        "from": ["222222222222"]
+    })
+}
+
+/// What take-back answers; [`the_sample_is_a_take_back`] holds it to that.
+fn taken_back() -> Value {
+    json!({
+        "taken": [taken()],
+        "left": [left()],
+        "kept": [kept()],
+        "unlisted": { "taken": 1, "left": 0, "kept": 2 }
+    })
+}
+
 /// As ResolveRevoke answers; [`the_sample_is_a_round`] holds it to that.
 fn round() -> Value {
-    let change = json!({ "keyArn": "arn:aws:kms:eu-west-1:111111111111:key/1234", "accountIds": ["222222222222"] });
-    let made = json!({ "copiesOf": ["nightly-1-0123abcd"], "instancesOf": ["nightly-1-0123abcd"] });
-    let with_made = |mut value: Value| {
-        for (name, executions) in made.as_object().unwrap() {
-            value[name] = executions.clone();
-        }
-        value
-    };
     json!({
         "execution": "revoke-1-0123abcd",
         "source": { "accountId": "111111111111", "region": "eu-west-1" },
         "imageId": "ami-0123456789abcdef0",
         "imageFound": true,
         "force": false,
-        "accounts": [with_made(json!({ "accountId": "222222222222" }))],
-        "launchPermissions": ["222222222222"],
-        "snapshotChanges": [{ "snapshotId": "snap-0123456789abcdef0", "accountIds": ["222222222222"] }],
-        "targets": [with_made(json!({ "target": target(), "principalAccess": "attach" }))],
-        "keyChanges": [change.clone()],
-        "grantChanges": [change],
-        "notes": [{
+        "accounts": [{
             "accountId": "222222222222",
-            "imageId": "ami-0123456789abcdef0",
-            "execution": "nightly-1-0123abcd",
-            "gift": "{}"
+            "copiesOf": ["nightly-1-0123abcd"],
+            "instancesOf": ["nightly-1-0123abcd"]
         }],
+        "takeBack": take_back(),
         "more": true,
         "progress": progress()
     })
@@ -126,13 +180,11 @@ fn progress() -> Value {
         "after": "222222222222",
         "until": "444444444444",
         "remaining": 3,
-        "spent": 100,
         "revoked": ["222222222222"],
-        "kept": [kept()],
         "notOurs": ["222222222222"],
         "stays": ["222222222222"],
-        "left": [left()],
-        "unlisted": 1
+        "unlisted": 1,
+        "done": taken_back()
     })
 }
 
@@ -152,31 +204,41 @@ fn used() -> Value {
 
 /// Every variable of the definitions, and what Step Functions brings along.
 fn variables() -> Value {
+    let states = json!({
+        "input": target(),
+        "context": {
+            "Execution": {
+                "Name": "nightly-1",
+                "Id": "arn:aws:states:eu-west-1:333333333333:execution:share-ami:nightly-1",
+                "StartTime": "2026-11-24T03:00:00.000Z",
+                "RedriveCount": 1
+            },
+            "State": { "Name": "LaunchInstance", "EnteredTime": "2026-11-24T03:01:00.000Z", "RetryCount": 1 }
+        },
+        "errorOutput": { "Error": "LaunchFailed", "Cause": "it did" }
+    });
     json!({
         "execution": "nightly-1",
         "begun": "2026-11-24T03:00:00.000Z",
         "resolution": resolution(),
         "results": [],
         "failure": null,
-        "left": [],
-        "kept": [kept()],
-        "undo": {
-            "keyChanges": resolution()["keyChanges"].clone(),
-            "grantChanges": resolution()["grantChanges"].clone(),
-            "snapshotChanges": resolution()["snapshotChanges"].clone(),
-            "launchPermissions": resolution()["launchPermissions"].clone(),
-            "targets": [target()]
-        },
+        "failed": ["222222222222"],
+        "executionArn": "arn:aws:states:eu-west-1:333333333333:execution:share-ami:nightly-1",
+        "after": "222222222222",
+        "soFar": taken_back(),
+        "last": taken_back(),
+        "taking": take_back(),
+        "taken": [taken()],
+        "left": [left()],
+        "undone": from_target(),
         "progress": null,
         "plan": { "status": "planned" },
         "planned": { "arn:aws:kms:eu-west-1:111111111111:key/1234": { "before": "00ff", "after": "ff00" } },
         "target": target(),
-        "undoTarget": target(),
         "thisRound": round(),
-        "undone": round()["targets"][0].clone(),
         "request": { "imageId": "ami-0123456789abcdef0", "targets": "all" },
         "phase": "check",
-        "soFar": progress(),
         "usage": { "asked": ["222222222222"], "unasked": ["444444444444"], "uses": [used()], "unlisted": 0 },
         "reportId": "report-0123",
         "reported": [used()],
@@ -192,19 +254,7 @@ fn variables() -> Value {
             "volumeId": "vol-0123",
             "keyArn": "arn:aws:kms:eu-west-1:222222222222:key/5678"
         }],
-        "states": {
-            "input": target(),
-            "context": {
-                "Execution": {
-                    "Name": "nightly-1",
-                    "Id": "arn:aws:states:eu-west-1:333333333333:execution:share-ami:nightly-1",
-                    "StartTime": "2026-11-24T03:00:00.000Z",
-                    "RedriveCount": 1
-                },
-                "State": { "Name": "LaunchInstance", "EnteredTime": "2026-11-24T03:01:00.000Z", "RetryCount": 1 }
-            },
-            "errorOutput": { "Error": "LaunchFailed", "Cause": "it did" }
-        }
+        "states": states
     })
 }
 
@@ -253,9 +303,23 @@ fn revoke_state(name: &str) -> Value {
 /// What the first machine that has that step sends to it. What undo-share sends is the same as share-ami: see
 /// [`both_machines_send_a_step_the_same`].
 fn payload(name: &str, variables: &Value) -> Value {
-    let tasks = definition::machines().into_iter().flat_map(|machine| machine.tasks());
-    let (_, task) = tasks.into_iter().find(|(state, _)| state == name).unwrap_or_else(|| panic!("nobody calls {name}"));
-    evaluate(&task["Arguments"]["Payload"], variables)
+    let machines = definition::machines();
+    let mut tasks = machines.iter().flat_map(|machine| machine.tasks().into_iter().map(move |task| (machine, task)));
+    let (machine, (_, task)) =
+        tasks.find(|(_, (state, _))| state == name).unwrap_or_else(|| panic!("nobody calls {name}"));
+    sent(machine, &task, variables)
+}
+
+/// The payload of a state. Some variables of two machines have one name.
+fn sent(machine: &Machine, task: &Value, variables: &Value) -> Value {
+    let mut variables = variables.clone();
+    if machine.path == definition::take_back().path {
+        variables["states"]["input"] = from_target();
+    }
+    if machine.path == definition::revoke_share().path && !variables["soFar"].is_null() {
+        variables["soFar"] = progress();
+    }
+    evaluate(&task["Arguments"]["Payload"], &variables)
 }
 
 #[test]
@@ -273,19 +337,50 @@ fn the_sample_is_a_round() {
 }
 
 #[test]
-fn every_payload_is_what_its_step_takes() {
-    let steps = steps();
-    for (name, task) in definition::machines().iter().flat_map(Machine::tasks) {
-        let step = steps.iter().find(|step| step.state == name).unwrap_or_else(|| panic!("nobody is {name}"));
-        let payload = evaluate(&task["Arguments"]["Payload"], &variables());
-        (step.decode)(payload).unwrap_or_else(|error| panic!("{name}: {error}"));
+fn the_sample_is_a_take_back() {
+    let parsed: TakeBack = serde_json::from_value(take_back()).unwrap();
+    assert_eq!(serde_json::to_value(parsed).unwrap(), take_back());
+    let parsed: TakenBack = serde_json::from_value(taken_back()).unwrap();
+    assert_eq!(serde_json::to_value(parsed).unwrap(), taken_back());
+}
+
+/// Its input is read by no function, so nobody else would say that a field is missing.
+#[test]
+fn take_back_reads_only_what_a_take_back_has() {
+    let mut read = 0;
+    for text in definition::strings(&definition::take_back().whole) {
+        for rest in text.split("$taking.").skip(1) {
+            let field: String = rest.chars().take_while(char::is_ascii_alphanumeric).collect();
+            // Nothing for a revoke, and so not in the sample.
+            assert!(field == "note" || take_back().get(&field).is_some(), "{text}");
+            read += 1;
+        }
     }
+    assert!(read >= 20, "{read}");
 }
 
 #[test]
+fn every_payload_is_what_its_step_takes() {
+    let steps = steps();
+    for machine in definition::machines() {
+        for (name, task) in machine.tasks() {
+            let step = steps.iter().find(|step| step.state == name).unwrap_or_else(|| panic!("nobody is {name}"));
+            let payload = sent(&machine, &task, &variables());
+            (step.decode)(payload).unwrap_or_else(|error| panic!("{}: {name}: {error}", machine.path));
+        }
+    }
+}
+
+/// But for whose share it is, and that nobody knows what ended it.
+#[test]
 fn both_machines_send_a_step_the_same() {
     for (name, task) in definition::undo_share().tasks() {
-        assert_eq!(task["Arguments"], state(&name)["Arguments"], "{name}");
+        let mut expected = state(&name)["Arguments"].clone();
+        if name == "ResolveUndo" {
+            expected["Payload"]["executionArn"] = json!("{% $executionArn %}");
+            expected["Payload"]["failure"] = Value::Null;
+        }
+        assert_eq!(task["Arguments"], expected, "{name}");
     }
 }
 
@@ -310,7 +405,7 @@ fn a_field_too_many_or_too_few_is_refused() {
 #[test]
 fn report_takes_what_targets_end_with() {
     let outcomes: Vec<Value> =
-        ["ProveTarget", "FailTarget"].iter().map(|name| evaluate(&state(name)["Output"], &variables())).collect();
+        ["ConfirmTarget", "FailTarget"].iter().map(|name| evaluate(&state(name)["Output"], &variables())).collect();
     let mut variables = variables();
     variables["results"] = json!(outcomes);
     decode_report(&variables);
@@ -321,7 +416,8 @@ fn report_takes_what_a_catch_remembers() {
     let mut variables = variables();
     for (_, task) in definition::share_ami().states() {
         for catch in task["Catch"].as_array().into_iter().flatten() {
-            for remembered in [&catch["Assign"]["failure"], &catch["Assign"]["targetFailure"]] {
+            for remembered in ["failure", "targetFailure", "settleFailure", "reportFailure"] {
+                let remembered = &catch["Assign"][remembered];
                 if !remembered.is_null() {
                     variables["failure"] = evaluate(remembered, &variables);
                     decode_report(&variables);
@@ -336,7 +432,7 @@ fn report_takes_what_a_catch_remembers() {
 fn report_takes_what_undo_share_says_of_the_execution() {
     let mut variables = variables();
     let claimed = definition::undo_share().state("ClaimShare")["Assign"].clone();
-    for name in ["results", "left", "kept"] {
+    for name in ["results", "failed", "soFar", "last"] {
         variables[name] = claimed[name].clone();
     }
     let described = definition::undo_share().state("DescribeShare")["Assign"].clone();
@@ -356,34 +452,57 @@ fn report_takes_a_request_that_was_refused() {
     decode_report(&variables);
 }
 
-/// The lists of what an undo left grow by `{'accountId': …, 'state': …}`: their fields are read
-/// from the expressions.
+/// What is left is remembered by `{'accountId': …, 'state': …}`: its fields are read from the expressions.
 #[test]
-fn report_takes_what_an_undo_could_not_take_back() {
+fn what_is_remembered_as_left_is_one() {
     let mut seen = 0;
-    let machines = definition::machines();
-    let states =
-        machines.iter().flat_map(|machine| machine.states().into_iter().map(move |state| (machine.path, state)));
-    for (machine, (name, task)) in states {
+    for (name, task) in definition::all_states() {
         for text in definition::strings(&task["Catch"]) {
-            let Some((_, object)) = text.split_once("{'").filter(|_| text.contains("$states.errorOutput")) else {
-                continue;
-            };
-            let mut left = json!({});
-            for field in format!("{{'{object}").split('\'').skip(1).step_by(2) {
-                left[field] = if field == "accountId" { json!("222222222222") } else { json!(name) };
-            }
-            let mut variables = variables();
-            variables["left"] = json!([left]);
-            if machine == definition::revoke_share().path {
-                decode_report_revoke(&variables);
-            } else {
-                decode_report(&variables);
-            }
+            let Some(left) = remembered_as_left(text) else { continue };
+            serde_json::from_value::<Left>(left).unwrap_or_else(|error| panic!("{name}: {error}"));
             seen += 1;
         }
     }
-    assert!(seen >= 4, "only {seen} states remember what they left");
+    assert_eq!(seen, 8 + 1 + 3 + 2);
+}
+
+fn remembered_as_left(text: &str) -> Option<Value> {
+    let (before, after) = text.split_once("'state': $states.context.State.Name, ")?;
+    let mut left = json!({ "state": "a text" });
+    if before.contains("{'accountId': ") {
+        left["accountId"] = json!("222222222222");
+    }
+    let pieces: Vec<&str> = after.split("': ").collect();
+    for piece in &pieces[..pieces.len() - 1] {
+        left[piece.rsplit_once('\'')?.1] = json!("a text");
+    }
+    Some(left)
+}
+
+/// Where no function can say what became of a take-back, the definition does.
+#[test]
+fn what_a_definition_says_of_a_take_back_is_as_its_answer() {
+    let numbers = |text: &str| (text.contains("$count(") && !text.contains("$append(")).then(|| json!(1));
+    let mut made: Vec<Value> = vec![definition::take_back().state("RewriteNotes")["Catch"][0]["Output"].clone()];
+    for machine in [definition::share_ami(), definition::undo_share(), definition::revoke_share()] {
+        made.push(machine.state("TakeBack")["Catch"][0]["Assign"]["last"].clone());
+    }
+    for mut taken_back in made {
+        for (_, list) in taken_back.as_object_mut().unwrap() {
+            if list.is_string() {
+                *list = json!([remembered_as_left(list.as_str().unwrap()).unwrap()]);
+            } else if let Some(text) = list[0].as_str() {
+                *list = json!([remembered_as_left(text).unwrap()]);
+            } else if let Some(counts) = list.as_object_mut() {
+                for (_, count) in counts {
+                    *count = count.as_str().and_then(numbers).unwrap_or_else(|| count.clone());
+                }
+            }
+        }
+        let parsed: TakenBack =
+            serde_json::from_value(taken_back.clone()).unwrap_or_else(|error| panic!("{error}: {taken_back}"));
+        assert_eq!((parsed.left.len(), parsed.taken.len()), (1, 0));
+    }
 }
 
 fn decode_report(variables: &Value) {
@@ -431,21 +550,16 @@ fn report_revoke_takes_what_revoke_share_begins_and_ends_with() {
 fn every_answer_has_what_its_state_reads() {
     let image_id = ImageId::parse("ami-0123456789abcdef1").unwrap();
     let instance_id = InstanceId::parse("i-0123456789abcdef0").unwrap();
-    let key_policies = || share_key::Output { written: vec![] };
     let answers = [
         ("ResolveImage", resolution()),
         ("PlanShare", json(plan_share::Output { plan: None, policies: PlannedPolicies::default() })),
-        ("ShareKey", json(key_policies())),
-        ("UndoShareKey", json(key_policies())),
         (
             "ResolveUndo",
             json(resolve_undo::Output {
-                targets: vec![],
-                key_changes: vec![],
-                grant_changes: vec![],
-                snapshot_changes: vec![],
-                launch_permissions: vec![],
-                kept: vec![],
+                take_back: serde_json::from_value(take_back()).unwrap(),
+                more: false,
+                after: None,
+                so_far: TakenBack::default(),
             }),
         ),
         ("GrantPrincipals", json(grant_principals::Output { granted: vec![], settle_seconds: 10 })),
@@ -472,9 +586,11 @@ fn every_answer_has_what_its_state_reads() {
     for (name, task) in definition::machines().iter().flat_map(Machine::tasks) {
         for text in definition::strings(&task["Assign"]) {
             let Some((_, field)) = text.split_once("$states.result.Payload.") else { continue };
-            let field = field.trim_end_matches("%}").trim();
+            let field = field.trim_end_matches("%}").trim().trim_end_matches(')');
             let answer = answers.iter().find(|(state, _)| *state == name);
-            let (_, answer) = answer.unwrap_or_else(|| panic!("there is no sample of what {name} answers"));
+            let undone = name.starts_with("Undo").then(|| json(Undone::default()));
+            let answer = answer.map(|(_, answer)| answer.clone()).or(undone);
+            let answer = answer.unwrap_or_else(|| panic!("there is no sample of what {name} answers"));
             assert!(answer.get(field).is_some(), "{name} answers {answer}, without {field}");
         }
     }
@@ -507,6 +623,12 @@ fn choices_compare_with_what_steps_answer() {
     let again = json(describe_instance::State::Again);
     let again = format!("{{% $instanceState = '{}' %}}", again.as_str().unwrap());
     assert_eq!(state("CheckInstance")["Choices"][1]["Condition"], again);
+    for choice in state("CheckTargets")["Choices"].as_array().unwrap() {
+        if let Some((_, rest)) = choice["Condition"].as_str().unwrap().split_once("$resolution.onFailure = '") {
+            let on_failure = rest.split_once('\'').unwrap().0;
+            serde_json::from_value::<OnFailure>(json!(on_failure)).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
     for (name, variable, value) in answers {
         let expected = format!("{{% ${variable} = '{}' %}}", value.as_str().unwrap());
         assert_eq!(state(name)["Choices"][0]["Condition"], expected);

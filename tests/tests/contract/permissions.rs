@@ -392,9 +392,22 @@ fn functions_that_look_at_the_allow_list_are_told_it_and_no_others() {
     }
 }
 
-/// Whether the function reads the notes of what targets were given.
-fn reads_the_notes(name: &str) -> bool {
+/// What functions do with the notes of what targets were given.
+const NOTES: [(&str, &[&[&str]]); 4] = [
+    ("ResolveUndo", &[&ami_share_record::HUB_ACTIONS, &[ami_share_record::UPDATE]]),
+    ("ResolveRevoke", &[&ami_share_record::HUB_ACTIONS, &[ami_share_record::UPDATE]]),
+    ("RewriteNotes", &[&ami_share_record::REWRITE_ACTIONS]),
+    ("AuditShares", &[&ami_share_record::HUB_ACTIONS, &audit_shares::HUB_ACTIONS]),
+];
+
+fn uses_the_notes(name: &str) -> bool {
     uses(name, "Record::open(")
+}
+
+fn with_the_notes(name: &str) -> Set {
+    let actions = NOTES.iter().find(|(function, _)| *function == name).map_or(&[][..], |(_, actions)| actions);
+    assert_eq!(actions.is_empty(), !uses_the_notes(name), "{name}");
+    actions.concat().into_iter().map(str::to_owned).collect()
 }
 
 /// Whether the function takes the lock on key policies.
@@ -426,7 +439,7 @@ fn functions_that_use_the_table_are_told_where_it_is_and_no_others() {
     let hub = template(HUB);
     for (name, _) in functions() {
         let table = &properties(&hub, &format!("{name}Function"))["Environment"]["Variables"]["RECORD_TABLE_ARN"];
-        let expected = if reads_the_notes(name) || takes_the_lock(name) {
+        let expected = if uses_the_notes(name) || takes_the_lock(name) {
             json!({ "Fn::GetAtt": ["RecordTable", "Arn"] })
         } else {
             Value::Null
@@ -447,30 +460,14 @@ fn a_functions_role_may_do_nothing_else() {
             // Lambda itself puts a failed event into the queue, as the function's role.
             expected.insert("sqs:SendMessage".to_owned());
         }
-        if reads_the_notes(name) {
-            expected.extend(ami_share_record::HUB_ACTIONS.map(str::to_owned));
-        }
-        if uses(name, ".give_up(") {
-            expected.insert(ami_share_record::UPDATE.to_owned());
-        }
-        if name == "AuditShares" {
-            expected.extend(audit_shares::HUB_ACTIONS.map(str::to_owned));
-        }
+        expected.extend(with_the_notes(name));
         let statements = inline(&role);
         assert_eq!(allowed(&statements), expected, "{name}");
         for statement in &statements {
             assert_ne!(statement["Resource"], "*", "{name}");
-            if statement["Action"] == json!(ami_share_record::HUB_ACTIONS[0]) {
-                let index = json!({ "Fn::Sub": "${RecordTable.Arn}/index/ByImage" });
-                let table = json!({ "Fn::GetAtt": ["RecordTable", "Arn"] });
-                let both = json!([table, index]);
-                assert_eq!(statement["Resource"], if name == "ResolveUndo" { table } else { both }, "{name}");
-            }
-            if statement["Action"] == json!(ami_share_record::UPDATE) {
-                assert_eq!(statement["Resource"], json!({ "Fn::GetAtt": ["RecordTable", "Arn"] }), "{name}");
-            }
-            if statement["Action"] == json!(ami_share_record::SCAN) {
-                assert_eq!(statement["Resource"], json!({ "Fn::Sub": "${RecordTable.Arn}/index/ByImage" }), "{name}");
+            let actions = definition::strings(&statement["Action"]);
+            if actions.iter().any(|action| action.starts_with("dynamodb:")) {
+                assert_limited_to_notes(name, statement);
             }
         }
         let log_group = format!("{name}FunctionLogGroup");
@@ -480,13 +477,51 @@ fn a_functions_role_may_do_nothing_else() {
     }
 }
 
-/// Its own role: the functions, and what it does with the table. The shared policy: the rest.
+/// Of the table, the notes of targets; their index has nothing but ids. An audit, which changes nothing, reads both.
+fn assert_limited_to_notes(name: &str, statement: &Value) {
+    let table = json!({ "Fn::GetAtt": ["RecordTable", "Arn"] });
+    let index = json!({ "Fn::Sub": "${RecordTable.Arn}/index/ByImage" });
+    if statement["Resource"] == table {
+        let keys = json!({ "ForAllValues:StringLike": { "dynamodb:LeadingKeys": "target#*" } });
+        assert_eq!(statement["Condition"], keys, "{name}");
+        return;
+    }
+    assert!(["ResolveRevoke", "AuditShares"].contains(&name), "{name}: {statement}");
+    assert!(statement["Resource"] == index || statement["Resource"] == json!([table, index]), "{name}: {statement}");
+    let reads = ["dynamodb:Query", "dynamodb:Scan"];
+    assert!(definition::strings(&statement["Action"]).iter().all(|action| reads.contains(action)), "{name}");
+}
+
+/// It is the only thing that says what to take back.
+#[test]
+fn the_record_table_can_be_restored_and_not_be_deleted_by_mistake() {
+    let hub = template(HUB);
+    let resource = &hub["Resources"]["RecordTable"];
+    for policy in ["DeletionPolicy", "UpdateReplacePolicy"] {
+        assert_eq!(resource[policy], "Retain");
+    }
+    let table = &resource["Properties"];
+    assert_eq!(table["DeletionProtectionEnabled"], true);
+    assert_eq!(table["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"], true);
+    let own = json!({ "SSEEnabled": true, "SSEType": "KMS", "KMSMasterKeyId": { "Ref": "RecordTableKeyArn" } });
+    let encryption = json!({ "Fn::If": ["OwnRecordTableKey", own, { "Ref": "AWS::NoValue" }] });
+    assert_eq!(table["SSESpecification"], encryption);
+    assert_eq!(hub["Parameters"]["RecordTableKeyArn"]["Default"], "");
+    let given = json!({ "Fn::Not": [{ "Fn::Equals": [{ "Ref": "RecordTableKeyArn" }, ""] }] });
+    assert_eq!(hub["Conditions"]["OwnRecordTableKey"], given);
+}
+
+/// Its own role: the functions, what it does with the table, and other executions. The shared policies: the rest.
 #[test]
 fn each_state_machine_may_do_exactly_what_its_definition_calls() {
     let hub = template(HUB);
     for machine in definition::machines() {
         let role = properties(&hub, &format!("{}Role", machine.logical_id));
-        assert_eq!(role["ManagedPolicyArns"], json!([{ "Ref": "RunStateMachinesPolicy" }]));
+        let mut policies = vec![json!({ "Ref": "RunStateMachinesPolicy" })];
+        if !machine.calls("sns:").is_empty() {
+            policies.push(json!({ "Ref": "SendNotificationsPolicy" }));
+        }
+        assert_eq!(role["ManagedPolicyArns"], json!(policies), "{}", machine.path);
         let mut invoked = Set::new();
         let (mut asked, mut described) = (Set::new(), Set::new());
         let executions = "execution:${ShareAmiStateMachine.Name}:*";
@@ -497,7 +532,7 @@ fn each_state_machine_may_do_exactly_what_its_definition_calls() {
                 asked.extend(actions);
             } else if statement["Resource"]["Fn::Sub"].as_str().is_some_and(|arn| arn.ends_with(executions)) {
                 described.extend(actions);
-            } else {
+            } else if !for_take_back().contains(&limits(&statement)) {
                 assert_eq!(actions.collect::<Vec<_>>(), ["lambda:InvokeFunction"], "{}", machine.path);
                 let functions = statement["Resource"].as_array().unwrap().iter();
                 invoked.extend(functions.map(|function| function["Fn::GetAtt"][0].as_str().unwrap().to_owned()));
@@ -506,8 +541,68 @@ fn each_state_machine_may_do_exactly_what_its_definition_calls() {
         let called: Set = machine.tasks().into_iter().map(|(state, _)| format!("{state}Function")).collect();
         assert_eq!(invoked, called, "{}", machine.path);
         assert_eq!(asked, calls(&machine, "dynamodb"), "{}", machine.path);
-        assert_eq!(described, calls(&machine, "aws-sdk:sfn"), "{}", machine.path);
+        let mut of_shares = calls(&machine, "aws-sdk:sfn");
+        // Of take-back's executions, as all may that wait for one.
+        if of_shares.remove("states:StopExecution") {
+            assert_eq!(machine.state("StopTakeBack")["Arguments"]["ExecutionArn"], "{% $child %}");
+        }
+        assert_eq!(described, of_shares, "{}", machine.path);
     }
+}
+
+/// What a statement is about, without its name.
+fn limits(statement: &Value) -> Value {
+    let mut statement = statement.clone();
+    statement.as_object_mut().unwrap().remove("Sid");
+    statement
+}
+
+/// What `startExecution.sync:2` needs of the role ("IAM policies for calling Step Functions workflows", Step Functions
+/// developer guide), for one state machine.
+fn for_take_back() -> [Value; 3] {
+    let arn = |service: &str, rest: &str| json!({ "Fn::Sub": format!("arn:${{AWS::Partition}}:{service}:${{AWS::Region}}:${{AWS::AccountId}}:{rest}") });
+    [
+        json!({
+            "Effect": "Allow",
+            "Action": "states:StartExecution",
+            "Resource": { "Ref": "TakeBackStateMachine" }
+        }),
+        json!({
+            "Effect": "Allow",
+            "Action": ["states:DescribeExecution", "states:StopExecution"],
+            "Resource": arn("states", "execution:${TakeBackStateMachine.Name}:*")
+        }),
+        json!({
+            "Effect": "Allow",
+            "Action": ["events:DescribeRule", "events:PutRule", "events:PutTargets"],
+            "Resource": arn("events", "rule/StepFunctionsGetEventsForStepFunctionsExecutionRule")
+        }),
+    ]
+}
+
+/// No local engine evaluates these.
+#[test]
+fn whoever_runs_take_back_may_do_what_that_needs_and_nobody_else() {
+    let hub = template(HUB);
+    let mut starting = 0;
+    for machine in definition::machines() {
+        let statements = inline(&properties(&hub, &format!("{}Role", machine.logical_id)));
+        let allowed: Vec<Value> = statements.iter().map(limits).collect();
+        let starts = machine.calls("states:");
+        for (name, state) in &starts {
+            assert_eq!(state["Resource"], "arn:aws:states:::states:startExecution.sync:2", "{name}");
+            assert_eq!(state["Arguments"]["StateMachineArn"], "${TakeBackStateMachineArn}", "{name}");
+        }
+        let substitutions = properties(&hub, machine.logical_id)["DefinitionSubstitutions"].clone();
+        let told = json!({ "Ref": "TakeBackStateMachine" });
+        assert_eq!(substitutions["TakeBackStateMachineArn"] == told, !starts.is_empty(), "{}", machine.path);
+        for statement in for_take_back() {
+            let count = allowed.iter().filter(|allowed| **allowed == statement).count();
+            assert_eq!(count, usize::from(!starts.is_empty()), "{}: {statement}", machine.path);
+        }
+        starting += starts.len();
+    }
+    assert_eq!(starting, 3);
 }
 
 /// The actions of a service that the definition calls by its integration: `dynamodb:PutItem`.
@@ -525,6 +620,13 @@ fn calls(machine: &Machine, service: &str) -> Set {
 fn what_the_state_machines_share_is_to_notify_and_to_be_watched() {
     let hub = template(HUB);
     let document = properties(&hub, "RunStateMachinesPolicy")["PolicyDocument"].clone();
+    for statement in statements(&document) {
+        let services = ["logs:", "xray:"];
+        for action in definition::strings(&statement["Action"]) {
+            assert!(services.iter().any(|service| action.starts_with(service)), "{action}");
+        }
+    }
+    let document = properties(&hub, "SendNotificationsPolicy")["PolicyDocument"].clone();
     let mut published = Set::new();
     for statement in statements(&document) {
         match statement["Sid"].as_str().unwrap() {
@@ -535,25 +637,22 @@ fn what_the_state_machines_share_is_to_notify_and_to_be_watched() {
             "EncryptNotifications" => {
                 assert_eq!(statement["Resource"], json!({ "Fn::GetAtt": ["NotificationKey", "Arn"] }));
             }
-            "DeliverLogs" | "WriteTraces" => {
-                let services = ["logs:", "xray:"];
-                for action in definition::strings(&statement["Action"]) {
-                    assert!(services.iter().any(|service| action.starts_with(service)), "{action}");
-                }
-            }
             sid => panic!("nobody knows why both may do {sid}"),
         }
     }
     for machine in definition::machines() {
-        assert_eq!(calls(&machine, "sns"), published, "{}", machine.path);
-        let kinds = ["lambda:", "dynamodb:", "sns:", "aws-sdk:sfn:"].map(|service| machine.calls(service).len());
+        // Whoever starts take-back tells of it.
+        let silent = machine.path == definition::take_back().path;
+        assert_eq!(calls(&machine, "sns"), if silent { Set::new() } else { published.clone() }, "{}", machine.path);
+        let services = ["lambda:", "dynamodb:", "sns:", "aws-sdk:sfn:", "states:"];
+        let kinds = services.map(|service| machine.calls(service).len());
         assert_eq!(machine.calls("").len(), kinds.iter().sum::<usize>(), "{} calls another service", machine.path);
     }
 }
 
-/// They run no Catch.
+/// They may have run no Catch.
 #[test]
-fn undo_share_is_started_for_exactly_the_executions_that_were_stopped_or_timed_out() {
+fn undo_share_is_started_for_exactly_the_executions_that_did_not_succeed() {
     let hub = template(HUB);
     let events = properties(&hub, "UndoShareStateMachine")["Events"].clone();
     let rules: Vec<&Value> = events.as_object().unwrap().values().collect();
@@ -561,7 +660,7 @@ fn undo_share_is_started_for_exactly_the_executions_that_were_stopped_or_timed_o
     let expected = json!({
         "source": ["aws.states"],
         "detail-type": ["Step Functions Execution Status Change"],
-        "detail": { "stateMachineArn": [{ "Ref": "ShareAmiStateMachine" }], "status": ["ABORTED", "TIMED_OUT"] }
+        "detail": { "stateMachineArn": [{ "Ref": "ShareAmiStateMachine" }], "status": ["ABORTED", "TIMED_OUT", "FAILED"] }
     });
     assert_eq!(rules[0]["Properties"]["Pattern"], expected);
 }

@@ -1,16 +1,16 @@
 //! The state machines on their own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
 use crate::{
     Set,
-    definition::{self, Machine, Scope, audit_shares, machines, revoke_share, share_ami, undo_share},
+    definition::{self, Machine, Scope, audit_shares, machines, revoke_share, share_ami, take_back, undo_share},
 };
 
 /// What JSONata and Step Functions bring along, as far as the definition uses it as a value.
-const BUILT_IN: [&str; 2] = ["states", "append"];
+const BUILT_IN: [&str; 1] = ["states"];
 
 /// What a lock that is held answers whoever wants it.
 const LOCKED: &str = "DynamoDB.ConditionalCheckFailedException";
@@ -34,16 +34,28 @@ fn every_transition_has_a_target() {
 #[test]
 fn every_state_is_reachable() {
     for Scope { map, start_at, states } in machines().iter().flat_map(Machine::scopes) {
-        let mut reached = BTreeSet::new();
-        let mut waiting = vec![start_at];
-        while let Some(name) = waiting.pop() {
-            if reached.insert(name.clone()) {
-                waiting.extend(definition::transitions(&states[&name]));
-            }
-        }
         let all: Set = states.keys().cloned().collect();
+        let reached = reached(&Scope { map: map.clone(), start_at: start_at.clone(), states }, &start_at, "");
         assert_eq!(all, reached, "in {map:?}");
     }
+}
+
+/// The states at and after `from`, on ways that do not go through `without`.
+fn reached(scope: &Scope, from: &str, without: &str) -> Set {
+    let mut reached = BTreeSet::new();
+    let mut waiting = vec![from.to_owned()];
+    while let Some(name) = waiting.pop() {
+        if name != without && reached.insert(name.clone()) {
+            waiting.extend(definition::transitions(&scope.states[&name]));
+        }
+    }
+    reached
+}
+
+/// The states that lead to `to`, also after an error.
+fn leading_to(scope: &Scope, to: &str) -> Vec<String> {
+    let leads = |state: &Value| definition::transitions(state).iter().any(|next| next == to);
+    scope.states.iter().filter(|(_, state)| leads(state)).map(|(name, _)| name.clone()).collect()
 }
 
 #[test]
@@ -150,15 +162,6 @@ fn catch<'s>(state: &'s Value, error: &str) -> &'s Value {
     found.unwrap_or_else(|| panic!("{error} is not caught"))
 }
 
-/// It has left nothing: an undo would take away what somebody else gave the same account meanwhile.
-#[test]
-fn a_plan_that_does_not_hold_is_not_undone() {
-    let machine = share_ami();
-    assert_eq!(catch(&machine.state("ShareKey"), "PlanChanged")["Next"], "ChooseSnapshots");
-    let choice = machine.state("ChooseSnapshots")["Choices"][0].clone();
-    assert_eq!((&choice["Condition"], &choice["Next"]), (&json!("{% $failure != null %}"), &json!("Report")));
-}
-
 /// Where it happens, or by the Map that it happens in.
 #[test]
 fn every_failure_is_caught() {
@@ -183,157 +186,262 @@ fn no_iteration_that_calls_a_function_fails_its_map() {
     }
 }
 
-/// A call that failed may have acted: the first to be undone is the step itself.
 #[test]
-fn a_step_that_fails_is_undone_first() {
-    let (machine, _) = split(&share_ami());
-    let undone: Vec<&String> = machine.states.keys().filter(|name| is_undo(name)).collect();
-    assert!(undone.len() >= 4, "{undone:?}");
-    for (name, state) in &machine.states {
-        let undo = format!("Undo{name}");
-        if machine.states.contains_key(&undo) {
-            let caught = last_catch(state)["Next"].as_str().unwrap();
-            assert_eq!(first_undo(&machine, caught, name), undo, "{name}");
+fn nothing_is_taken_back_but_by_take_back() {
+    let mut callers: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for machine in machines() {
+        for (_, state) in machine.tasks().into_iter().filter(|(name, _)| is_undo(name)) {
+            let function = state["Arguments"]["FunctionName"].as_str().unwrap().to_owned();
+            callers.entry(function).or_default().push(machine.path);
         }
     }
-}
-
-/// The first undo at or after `state`, where `failed` is the state that failed: before the keys'
-/// stands their lock.
-fn first_undo(machine: &Scope, state: &str, failed: &str) -> String {
-    let mut name = state.to_owned();
-    while !is_undo(&name) {
-        let state = &machine.states[&name];
-        let next = if name == "ChooseUndo" {
-            let after_this = format!("{{% $failure.state = '{failed}' %}}");
-            let mut choices = state["Choices"].as_array().into_iter().flatten();
-            choices.find(|choice| choice["Condition"] == after_this).map_or(&state["Default"], |choice| &choice["Next"])
-        } else {
-            [&state["Next"], &state["Choices"][0]["Next"]].into_iter().find(|next| next.is_string()).unwrap_or(state)
-        };
-        let next = next.as_str();
-        name = next.unwrap_or_else(|| panic!("{name} does not lead to an undo")).to_owned();
+    assert!(callers.len() >= 7, "{callers:?}");
+    for (function, callers) in callers {
+        assert_eq!(callers, [take_back().path], "{function}");
     }
-    name
 }
 
 #[test]
 fn an_undo_that_fails_is_remembered_and_the_next_one_runs() {
-    for (name, state) in machines().iter().flat_map(Machine::tasks).filter(|(name, _)| is_undo(name)) {
+    let machine = take_back();
+    let (_, maps) = split(&machine);
+    let in_targets: Set = maps.iter().flat_map(|map| map.states.keys().cloned()).collect();
+    let mut seen = 0;
+    for (name, state) in machine.states().into_iter().filter(|(name, _)| is_undo(name)) {
         let caught = last_catch(&state);
         assert_eq!(caught["Next"], state["Next"], "{name}");
-        let remembered = definition::strings(&caught["Assign"]);
-        assert!(remembered.iter().any(|text| text.contains("$states.errorOutput.Error")), "{name}");
+        let list = if in_targets.contains(&name) { "targetLeft" } else { "left" };
+        let remembered = definition::strings(&caught["Assign"][list]);
+        let [remembered] = remembered[..] else { panic!("{name} remembers {remembered:?}") };
+        for part in
+            ["$states.context.State.Name", "$states.errorOutput.Error", "$states.errorOutput.Cause : '', 0, 500)"]
+        {
+            assert!(remembered.contains(part), "{name}: {remembered}");
+        }
+        assert_eq!(remembered.contains("'accountId'"), in_targets.contains(&name), "{name}");
+        seen += 1;
+    }
+    assert_eq!(seen, 8);
+}
+
+/// What a target can see, it can use: the image goes first, and the notes say less when all is done.
+#[test]
+fn a_take_back_goes_from_the_image_to_the_notes_and_always_ends_with_a_result() {
+    let machine = take_back();
+    let (own, maps) = split(&machine);
+    let order = [
+        "UndoShareImage",
+        "UndoShareSnapshots",
+        "UndoTargets",
+        "UndoGrantKeys",
+        "UndoShareKey",
+        "RewriteNotes",
+        "FinishTakeBack",
+    ];
+    for pair in order.windows(2) {
+        assert_eq!(definition::transitions(&own.states[pair[0]]), [pair[1], pair[1]], "{}", pair[0]);
+    }
+    let chain = ["UndoLaunchInstance", "UndoCopyImage", "UndoGrantPrincipals", "FinishTarget"];
+    for pair in chain.windows(2) {
+        assert_eq!(definition::transitions(&maps[0].states[pair[0]]), [pair[1], pair[1]], "{}", pair[0]);
+    }
+    assert!(own.states.values().all(|state| state["Type"] != "Fail"));
+    // What the functions took is added up.
+    for (name, state) in machine.states().into_iter().filter(|(name, _)| is_undo(name)) {
+        let list = if chain.contains(&name.as_str()) { "targetTaken" } else { "taken" };
+        assert!(definition::strings(&state["Assign"][list])[0].contains("$states.result."), "{name}");
     }
 }
 
-/// An execution that was stopped is taken back as one that failed.
+/// Nobody knows by then whether something is there to be noted, and two take-backs at once do no harm.
 #[test]
-fn both_machines_undo_the_same_way() {
-    let chain = |machine: &Machine| {
-        let states = machine.whole["States"].as_object().unwrap().clone();
-        let chain = states.into_iter().skip_while(|(name, _)| name != "ResolveUndo");
-        chain.take_while(|(name, _)| name != "Report").collect::<Vec<_>>()
-    };
-    let (share_ami, undo_share) = (chain(&share_ami()), chain(&undo_share()));
-    assert!(share_ami.len() >= 7, "{share_ami:?}");
-    assert!(share_ami.iter().any(|(name, _)| name == "UndoShareKey"), "{share_ami:?}");
-    assert_eq!(share_ami, undo_share);
+fn a_take_back_goes_on_where_it_cannot_be_noted() {
+    let note = take_back().state("NoteTakeBack");
+    assert_eq!(definition::transitions(&note), ["UndoShareImage", "UndoShareImage"]);
+    assert_eq!(note["Arguments"]["ConditionExpression"], "attribute_exists(id)");
+    let attribute = note["Arguments"]["UpdateExpression"].as_str().unwrap().split_whitespace().nth(1).unwrap();
+    let read = undo_share().state("TakeShare")["Assign"]["child"].clone();
+    assert!(read.as_str().unwrap().contains(&format!("$states.result.Attributes.{attribute}.S")), "{read}");
 }
 
-/// What other images have come to need is known before anything is taken back, and stays.
+/// What may be taken is decided before, each time.
 #[test]
-fn nothing_is_taken_back_but_what_resolve_undo_leaves() {
-    for machine in [share_ami(), undo_share()] {
+fn take_back_is_started_after_a_decision_and_by_all_in_the_same_way() {
+    let mut first: Option<Value> = None;
+    for (machine, decided, asked, after) in [
+        (share_ami(), "ResolveUndo", "ResolveUndo", "CheckTakeBack"),
+        (undo_share(), "ResolveUndo", "ResolveUndo", "CheckTakeBack"),
+        (revoke_share(), "ChooseRound", "ResolveRevoke", "CheckRound"),
+    ] {
+        let starts = machine.calls("states:");
+        assert_eq!(starts.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["TakeBack"], "{}", machine.path);
+        let mut state = starts[0].1.clone();
         let (own, _) = split(&machine);
-        let chain: Vec<&String> = own.states.keys().skip_while(|name| *name != "ResolveUndo").collect();
-        let chain: Set = chain.into_iter().take_while(|name| *name != "Report").cloned().collect();
-        assert!(own.states.keys().filter(|name| is_undo(name)).all(|name| chain.contains(name)), "{chain:?}");
-        for (name, state) in own.states.iter().filter(|(name, _)| !chain.contains(*name)) {
-            for next in definition::transitions(state).iter().filter(|next| chain.contains(*next)) {
-                assert_eq!(next, "ResolveUndo", "{}: {name} goes past it", machine.path);
-            }
+        assert_eq!(leading_to(&own, "TakeBack"), [decided], "{}", machine.path);
+        assert_eq!(definition::transitions(&state), [after, after], "{}", machine.path);
+        assert_eq!(own.states[after]["Choices"][0]["Next"], asked, "{}", machine.path);
+        assert_eq!(state["Arguments"]["StateMachineArn"], "${TakeBackStateMachineArn}");
+        // Whoever gives an execution a name cannot start a second one of it.
+        assert!(state["Arguments"]["Name"].is_null());
+        for field in ["Comment", "Arguments", "Next"] {
+            state.as_object_mut().unwrap().remove(field);
         }
-        assert_eq!(own.states["UndoTargets"]["Items"], "{% $undo.targets %}");
-        let payload = |state: &str| own.states[state]["Arguments"]["Payload"].clone();
-        assert_eq!(payload("UndoShareKey")["keys"], "{% $undo.keyChanges %}");
-        assert_eq!(payload("UndoGrantKeys")["keys"], "{% $undo.grantChanges %}");
-        assert_eq!(payload("UndoShareSnapshots")["snapshots"], "{% $undo.snapshotChanges %}");
-        assert_eq!(payload("UndoShareImage")["accountIds"], "{% $undo.launchPermissions %}");
+        state["Catch"][0]["Next"] = Value::Null;
+        assert_eq!(*first.get_or_insert_with(|| state.clone()), state, "{}", machine.path);
+    }
+    let state = first.unwrap();
+    assert_eq!(state["Resource"], "arn:aws:states:::states:startExecution.sync:2");
+    assert_eq!(state["Assign"], json!({ "last": "{% $states.result.Output %}" }));
+    let caught = last_catch(&state)["Assign"]["last"].clone();
+    let left = definition::strings(&caught["left"]);
+    assert!(left.len() == 1 && left[0].contains("$states.errorOutput.Cause"), "{left:?}");
+    // One that has run is not run again: what it answers, or does not, is what is known of it.
+    assert!(names(&state["Retry"]).iter().all(|error| error.starts_with("StepFunctions.")));
+}
+
+#[test]
+fn a_take_back_ends_before_whoever_waits_for_it() {
+    let own = take_back().whole["TimeoutSeconds"].as_u64().unwrap();
+    for machine in [share_ami(), undo_share(), revoke_share()] {
+        let waits = machine.state("TakeBack")["TimeoutSeconds"].as_u64().unwrap();
+        assert!(own < waits && 2 * waits <= machine.whole["TimeoutSeconds"].as_u64().unwrap(), "{}", machine.path);
     }
 }
 
-/// revoke-share undoes with the same states, but for whose changes they are and in which order.
+/// What a round was told of the last take-back it has added up: it is not told again.
 #[test]
-fn what_is_revoked_is_undone_as_what_failed() {
-    let mut compared = 0;
-    for (name, state) in revoke_share().states().into_iter().filter(|(name, _)| is_undo(name)) {
-        if name == "UndoTargets" {
-            continue;
-        }
-        let undone = share_ami().state(&name);
-        for field in ["Type", "Resource", "TimeoutSeconds", "Retry", "Assign"] {
-            let (undone, revoked) = (&undone[field], &state[field]);
-            assert!(undone == revoked || (field == "Assign" && name == "UndoLaunchInstance"), "{name}: {field}");
-        }
-        let source = |text: String| text.replace("$resolution.", "$thisRound.").replace("$undo.", "$thisRound.");
-        if state["Resource"] != "arn:aws:states:::lambda:invoke" {
-            assert_eq!(state["Arguments"].to_string(), source(undone["Arguments"].to_string()), "{name}");
-        }
-        compared += 1;
+fn no_answer_of_a_take_back_is_counted_twice() {
+    for (machine, decides) in
+        [(share_ami(), "ResolveUndo"), (undo_share(), "ResolveUndo"), (revoke_share(), "ResolveRevoke")]
+    {
+        let state = machine.state(decides);
+        assert_eq!(state["Arguments"]["Payload"]["last"], "{% $last %}", "{}", machine.path);
+        assert_eq!(state["Assign"].get("last"), Some(&Value::Null), "{}", machine.path);
     }
-    assert!(compared >= 7, "{compared}");
+    for machine in [share_ami(), undo_share()] {
+        let caught = last_catch(&machine.state("ResolveUndo"))["Assign"]["last"].clone();
+        assert!(caught.as_str().unwrap().contains("$append($last.left, "), "{}: {caught}", machine.path);
+    }
 }
 
-/// What a target can see, it can use; and nobody loses anything while somebody may still be asked.
+/// What is noted can be taken back; and a permission without a note cannot come about.
 #[test]
-fn a_revoke_takes_the_image_first_and_asks_before() {
-    let machine = revoke_share();
-    let order =
-        ["UndoShareImage", "UndoShareSnapshots", "UndoTargets", "UndoGrantKeys", "UndoShareKey", "RewriteNotes"];
-    let (own, _) = split(&machine);
-    let mut states = own.states.keys();
-    for name in order {
-        assert!(states.any(|state| state == name), "{name} does not come in its order");
+fn nobody_is_given_anything_before_it_is_noted() {
+    let (own, _) = split(&share_ami());
+    let gives = ["ShareKey", "GrantKeys", "ShareSnapshots", "ShareImage", "ShareWithTargets"];
+    for noted in ["RecordShare", "NoteTargets"] {
+        let unnoted = reached(&own, &own.start_at, noted);
+        assert!(gives.iter().all(|state| !unnoted.contains(*state)), "not by {noted}: {unnoted:?}");
     }
-    let to_the_first: Vec<&String> = own
-        .states
+    assert_eq!(own.states["NoteTargets"]["Items"], own.states["ShareWithTargets"]["Items"]);
+}
+
+/// Before the Map, and where the Map itself fails, nobody can say how far which target has come.
+#[test]
+fn what_fails_before_the_targets_fails_for_all_of_them() {
+    let (own, _) = split(&share_ami());
+    for name in ["NoteTargets", "ShareKey", "GrantKeys", "ShareSnapshots", "ShareImage", "ShareWithTargets"] {
+        for caught in own.states[name]["Catch"].as_array().unwrap() {
+            assert_eq!(caught["Next"], "ResolveUndo", "{name}");
+            assert!(!caught["Assign"]["failure"].is_null(), "{name}");
+            assert!(caught["Assign"].get("failed").is_none(), "{name}");
+        }
+    }
+    assert!(own.states["ResolveImage"]["Assign"]["failed"].is_null());
+}
+
+#[test]
+fn targets_that_failed_are_taken_back_alone_or_with_all_or_not_at_all() {
+    let check = share_ami().state("CheckTargets");
+    let choices: Vec<(&str, &str)> = check["Choices"]
+        .as_array()
+        .unwrap()
         .iter()
-        .filter(|(_, state)| definition::transitions(state).iter().any(|next| next == order[0]))
-        .map(|(name, _)| name)
+        .map(|choice| (choice["Condition"].as_str().unwrap(), choice["Next"].as_str().unwrap()))
         .collect();
-    assert_eq!(to_the_first, ["ChooseRound"]);
+    let expected = [
+        ("{% $count($results.failure) = 0 %}", "SettleShare"),
+        ("{% $resolution.onFailure = 'keep' %}", "SettleShare"),
+        ("{% $resolution.onFailure = 'undoAll' %}", "ResolveUndo"),
+    ];
+    assert_eq!(choices, expected);
+    let failure = json!("{% ($results.failure)[0] %}");
+    for choice in 1..=2 {
+        assert_eq!(check["Choices"][choice]["Assign"], json!({ "failure": failure }));
+    }
+    assert_eq!(check["Default"], "ResolveUndo");
+    let failed = "{% [$results[$exists(failure)].accountId] %}";
+    assert_eq!(check["Assign"], json!({ "failure": failure, "failed": failed }));
+}
+
+/// A share and a take-back of one target at once end in an order: the note is there, and nobody has marked it.
+#[test]
+fn a_target_ends_with_its_note_confirmed_or_fails() {
+    let (_, maps) = split(&share_ami());
+    let map = maps.iter().find(|map| map.map.as_deref() == Some("ShareWithTargets")).unwrap();
+    let ends: Vec<&String> =
+        map.states.iter().filter(|(_, state)| state["End"] == true).map(|(name, _)| name).collect();
+    assert_eq!(ends, ["ConfirmTarget", "FailTarget"]);
+    let confirm = &map.states["ConfirmTarget"];
+    let condition = confirm["Arguments"]["ConditionExpression"].as_str().unwrap();
+    assert_eq!(condition, "attribute_exists(id) AND attribute_not_exists(going)");
+    let caught = catch(confirm, LOCKED);
+    assert_eq!((&caught["Next"], &last_catch(confirm)["Next"]), (&json!("FailTarget"), &json!("FailTarget")));
+    assert_eq!(caught["Assign"]["targetFailure"]["error"], "ShareUndone");
+}
+
+/// An execution that ends FAILED is taken back by undo-share, but where it has said that it has seen to its end itself.
+#[test]
+fn every_way_to_an_end_after_the_note_passes_settle_share() {
+    let (own, _) = split(&share_ami());
+    let unsettled = reached(&own, "RecordShare", "SettleShare");
+    for name in ["Report", "Notify", "FailShare", "FinishShare"] {
+        assert!(!unsettled.contains(name), "{name} is reached without SettleShare");
+    }
+    let ends = |name: &String| ["Succeed", "Fail"].contains(&own.states[name]["Type"].as_str().unwrap());
+    assert!(!unsettled.iter().any(ends), "{unsettled:?}");
+    // And where nothing was noted there is nothing to settle: CheckReport goes there only where something was.
+    let mut unnoted = own;
+    unnoted.states["CheckReport"]["Choices"] = json!([]);
+    let unnoted = reached(&unnoted, &unnoted.start_at, "RecordShare");
+    assert!(!unnoted.contains("SettleShare") && !unnoted.contains("ResolveUndo"), "{unnoted:?}");
+}
+
+/// What cannot be settled may be taken back by somebody else; what is taken back is not settled any more.
+#[test]
+fn a_share_that_cannot_be_settled_or_reported_is_taken_back() {
+    let machine = share_ami();
+    let check = machine.state("CheckSettled");
+    let choice = &check["Choices"][0];
+    assert_eq!((&choice["Condition"], &choice["Next"]), (&json!("{% $failure = null %}"), &json!("ResolveUndo")));
+    assert_eq!(choice["Assign"], json!({ "failure": "{% $settleFailure %}", "failed": null }));
+    assert_eq!(check["Default"], "Report");
+    let settle = machine.state("SettleShare");
+    for caught in settle["Catch"].as_array().unwrap() {
+        assert!(caught["Next"] == "CheckSettled" && !caught["Assign"]["settleFailure"].is_null(), "{caught}");
+    }
+    let report = machine.state("CheckReport")["Choices"][0].clone();
+    assert_eq!(report["Condition"], "{% $recorded and $failure = null and $resolution.onFailure != 'keep' %}");
+    assert_eq!(
+        (&report["Next"], &report["Assign"]),
+        (&json!("ReopenShare"), &json!({ "failure": "{% $reportFailure %}" }))
+    );
+    let reopen = machine.state("ReopenShare");
+    assert_eq!(reopen["Arguments"]["UpdateExpression"], "REMOVE settled");
+    assert_eq!(definition::transitions(&reopen), ["ResolveUndo", "ResolveUndo"]);
+}
+
+/// Nobody loses anything while somebody may still be asked.
+#[test]
+fn a_revoke_asks_before_it_takes_back() {
+    let (own, _) = split(&revoke_share());
     for (choice, next) in [(0, "CheckUsage"), (1, "CheckLooked")] {
         let choice = &own.states["ChooseRound"]["Choices"][choice];
         assert!(choice["Condition"].as_str().unwrap().contains("$soFar.phase = 'check'"));
         assert_eq!(choice["Next"], next);
     }
+    assert_eq!(own.states["ChooseRound"]["Default"], "TakeBack");
     assert_eq!(own.states["JudgeUsage"]["Assign"], json!({ "phase": "revoke" }));
-}
-
-/// The history of an execution is counted in Rust by what the states are.
-#[test]
-fn a_round_has_the_states_that_its_events_are_counted_for() {
-    let (own, maps) = split(&revoke_share());
-    let names: Vec<&String> = own.states.keys().collect();
-    let from = names.iter().position(|name| *name == "UndoShareImage").unwrap();
-    let to = names.iter().position(|name| *name == "CheckRound").unwrap();
-    let of_kind = |scope: &[&String], states: &serde_json::Map<String, Value>, kind: &str| {
-        scope.iter().filter(|name| states[**name]["Type"] == kind).count()
-    };
-    let round = &names[from..=to];
-    let kinds = ["Task", "Choice", "Map"].map(|kind| of_kind(round, &own.states, kind));
-    // And ChooseRound.
-    assert_eq!(kinds, [4, 3, 2]);
-    let inside = |map: &str| maps.iter().find(|scope| scope.map.as_deref() == Some(map)).unwrap();
-    let count = |map: &str| {
-        let scope = inside(map);
-        let names: Vec<&String> = scope.states.keys().collect();
-        ["Task", "Choice", "Pass"].map(|kind| of_kind(&names, &scope.states, kind))
-    };
-    assert_eq!(count("UndoTargets"), [3, 3, 2]);
-    // One of the two.
-    assert_eq!(count("RewriteNotes"), [2, 1, 0]);
 }
 
 /// How long a state waits before its last attempt after `error`, in seconds, at the least: what has full jitter may not
@@ -397,24 +505,24 @@ fn nothing_is_decided_by_how_often_a_state_was_tried() {
 }
 
 /// An execution that is redriven may be taken back at the same time: what undo-share has claimed, and
-/// what it has taken back, share-ami does not call shared.
+/// what it has taken back, share-ami does not call shared. What share-ami has settled undo-share does not claim.
 #[test]
 fn a_redriven_execution_and_its_undo_know_of_each_other() {
     let (share_ami, undo_share) = (share_ami(), undo_share());
     let claim = undo_share.state("ClaimShare");
     assert_eq!(claim["Arguments"]["UpdateExpression"], "SET undoneBy = :me");
-    assert_eq!(undo_share.whole["StartAt"], "ClaimShare", "functions may still run while the note is claimed");
+    assert_eq!(claim["Arguments"]["ConditionExpression"], "attribute_exists(id) AND attribute_not_exists(settled)");
     assert_eq!(catch(&claim, LOCKED)["Next"], "FinishUndoShare");
     let check = undo_share.state("CheckShare");
-    let stopped = "$status = 'ABORTED' or $status = 'TIMED_OUT'";
+    let stopped = "$status in ['ABORTED', 'TIMED_OUT', 'FAILED']";
     let (same, again) = (&check["Choices"][0], &check["Choices"][1]);
-    assert_eq!(same["Condition"], format!("{{% ({stopped}) and $redriven = $drive %}}"));
+    assert_eq!(same["Condition"], format!("{{% {stopped} and $redriven = $drive %}}"));
     assert_eq!((&same["Next"], &check["Default"]), (&json!("TakeShare"), &json!("ReleaseShare")));
     // Its functions may still run: they are waited for anew.
     assert_eq!(again["Condition"], format!("{{% {stopped} %}}"));
     assert_eq!((&again["Next"], &again["Assign"]["drive"]), (&json!("WaitForFunctions"), &json!("{% $redriven %}")));
     let take = undo_share.state("TakeShare");
-    assert_eq!((&take["Next"], &catch(&take, LOCKED)["Next"]), (&json!("ResolveUndo"), &json!("FinishUndoShare")));
+    assert_eq!((&take["Next"], &catch(&take, LOCKED)["Next"]), (&json!("ChooseTakeBack"), &json!("FinishUndoShare")));
     assert_eq!(take["Arguments"]["UpdateExpression"], "SET taken = :taken");
     assert_eq!(undo_share.state("ReleaseShare")["Arguments"]["UpdateExpression"], "REMOVE undoneBy");
     for (state, condition) in [
@@ -429,17 +537,16 @@ fn a_redriven_execution_and_its_undo_know_of_each_other() {
 
     let condition = |state: &str| share_ami.state(state)["Arguments"]["ConditionExpression"].clone();
     assert_eq!(condition("RecordShare"), "attribute_not_exists(undoneBy)");
-    assert_eq!(condition("ConfirmShare"), "attribute_exists(id) AND attribute_not_exists(undoneBy)");
-    let confirm = share_ami.state("ConfirmShare");
-    assert!(confirm["Catch"].as_array().unwrap().iter().all(|catch| catch["Next"] == "ResolveUndo"));
-    assert_eq!(catch(&confirm, LOCKED)["Assign"]["failure"]["error"], "ShareUndone");
-    assert_eq!(share_ami.state("CheckOutcome")["Choices"][1]["Next"], "ConfirmShare");
-    // Nothing comes after it that could still be stopped and redriven.
-    assert_eq!(share_ami.state(confirm["Next"].as_str().unwrap())["Type"], "Succeed");
+    let (noted, unnoted) =
+        ("attribute_exists(id) AND attribute_not_exists(undoneBy)", "attribute_not_exists(undoneBy)");
+    assert_eq!(condition("SettleShare"), format!("{{% $recorded ? '{noted}' : '{unnoted}' %}}"));
+    let settle = share_ami.state("SettleShare");
+    assert!(settle["Arguments"]["UpdateExpression"].as_str().unwrap().starts_with("SET settled = "));
+    assert_eq!(catch(&settle, LOCKED)["Assign"]["settleFailure"]["error"], "ShareUndone");
 
-    // Each waits for the other: RecordShare and ConfirmShare longer than an undo-share that lets go.
+    // Each waits for the other: RecordShare and SettleShare longer than an undo-share that lets go.
     let wait = undo_share.state("WaitForFunctions")["Seconds"].as_u64().unwrap();
-    for state in ["RecordShare", "ConfirmShare"] {
+    for state in ["RecordShare", "SettleShare"] {
         let retry = share_ami.state(state)["Retry"][0].clone();
         assert_eq!(retry["ErrorEquals"], json!([LOCKED]), "{state}");
         let number = |field: &str| retry[field].as_u64().unwrap();
@@ -448,9 +555,58 @@ fn a_redriven_execution_and_its_undo_know_of_each_other() {
     }
 }
 
+/// Step Functions stops an execution's children as well as it can, and their functions not at all.
+#[test]
+fn undo_share_stops_the_take_back_of_the_share_and_waits_for_its_functions() {
+    let machine = undo_share();
+    let choose = machine.state("ChooseTakeBack");
+    assert_eq!(choose["Choices"][0], json!({ "Condition": "{% $child != null %}", "Next": "StopTakeBack" }));
+    assert_eq!(choose["Default"], "ResolveUndo");
+    let stop = machine.state("StopTakeBack");
+    assert_eq!(stop["Arguments"]["ExecutionArn"], "{% $child %}");
+    assert_eq!(definition::transitions(&stop), ["WaitForTakeBack", "WaitForTakeBack"]);
+    let machines = machines();
+    let functions = machines.iter().flat_map(Machine::tasks);
+    let longest = functions.map(|(_, state)| state["TimeoutSeconds"].as_u64().unwrap()).max().unwrap();
+    for wait in ["WaitForFunctions", "WaitForTakeBack"] {
+        assert!(machine.state(wait)["Seconds"].as_u64().unwrap() > longest, "{wait}");
+    }
+    assert_eq!(machine.state("WaitForTakeBack")["Next"], "ResolveUndo");
+}
+
+#[test]
+fn an_input_that_names_no_share_is_an_error_by_name() {
+    let machine = undo_share();
+    assert_eq!(machine.whole["StartAt"], "CheckEvent");
+    let check = machine.state("CheckEvent");
+    let choice = &check["Choices"][0];
+    assert!(choice["Condition"].as_str().unwrap().contains("':execution:${ShareAmiStateMachineName}:'"), "{choice}");
+    // Functions may still run while the note is claimed.
+    assert_eq!((&choice["Next"], &check["Default"]), (&json!("ClaimShare"), &json!("FailUndoShare")));
+    assert_eq!(check["Assign"]["errorName"], "InvalidRequest");
+}
+
+#[test]
+fn undo_share_says_how_it_ended_and_fails_where_something_is_left() {
+    let machine = undo_share();
+    let mut ways = 0;
+    for (name, state) in machine.states() {
+        let places = state["Catch"].as_array().into_iter().flatten().chain([&state]);
+        for place in places.filter(|place| place["Next"] == "FinishUndoShare") {
+            assert!(!place["Output"].is_null(), "{name}");
+            ways += 1;
+        }
+    }
+    assert_eq!(ways, 6);
+    assert_eq!(machine.state("ForgetShare")["Output"], "{% $report %}");
+    let check = machine.state("CheckLeft");
+    assert_eq!(check["Choices"], json!([{ "Condition": "{% $report.left = [] %}", "Next": "ForgetShare" }]));
+    assert_eq!((&check["Default"], &check["Assign"]["errorName"]), (&json!("FailUndoShare"), &json!("UndoIncomplete")));
+}
+
 /// What one state notes is what others look for and remove.
 #[test]
-fn both_machines_mean_the_same_records() {
+fn all_machines_mean_the_same_records() {
     let (share_ami, undo_share) = (share_ami(), undo_share());
     let key = |machine: &Machine, state: &str, field: &str| {
         let arguments = machine.state(state)["Arguments"][field].clone();
@@ -459,11 +615,15 @@ fn both_machines_mean_the_same_records() {
     let (id, part) = key(&share_ami, "RecordShare", "Item");
     let of = |arn: &str| (id.replace("$states.context.Execution.Id", arn), part.clone());
     assert_eq!(key(&undo_share, "ClaimShare", "Key"), of("$states.input.detail.executionArn"));
-    assert_eq!(key(&undo_share, "TakeShare", "Key"), of("$executionArn"));
-    assert_eq!(key(&undo_share, "ReleaseShare", "Key"), of("$executionArn"));
-    assert_eq!(key(&undo_share, "ForgetShare", "Key"), of("$executionArn"));
-    assert_eq!(key(&share_ami, "ConfirmShare", "Key"), of("$states.context.Execution.Id"));
-    assert_eq!(key(&share_ami, "RecordTarget", "Item"), key(&share_ami, "ForgetTarget", "Key"));
+    for state in ["TakeShare", "ReleaseShare", "ForgetShare"] {
+        assert_eq!(key(&undo_share, state, "Key"), of("$executionArn"), "{state}");
+    }
+    for state in ["SettleShare", "ReopenShare"] {
+        assert_eq!(key(&share_ami, state, "Key"), of("$states.context.Execution.Id"), "{state}");
+    }
+    assert_eq!(key(&take_back(), "NoteTakeBack", "Key"), of("$taking.note"));
+    let (id, part) = key(&share_ami, "NoteTarget", "Item");
+    assert_eq!(key(&share_ami, "ConfirmTarget", "Key"), (id.replace("$states.input", "$target"), part));
     let noted = share_ami.state("RecordShare")["Arguments"]["Item"]["resolution"]["S"].clone();
     let read = undo_share.state("ClaimShare")["Assign"]["resolution"].clone();
     assert_eq!(noted, "{% $string($resolution) %}");
@@ -471,6 +631,9 @@ fn both_machines_mean_the_same_records() {
     for (name, state) in machines().iter().flat_map(|machine| machine.calls("dynamodb:")) {
         assert_eq!(state["Arguments"]["TableName"], "${RecordTableName}", "{name}");
     }
+    // Notes of executions go after the same time, whoever made them.
+    let expires = share_ami.state("SettleShare")["Arguments"]["ExpressionAttributeValues"][":expiresAt"].clone();
+    assert_eq!(share_ami.state("RecordShare")["Arguments"]["Item"]["expiresAt"], expires);
 }
 
 /// AWS refuses a machine that assigns a variable of an outer scope inside a Map; the local engine
@@ -569,7 +732,6 @@ fn names(rules: &Value) -> Set {
 fn split(machine: &Machine) -> (Scope, Vec<Scope>) {
     let mut scopes = machine.scopes();
     let own = scopes.remove(0);
-    assert_eq!(scopes.is_empty(), machine.path == audit_shares().path, "{} and Maps", machine.path);
     (own, scopes)
 }
 
