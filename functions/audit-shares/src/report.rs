@@ -78,7 +78,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Every one there is, for the contract test with README.md.
+    /// Every one there is, for the contract test with docs/errors.md.
     pub const ALL: [Self; 9] = [
         Self::LaunchPermissionWithoutKeyAccess,
         Self::KeyAccessWithoutLaunchPermission,

@@ -1,6 +1,6 @@
 //! The one error of ami-share.
 //!
-//! [`Error::name`] is what Step Functions matches in `ErrorEquals`, and what the table in README.md
+//! [`Error::name`] is what Step Functions matches in `ErrorEquals`, and what the table in docs/errors.md
 //! explains. A name states a fact about the world; what to do about it (retry, undo, give up) is
 //! decided by the state machine. [`Display`](fmt::Display) is one sentence for whoever reads the
 //! execution; [`Debug`] is the same with every cause below it, which is what the runtime logs.
@@ -193,7 +193,7 @@ pub enum Error {
 
 impl Error {
     /// The error's name in the state machine. Exhaustive on purpose: a new variant needs a row in
-    /// README.md and a decision in the state machine.
+    /// docs/errors.md and a decision in the state machine.
     pub fn name(&self) -> &'static str {
         match self {
             Self::InvalidRequest(_) => "InvalidRequest",
@@ -223,7 +223,7 @@ impl Error {
         }
     }
 
-    /// Every name there is, for the contract test between this enum, the state machine and README.md.
+    /// Every name there is, for the contract test between this enum, the state machine and docs/errors.md.
     pub const NAMES: [&str; 23] = [
         "InvalidRequest",
         "TargetNotAllowed",

@@ -1,4 +1,4 @@
-//! Error names: the enum, the state machines and README.md.
+//! Error names: the enum, the state machines and docs/errors.md.
 
 use ami_share_core::Error;
 
@@ -50,19 +50,19 @@ fn every_error_name_of_a_state_machine_exists() {
 }
 
 #[test]
-fn the_readme_explains_every_error_and_no_other() {
+fn the_page_explains_every_error_and_no_other() {
     assert_eq!(explained("| error |"), Error::NAMES.map(str::to_owned).into());
 }
 
 #[test]
-fn the_readme_explains_every_finding_of_an_audit_and_no_other() {
+fn the_page_explains_every_finding_of_an_audit_and_no_other() {
     assert_eq!(explained("| finding |"), audit_shares::Kind::ALL.map(|kind| format!("{kind:?}")).into());
 }
 
-/// The names in the first column of the table in README.md that has this heading.
+/// The names in the first column of the table in docs/errors.md that has this heading.
 fn explained(heading: &str) -> Set {
-    let readme = text("README.md");
-    let table = readme.split_once(heading).unwrap_or_else(|| panic!("README.md has no table {heading}")).1;
+    let page = text("docs/errors.md");
+    let table = page.split_once(heading).unwrap_or_else(|| panic!("docs/errors.md has no table {heading}")).1;
     let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
     rows.filter_map(|line| line.split('`').nth(1)).map(str::to_owned).collect()
 }

@@ -1,7 +1,8 @@
 //! What no compiler and no linter checks: that state machine, functions, templates, roles, error
-//! names and README agree with each other. Nothing is started; it takes milliseconds.
+//! names and documents agree with each other. Nothing is started; it takes milliseconds.
 
 mod definition;
+mod documents;
 mod errors;
 mod form;
 mod names;

@@ -89,7 +89,7 @@ fn at_once(tally: &Tally, mut plan: Plan) -> Checked {
     check::administrators_keep_access(&mut world, &stage)?;
     for (index, request) in requests.iter().enumerate().filter(|(index, _)| succeeded(*index)) {
         let mut request = request.clone();
-        // The limits that ARCHITECTURE.md knows of ("Known limits of undo, revoke and lock"): the undo of an execution
+        // The limits that docs/decisions.md knows of ("Known limits"): the undo of an execution
         // takes from another one for the same image and target what that one only found in place; and that of one for
         // another image too, where it was held up between its look and the taking.
         for (other, of) in requests.iter().enumerate().filter(|(other, _)| *other != index && !succeeded(*other)) {

@@ -29,7 +29,7 @@ pub(crate) fn picture(world: &mut World) -> BTreeMap<String, Value> {
 }
 
 /// Invariant 3: as it was before, everywhere, but for the access to keys of those who keep it, as another image needs it
-/// (ARCHITECTURE.md, "An undo looks at other images first").
+/// (docs/decisions.md, "Marks before any look").
 pub(crate) fn unchanged(
     before: &BTreeMap<String, Value>,
     after: &BTreeMap<String, Value>,
