@@ -80,7 +80,8 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Services {
-    pub(crate) fn new(clock: Clock, world: World, table_arn: &str) -> Self {
+    pub(crate) fn new(clock: Clock, mut world: World, table_arn: &str) -> Self {
+        world.set_began_ms(clock.epoch_ms() - clock.now());
         Self {
             clock,
             world: Arc::new(Mutex::new(world)),

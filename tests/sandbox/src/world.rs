@@ -133,6 +133,8 @@ pub struct World {
     pub(crate) schedule: Schedule,
     pub(crate) buckets: BTreeMap<String, (f64, u64)>,
     clock: Clock,
+    /// The time of day when the clock began, in milliseconds since 1970.
+    began_ms: u64,
     ids: u64,
 }
 
@@ -156,6 +158,9 @@ impl World {
             schedule: Schedule::default(),
             buckets: BTreeMap::new(),
             clock: Clock::Running(Instant::now()),
+            began_ms: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(0)),
             ids: 0,
         }
     }
@@ -177,14 +182,25 @@ impl World {
         }
     }
 
-    /// Stops the clock at a time: for a simulation, whose time is not that of this machine. The time of day goes on.
+    /// Stops the clock at a time: for a simulation, whose time is not that of this machine. Sessions and key ages go by
+    /// this machine's all the same.
     pub fn set_now_ms(&mut self, now_ms: u64) {
         self.clock = Clock::Set(now_ms);
     }
 
+    /// The time of day when a simulation began, in milliseconds since 1970.
+    pub fn set_began_ms(&mut self, began_ms: u64) {
+        self.began_ms = began_ms;
+    }
+
+    /// The time of day, in milliseconds since 1970.
+    pub fn epoch_ms(&self) -> u64 {
+        self.began_ms + self.now_ms()
+    }
+
     /// The time of day as AWS writes it, `2026-01-31T23:59:59.000Z`.
     pub fn timestamp(&self) -> String {
-        chrono::DateTime::from_timestamp(i64::try_from(epoch_seconds()).unwrap_or(0), 0)
+        chrono::DateTime::from_timestamp(i64::try_from(self.epoch_ms() / 1_000).unwrap_or(0), 0)
             .unwrap_or_default()
             .format("%Y-%m-%dT%H:%M:%S.000Z")
             .to_string()
