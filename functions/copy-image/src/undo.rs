@@ -17,7 +17,7 @@ use aws_sdk_ec2::{
     Client,
     error::ProvideErrorMetadata,
     primitives::{DateTime, DateTimeFormat},
-    types::{Filter, Image, Snapshot, Tag},
+    types::{Filter, Image, ImageState, Snapshot, Tag},
 };
 
 use crate::{copy_token, name_end};
@@ -52,9 +52,12 @@ pub async fn undo_copy_image(hub: &Hub, input: UndoInput) -> Result<Undone, Erro
     let mut removal = Removal { ec2: &ec2, account, taken: Vec::new(), errors: Vec::new() };
     for copies in target.copies.chunks(MAX_VALUES) {
         let images = find_images(&ec2, account, copies).await?;
-        // Both are read before anything is removed: from then on nobody knows which snapshots an image had.
+        // All is read before anything is removed: from then on nobody knows which snapshots an image had.
         let mut snapshots = mapped_snapshots(&images);
-        snapshots.extend(left_snapshots(&ec2, account, copies, &images).await?);
+        let unmapped: Vec<&MadeCopy> = copies.iter().filter(|made| !is_mapped(made, account, &images)).collect();
+        if !unmapped.is_empty() {
+            snapshots.extend(left_snapshots(&ec2, account, &unmapped, &images).await?);
+        }
         for id in images.keys() {
             removal.deregister(id).await;
         }
@@ -117,7 +120,7 @@ async fn find_images(ec2: &Client, account: &AccountId, copies: &[MadeCopy]) -> 
         found.extend(own_images(ec2, account, filter).await?);
     }
     if !lost.is_empty() {
-        let candidates = own_images(ec2, account, of_executions(lost.iter().copied())).await?.into_iter();
+        let candidates = own_images(ec2, account, of_executions(&lost)).await?.into_iter();
         found.extend(candidates.filter(|(_, image)| lost.iter().any(|made| is_copy(made, account, image))));
     }
     Ok(found)
@@ -137,8 +140,8 @@ async fn own_images(ec2: &Client, account: &AccountId, filter: Filter) -> Result
     Ok(found)
 }
 
-fn of_executions<'a>(copies: impl Iterator<Item = &'a MadeCopy>) -> Filter {
-    let names = copies.map(|made| made.execution.to_string()).collect();
+fn of_executions(copies: &[&MadeCopy]) -> Filter {
+    let names = copies.iter().map(|made| made.execution.to_string()).collect();
     Filter::builder().name(format!("tag:{EXECUTION_TAG}")).set_values(Some(names)).build()
 }
 
@@ -164,6 +167,16 @@ fn is_younger(made: &MadeCopy, time: Option<&DateTime>) -> bool {
     time.is_some_and(|time| time.secs() >= made.noted_at.div_euclid(1_000))
 }
 
+/// Whether the copy is there, and its mapping has all its snapshots.
+fn is_mapped(made: &MadeCopy, account: &AccountId, images: &BTreeMap<String, Image>) -> bool {
+    let image = match &made.copy_id {
+        Some(id) => images.get(id.as_str()),
+        None => images.values().find(|image| is_copy(made, account, image)),
+    };
+    let state = image.and_then(|image| image.state());
+    matches!(state, Some(ImageState::Available | ImageState::Disabled))
+}
+
 fn mapped_snapshots(images: &BTreeMap<String, Image>) -> BTreeSet<String> {
     let mappings = images.values().flat_map(|image| image.block_device_mappings());
     mappings.filter_map(|mapping| mapping.ebs()?.snapshot_id().map(str::to_owned)).collect()
@@ -174,10 +187,10 @@ fn mapped_snapshots(images: &BTreeMap<String, Image>) -> BTreeSet<String> {
 async fn left_snapshots(
     ec2: &Client,
     account: &AccountId,
-    copies: &[MadeCopy],
+    copies: &[&MadeCopy],
     images: &BTreeMap<String, Image>,
 ) -> Result<BTreeSet<String>, Error> {
-    let pages = ec2.describe_snapshots().owner_ids("self").filters(of_executions(copies.iter())).into_paginator();
+    let pages = ec2.describe_snapshots().owner_ids("self").filters(of_executions(copies)).into_paginator();
     let mut snapshots = pages.items().send();
     // By the copy that they were made for.
     let mut left: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -201,8 +214,8 @@ async fn left_snapshots(
     Ok(left.into_values().flatten().collect())
 }
 
-/// The id of the copy that the snapshot was made for, where it can be the one that `made` tells of. A snapshot may have
-/// been copied in its turn, with its tags: that is another's, and its description does not begin so.
+/// The id of the copy that the snapshot was made for, where it can be the one that `made` tells of. A snapshot that
+/// somebody has copied in its turn, with its tags, has a description of its own.
 fn copy_of(made: &MadeCopy, snapshot: &Snapshot) -> Option<String> {
     let (copy, of) = copied_for(snapshot.description()?)?;
     let fits = of == made.of.as_str()

@@ -80,7 +80,8 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Services {
-    pub(crate) fn new(clock: Clock, world: World, table_arn: &str) -> Self {
+    pub(crate) fn new(clock: Clock, mut world: World, table_arn: &str) -> Self {
+        world.set_began_ms(clock.epoch_ms() - clock.now());
         Self {
             clock,
             world: Arc::new(Mutex::new(world)),
@@ -94,7 +95,6 @@ impl Services {
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
         let mut world = lock(&self.world);
         world.set_now_ms(self.clock.now());
-        world.set_time_of_day_ms(self.clock.epoch_ms());
         world
     }
 

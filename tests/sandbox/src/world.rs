@@ -133,7 +133,8 @@ pub struct World {
     pub(crate) schedule: Schedule,
     pub(crate) buckets: BTreeMap<String, (f64, u64)>,
     clock: Clock,
-    time_of_day_ms: Option<u64>,
+    /// The time of day when the clock began, in milliseconds since 1970.
+    began_ms: u64,
     ids: u64,
 }
 
@@ -156,8 +157,10 @@ impl World {
             call: Call::default(),
             schedule: Schedule::default(),
             buckets: BTreeMap::new(),
-            time_of_day_ms: None,
             clock: Clock::Running(Instant::now()),
+            began_ms: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(0)),
             ids: 0,
         }
     }
@@ -179,21 +182,25 @@ impl World {
         }
     }
 
-    /// Stops the clock at a time: for a simulation, whose time is not that of this machine. The time of day goes on, until
-    /// it is set.
+    /// Stops the clock at a time: for a simulation, whose time is not that of this machine. Sessions and key ages go by
+    /// this machine's all the same.
     pub fn set_now_ms(&mut self, now_ms: u64) {
         self.clock = Clock::Set(now_ms);
     }
 
-    /// Sets the time of day, in milliseconds since 1970: when what is made from here on says that it was made.
-    pub fn set_time_of_day_ms(&mut self, epoch_ms: u64) {
-        self.time_of_day_ms = Some(epoch_ms);
+    /// The time of day when a simulation began, in milliseconds since 1970.
+    pub fn set_began_ms(&mut self, began_ms: u64) {
+        self.began_ms = began_ms;
+    }
+
+    /// The time of day, in milliseconds since 1970.
+    pub fn epoch_ms(&self) -> u64 {
+        self.began_ms + self.now_ms()
     }
 
     /// The time of day as AWS writes it, `2026-01-31T23:59:59.000Z`.
     pub fn timestamp(&self) -> String {
-        let seconds = self.time_of_day_ms.map_or_else(epoch_seconds, |epoch_ms| epoch_ms / 1_000);
-        chrono::DateTime::from_timestamp(i64::try_from(seconds).unwrap_or(0), 0)
+        chrono::DateTime::from_timestamp(i64::try_from(self.epoch_ms() / 1_000).unwrap_or(0), 0)
             .unwrap_or_default()
             .format("%Y-%m-%dT%H:%M:%S.000Z")
             .to_string()

@@ -85,13 +85,13 @@ pub(super) fn copy_image(request: &mut Request<'_>) -> Reply {
     check_source(request, &source, source_region)?;
     request.end_dry_run()?;
 
+    let id = request.world.next_id("ami");
     let failure = faults::take_failure(request.world, request.caller, "ec2:CopyImage");
     let snapshot_tags = new_tags.remove("snapshot").unwrap_or_default();
     let mut copies: BTreeMap<String, String> = BTreeMap::new();
     let mut problem = failure.clone();
     for source_snapshot in source.snapshot_ids() {
-        let description =
-            format!("Copied for DestinationAmi from SourceAmi {source_id} for SourceSnapshot {source_snapshot}.");
+        let description = description(&id, source_id, source_snapshot, request.world.epoch_ms());
         let copy = start_copy(
             request,
             &source.owner,
@@ -123,7 +123,6 @@ pub(super) fn copy_image(request: &mut Request<'_>) -> Reply {
             device
         })
         .collect();
-    let id = request.world.next_id("ami");
     let image = Image {
         id: id.clone(),
         name: name.to_owned(),
@@ -136,7 +135,7 @@ pub(super) fn copy_image(request: &mut Request<'_>) -> Reply {
         permissions: BTreeSet::new(),
         tags: new_tags.remove("image").unwrap_or_default(),
         created: request.world.timestamp(),
-        copied_from: Some((source_id.to_owned(), source_region.to_owned())),
+        source_image: Some((source_id.to_owned(), source_region.to_owned())),
         source_instance: None,
         ..source
     };
@@ -153,6 +152,16 @@ pub(super) fn copy_image(request: &mut Request<'_>) -> Reply {
     request.world.note_change();
     request.remember_made(std::slice::from_ref(&id));
     Ok(images::id_reply(&id))
+}
+
+/// What EC2 writes on a snapshot that CopyImage makes (field reports; its documents do not say).
+fn description(copy: &str, source: &str, snapshot: &str, epoch_ms: u64) -> String {
+    let digits = epoch_ms.to_string();
+    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|group| str::from_utf8(group).ok()).collect();
+    format!(
+        "Copied for DestinationAmi {copy} from SourceAmi {source} for SourceSnapshot {snapshot}. Task created on {}.",
+        groups.join(",")
+    )
 }
 
 /// Refuses sources that the caller cannot copy.

@@ -138,8 +138,8 @@ pub struct Image {
     pub product_codes: Vec<String>,
     pub tags: Tags,
     pub created: String,
-    /// Id and region of the image it was copied from.
-    pub copied_from: Option<(String, String)>,
+    /// Id and region of the image that it was copied from, or that its instance was launched from.
+    pub source_image: Option<(String, String)>,
     /// The instance that CreateImage made it from.
     pub source_instance: Option<String>,
 }
@@ -426,7 +426,7 @@ pub(super) fn register(request: &mut Request<'_>) -> Reply {
         product_codes: Vec::new(),
         tags,
         created: request.world.timestamp(),
-        copied_from: None,
+        source_image: None,
         source_instance: None,
     };
     let id = add(request, image);
@@ -478,12 +478,13 @@ pub(super) fn create(request: &mut Request<'_>) -> Reply {
         .collect();
     let is_data = |device: &String| instance.root_device_name.as_ref() != Some(device);
     attached.sort_by_key(|(attachment, _)| (is_data(&attachment.device), attachment.device.clone()));
+    let id = request.world.next_id("ami");
     let mut devices = Vec::new();
     for (attachment, volume) in attached {
         let snapshot_id = snapshots::add_of_volume(
             request,
             &volume,
-            format!("Created by CreateImage({instance_id})"),
+            format!("Created by CreateImage({instance_id}) for {id}"),
             snapshot_tags.clone(),
         );
         devices.push(Device {
@@ -498,7 +499,7 @@ pub(super) fn create(request: &mut Request<'_>) -> Reply {
         });
     }
     let image = Image {
-        id: request.world.next_id("ami"),
+        id,
         name: name.to_owned(),
         description: request.params.get("Description").unwrap_or_default().to_owned(),
         location: format!("{account}/{name}"),
@@ -513,7 +514,7 @@ pub(super) fn create(request: &mut Request<'_>) -> Reply {
         product_codes: instance.product_codes,
         tags: tags.remove("image").unwrap_or_default(),
         created: request.world.timestamp(),
-        copied_from: None,
+        source_image: Some((instance.image_id, region.to_owned())),
         source_instance: Some(instance.id),
     };
     let id = add(request, image);
@@ -629,7 +630,7 @@ fn filter_values(image: &Image, filter: &str) -> Vec<String> {
         "product-code" => image.product_codes.clone(),
         "root-device-name" => image.root_device_name.clone().into_iter().collect(),
         "root-device-type" => vec![image.root_device_type().to_owned()],
-        "source-image-id" => image.copied_from.iter().map(|(id, _)| id.clone()).collect(),
+        "source-image-id" => image.source_image.iter().map(|(id, _)| id.clone()).collect(),
         "state" => vec![image.state.as_str().to_owned()],
         "virtualization-type" => vec!["hvm".to_owned()],
         _ => Vec::new(),
@@ -716,7 +717,7 @@ fn write(xml: &mut Xml, image: &Image, tags: &Tags) {
         .elem("enaSupport", true)
         .elem("platformDetails", "Linux/UNIX")
         .elem("usageOperation", "RunInstances");
-    if let Some((id, region)) = &image.copied_from {
+    if let Some((id, region)) = &image.source_image {
         xml.elem("sourceImageId", id).elem("sourceImageRegion", region);
     }
     xml.opt("sourceInstanceId", image.source_instance.as_ref());

@@ -92,6 +92,7 @@ pub fn handle(world: &mut World, caller: &Caller, region: &str, action: &str, pa
         "DescribeImageUsageReports" => usage_reports::describe(request),
         "DescribeImageUsageReportEntries" => usage_reports::describe_entries(request),
         "CreateSnapshot" => snapshots::create(request),
+        "CreateSnapshots" => snapshots::create_of_instance(request),
         "CopySnapshot" => copies::copy_snapshot(request),
         "DeleteSnapshot" => snapshots::delete(request),
         "DescribeSnapshots" => snapshots::describe(request),

@@ -189,6 +189,44 @@ pub(super) fn create(request: &mut Request<'_>) -> Reply {
     Ok(xml.finish())
 }
 
+/// CreateSnapshots: of all volumes of an instance, with the volumes' tags where that is asked for.
+pub(super) fn create_of_instance(request: &mut Request<'_>) -> Reply {
+    let instance_id = request.params.require("InstanceSpecification.InstanceId")?;
+    let new_tags = tags::specifications(request.params, &["snapshot"])?.remove("snapshot").unwrap_or_default();
+    let copies_tags = request.params.get("CopyTagsFromSource") == Some("volume");
+    let instance = request.ec2().and_then(|ec2| ec2.instances.get(instance_id)).cloned();
+    let context = instance.as_ref().map(|instance| tags::resource_context(&instance.tags)).unwrap_or_default();
+    request.authorize(&account_arn(request.region, &request.caller.account, "instance", instance_id), &context)?;
+    let instance = instance.ok_or_else(|| super::instances::not_found(instance_id))?;
+    let is_attached = |volume: &&Volume| volume.attachment.as_ref().is_some_and(|at| at.instance_id == instance.id);
+    let volumes: Vec<Volume> =
+        request.ec2().into_iter().flat_map(|ec2| ec2.volumes.values()).filter(is_attached).cloned().collect();
+    let any_snapshot = shared_arn(request.region, "snapshot", "*");
+    let mut with_tags = Vec::new();
+    for volume in volumes {
+        let arn = account_arn(request.region, &request.caller.account, "volume", &volume.id);
+        request.authorize(&arn, &tags::resource_context(&volume.tags))?;
+        let mut tags = if copies_tags { volume.tags.clone() } else { Tags::new() };
+        tags.extend(new_tags.clone());
+        let mut snapshot_context = Context::new();
+        tags::add_request_context(&mut snapshot_context, &tags);
+        request.authorize(&any_snapshot, &snapshot_context)?;
+        tags::authorize_on_create(request, &any_snapshot, Some(&tags))?;
+        with_tags.push((volume, tags));
+    }
+    request.end_dry_run()?;
+
+    let description = request.params.get("Description").unwrap_or_default();
+    let mut xml = Xml::new();
+    let ids: Vec<String> = with_tags
+        .into_iter()
+        .map(|(volume, tags)| add_of_volume(request, &volume, description.to_owned(), tags))
+        .collect();
+    let snapshots = ids.iter().filter_map(|id| request.ec2()?.snapshots.get(id));
+    xml.items("snapshotSet", snapshots, |xml, snapshot| write(xml, snapshot, &snapshot.tags));
+    Ok(xml.finish())
+}
+
 pub(super) fn delete(request: &mut Request<'_>) -> Reply {
     let snapshot = own_snapshot(request)?;
     let image = request.ec2().and_then(|ec2| images::users(ec2, &snapshot.id).next());

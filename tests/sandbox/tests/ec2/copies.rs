@@ -89,6 +89,10 @@ async fn a_copy_is_the_copiers_own_under_one_key() {
         assert_eq!(snapshot.owner_id(), Some(B));
         assert_eq!(snapshot.state().unwrap().as_str(), "completed");
         assert_eq!(snapshot.tags(), tags(ResourceType::Snapshot, "snapshot").tags());
+        let (copy, source) = (started.image_id().unwrap(), &shared.image);
+        let made_for = format!("Copied for DestinationAmi {copy} from SourceAmi {source} for SourceSnapshot snap-");
+        let (_, task) = snapshot.description().and_then(|text| text.strip_prefix(&made_for)?.split_once(". ")).unwrap();
+        assert!(task.starts_with("Task created on 1,") && task.ends_with('.'), "{task}");
     }
     let permissions = stage
         .b

@@ -1,8 +1,8 @@
 //! Images: what can be registered, and what DescribeImages shows to whom.
 
 use super::stage::*;
-use aws_sdk_ec2::types::{ArchitectureValues, BlockDeviceMapping, EbsBlockDevice, ResourceType, SnapshotReturnCodes};
-use aws_sdk_ec2::types::{Tag, TagSpecification};
+use aws_sdk_ec2::types::{ArchitectureValues, BlockDeviceMapping, CopyTagsFromSource, EbsBlockDevice};
+use aws_sdk_ec2::types::{InstanceSpecification, ResourceType, SnapshotReturnCodes, Tag, TagSpecification};
 
 #[tokio::test]
 async fn every_kind_of_device_reads_back() {
@@ -205,4 +205,28 @@ async fn an_image_is_made_from_an_instance() {
     assert_eq!(snapshots.len(), 2);
     let found = stage.a.describe_snapshots().snapshot_ids(snapshots[0]).send().await.unwrap();
     assert_eq!(found.snapshots()[0].kms_key_id(), Some(key.as_str()));
+    let (instance_id, image_id) = (instance.instance_id().unwrap(), image.image_id().unwrap());
+    let description = format!("Created by CreateImage({instance_id}) for {image_id}");
+    assert_eq!(found.snapshots()[0].description(), Some(description.as_str()));
+    assert_eq!((image.source_image_id(), image.source_image_region()), (instance.image_id(), Some(REGION)));
+    assert_eq!(image.source_instance_id(), Some(instance_id));
+}
+
+#[tokio::test]
+async fn snapshots_of_an_instance_may_have_its_volumes_tags() {
+    let stage = Stage::new().await;
+    let snapshot = stage.snapshot(&stage.a, None).await;
+    let image = stage.image(&stage.a, "plain", &[&snapshot]).await;
+    let tag = Tag::builder().key("made").value("by us").build();
+    let tags = TagSpecification::builder().resource_type(ResourceType::Volume).tags(tag.clone()).build();
+    let launched = launch(&stage.a, &image).tag_specifications(tags);
+    let instance = outcome(&stage.a, launched).await;
+    let create = |copies: Option<CopyTagsFromSource>| {
+        let of = InstanceSpecification::builder().instance_id(instance.instance_id().unwrap()).build();
+        stage.a.create_snapshots().instance_specification(of).set_copy_tags_from_source(copies).send()
+    };
+    let created = create(Some(CopyTagsFromSource::Volume)).await.unwrap();
+    assert_eq!(created.snapshots().len(), 1);
+    assert_eq!(created.snapshots()[0].tags(), [tag]);
+    assert!(create(None).await.unwrap().snapshots()[0].tags().is_empty());
 }
