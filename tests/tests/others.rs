@@ -262,11 +262,11 @@ async fn one_after_the_other_everything_of_the_one_that_fails_is_taken_back() ->
     Ok(())
 }
 
-/// The next launch in the target dies.
+/// The next proof in the target dies, as often as it is launched.
 fn fail_launch(stage: &Stage) {
     let dies = FaultKind::Fail { reason: "Client.InternalError".to_owned() };
     let launch = Matcher::action("ec2:RunInstances").in_account(TARGET);
-    stage.local.sandbox.world().faults.add(Fault::once(launch, dies));
+    stage.local.sandbox.world().faults.add(Fault { count: 3, ..Fault::once(launch, dies) });
 }
 
 #[tokio::test]

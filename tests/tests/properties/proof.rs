@@ -1,9 +1,9 @@
 //! Proofs that die right after changes: launched again, not for ever, and nothing is left of them.
 
-use ami_share_machine::{Record, Status};
+use ami_share_machine::{Record, Status, services::Fault};
 use ami_share_sandbox::{
     World,
-    faults::{Fault, FaultKind, Matcher},
+    faults::{Fault as SandboxFault, FaultKind, Matcher},
     journal::Entry,
 };
 use ami_share_tests::{REGION, TARGET};
@@ -78,6 +78,32 @@ fn a_proof_that_dies_three_times_is_explained_and_taken_back() {
     hold("a proof that dies three times is taken back", (6, 20_260_111), "never", cases, property);
 }
 
+/// Also between two launches, and where the reply of one is lost.
+#[test]
+fn a_share_that_is_stopped_leaves_none_of_its_launches() {
+    let fault = prop::option::of((40..90_u64, Just(Fault::ReplyLost)));
+    let cases = (late(), 50..95_u64, fault, any::<u64>());
+    let property = |tally: &Tally, (late, point, fault, seed): (Late, u64, Option<(u64, Fault)>, u64)| {
+        let stage = world::crowd(deployed::deployment(false), seed);
+        let before = check::picture(&mut stage.machine.world());
+        late.by(&stage, 80);
+        let arn = stage.machine.start("ShareAmi", "stopped", request(&stage, &json!({})), 0)?;
+        stage.machine.stop_at(&arn, point);
+        stage.machine.set_faults(fault);
+        stage.machine.run()?;
+        add(&tally.executions, 1);
+        add(&tally.calls, stage.machine.calls());
+        nothing_runs(&mut stage.machine.world())?;
+        if stage.machine.record(&arn).status == Status::Succeeded {
+            add(&tally.succeeded, 1);
+            return Ok(());
+        }
+        let after = check::picture(&mut stage.machine.world());
+        check::unchanged(&before, &after, &check::kept(&stage))
+    };
+    hold("a share that is stopped leaves none of its launches", (40, 20_260_114), "launches", cases, property);
+}
+
 #[test]
 fn where_nothing_was_changed_a_proof_is_launched_once() {
     let property = |tally: &Tally, seed: u64| {
@@ -109,17 +135,13 @@ fn a_death_that_time_does_not_heal_is_the_end() {
 /// Whatever is launched dies of that.
 fn die(stage: &Stage, reason: &str) {
     let kind = FaultKind::Fail { reason: reason.to_owned() };
-    stage.machine.world().faults.add(Fault::always(Matcher::action("ec2:RunInstances"), kind));
+    stage.machine.world().faults.add(SandboxFault::always(Matcher::action("ec2:RunInstances"), kind));
 }
 
 /// Shares the image with one target, and says how that ended and which calls it made.
 fn share(tally: &Tally, stage: &Stage, name: &str, launch: &Value) -> Result<(Record, Vec<Entry>), String> {
     let seen = stage.machine.world().journal.last_seq();
-    let request = json!({
-        "imageId": stage.images[0].id,
-        "targets": [{ "accountId": TARGET, "launch": launch }],
-    });
-    let arn = stage.machine.start("ShareAmi", name, request, 0)?;
+    let arn = stage.machine.start("ShareAmi", name, request(stage, launch), 0)?;
     stage.machine.run()?;
     let record = stage.machine.record(&arn);
     add(&tally.executions, 1);
@@ -127,6 +149,10 @@ fn share(tally: &Tally, stage: &Stage, name: &str, launch: &Value) -> Result<(Re
     let journal = stage.machine.world().journal.since(seen).to_vec();
     add(&tally.calls, journal.len() as u64);
     Ok((record, journal))
+}
+
+fn request(stage: &Stage, launch: &Value) -> Value {
+    json!({ "imageId": stage.images[0].id, "targets": [{ "accountId": TARGET, "launch": launch }] })
 }
 
 fn count(journal: &[Entry], action: &str) -> u64 {

@@ -119,7 +119,7 @@ async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
             Value::Null,
             "InstanceDied",
             Box::new(|| {
-                fault("ec2:RunInstances", fails());
+                (0..3).for_each(|_| fault("ec2:RunInstances", fails()));
                 let target = LaunchPermission::Account(TARGET.to_owned());
                 image_mut(&mut stage.local.sandbox.world(), &other_image).permissions.insert(target);
             }),

@@ -12,6 +12,8 @@ use crate::{Run, Stage};
 const SECOND: &str = "444444444444";
 const THIRD: &str = "555555555555";
 const ALL: [&str; 3] = [TARGET, SECOND, THIRD];
+/// Of a proof that may have died of a change that was not seen in time.
+const LAUNCHES: u32 = 3;
 
 async fn three_targets() -> Result<Stage> {
     Stage::start(Settings { targets: ALL.map(str::to_owned).to_vec(), ..Settings::default() }).await
@@ -22,12 +24,12 @@ fn request(stage: &Stage, on_failure: &str) -> Value {
     json!({ "imageId": stage.image.image_id, "targets": targets, "onFailure": on_failure })
 }
 
-/// The launches in `accounts` die, as if a change had not reached EC2.
+/// The launches in `accounts` die, as if a change had not reached EC2, each as often as it is tried.
 fn fail_launches(stage: &Stage, accounts: &[&str]) {
     for account in accounts {
         let reason = FaultKind::Fail { reason: "Client.InternalError".to_owned() };
         let launch = Matcher::action("ec2:RunInstances").in_account(account);
-        stage.local.sandbox.world().faults.add(Fault::once(launch, reason));
+        stage.local.sandbox.world().faults.add(Fault { count: LAUNCHES, ..Fault::once(launch, reason) });
     }
 }
 
@@ -124,7 +126,7 @@ async fn what_somebody_else_had_shared_before_stays_when_an_execution_is_taken_b
     assert_eq!(attached(&run, THIRD, "AmiShareLauncher"), json!([key_access(THIRD)]));
     assert_eq!(attached(&run, THIRD, "app-deployer"), json!([]));
     // What was there was not even touched.
-    assert_eq!(writes_in(&run, SECOND), ["ec2:RunInstances"]);
+    assert_eq!(writes_in(&run, SECOND), ["ec2:RunInstances"; LAUNCHES as usize]);
     let mut third = writes_in(&run, THIRD);
     third.retain(|action| action.starts_with("iam:"));
     assert_eq!(third, ["iam:AttachRolePolicy", "iam:DetachRolePolicy"]);
