@@ -3,7 +3,10 @@
 //!
 //! What the notes say is what was given. Of it stays what others have come to need, as `functions/take-back` finds out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::UNIX_EPOCH,
+};
 
 use ami_share_core::{
     Error, Hub,
@@ -12,7 +15,7 @@ use ami_share_core::{
     share::{Mode, Resolution, SourceChanges, Target},
     take_back::{FromTarget, Left, MadeCopy, MadeInstance, TakeBack, TakenBack},
 };
-use ami_share_record::{Note, Record};
+use ami_share_record::{Gift, Note, Record, Stays};
 use ami_share_take_back::{Asked, Asking, FromAccount, Need, from_account, gather, needs};
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
@@ -96,11 +99,17 @@ pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
         .buffered(CONCURRENCY)
         .collect()
         .await;
+    let begun = hub.now().checked_sub(hub.since("begun", &input.begun)?).unwrap_or(UNIX_EPOCH);
+    let begun = begun.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let begun = i64::try_from(begun).unwrap_or(i64::MAX);
     let mut notes: BTreeMap<AccountId, Vec<Note>> = BTreeMap::new();
     let mut unread = BTreeMap::new();
     for (target, read) in read {
         match read {
-            Ok(read) => {
+            Ok(mut read) => {
+                if !read.iter().any(|note| note.going.as_deref() == Some(mark)) {
+                    read.push(unnoted(resolution, target, mark, begun));
+                }
                 let read = read.into_iter().map(|note| given(note, mark, failure.as_ref())).collect();
                 notes.insert(target.account_id.clone(), read);
             }
@@ -118,13 +127,11 @@ pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
     let asking = Asking { hub, execution, actions: ACTIONS, source, image: &image.image_id, state: STATE, patient };
     let needs: BTreeMap<AccountId, Need> = needs(&asking, &losing).await?;
 
-    let begun = hub.now().checked_sub(hub.since("begun", &input.begun)?).unwrap_or(std::time::UNIX_EPOCH);
-    let begun = begun.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis();
     let asked = Asked {
         source,
         image: &image.image_id,
         mark,
-        begun: i64::try_from(begun).unwrap_or(i64::MAX),
+        begun,
         copies: true,
         instances: true,
         with_gone_images: false,
@@ -158,7 +165,7 @@ pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
 
 /// Of a take-back that begins now.
 fn mark(hub: &Hub, by: &str) -> String {
-    let now = hub.now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis();
+    let now = hub.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     format!("{by} {now}")
 }
 
@@ -190,6 +197,13 @@ fn reached(failure: Option<&Failure>) -> Reached {
         Some(("ShareImage", _)) => Reached::Image,
         _ => Reached::Targets,
     }
+}
+
+/// As it was noted, where the note is gone: an execution that was taken back and redriven may have given it again.
+fn unnoted(resolution: &Resolution, target: &Target, mark: &str, begun: i64) -> Note {
+    let Resolution { execution, source, image, principal_access, .. } = resolution.clone();
+    let gift = Gift { execution, source, image, principal_access, target: target.clone() };
+    Note { gift, noted_at: begun, going: Some(mark.to_owned()), confirmed: false, stays: Stays::default() }
 }
 
 /// The note of this execution, without what it has not come to.

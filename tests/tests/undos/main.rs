@@ -82,6 +82,7 @@ impl Stage {
         let deployment = Deployment {
             functions: steps().map(|step| (step.to_owned(), function.clone())).collect(),
             definitions: steps().map(|step| (step.to_owned(), machine_of(step))).collect(),
+            rules: Vec::new(),
             table_arn: TABLE.to_owned(),
             accounts: BTreeMap::new(),
         };
