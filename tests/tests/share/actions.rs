@@ -144,7 +144,7 @@ async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
         }
     }
     stage.reset();
-    fault("ec2:RunInstances", fails());
+    (0..3).for_each(|_| fault("ec2:RunInstances", fails()));
     let mut by_grant = stage.request(json!({}));
     by_grant["keyAccess"] = json!("grant");
     let run = stage.run("by-grant", &by_grant).await?;
