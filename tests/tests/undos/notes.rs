@@ -48,7 +48,7 @@ const OLD: &str = "{\"old\":true}";
 
 #[test]
 fn notes_go_or_say_less_where_they_are_marked_as_they_were() {
-    let stage = Stage::new(Settings::default());
+    let stage = Stage::new();
     let others = ["444444444444", "555555555555", "666666666666"];
     put(&stage, TARGET, Some("ours"));
     put(&stage, others[0], Some("theirs"));
@@ -73,7 +73,7 @@ fn notes_go_or_say_less_where_they_are_marked_as_they_were() {
 
 #[test]
 fn a_note_of_what_was_left_stays_and_counts_again_where_its_target_can_launch() {
-    let stage = Stage::new(Settings::default());
+    let stage = Stage::new();
     let left = |state: &str| json!([{ "state": state, "error": "AccessDenied", "cause": "no" }]);
     put(&stage, TARGET, Some("ours"));
     let ended = stage.call("RewriteNotes", &input(&[TARGET], None, left("UndoShareKey")));
@@ -85,7 +85,7 @@ fn a_note_of_what_was_left_stays_and_counts_again_where_its_target_can_launch() 
 
 #[test]
 fn what_passes_is_tried_again_and_what_does_not_is_left() {
-    let stage = Stage::new(Settings::default());
+    let stage = Stage::new();
     put(&stage, TARGET, Some("ours"));
     let once = input(&[TARGET], Some("{}"), json!([]));
     for fault in [Fault::Throttled, Fault::Failed, Fault::ReplyLost] {
