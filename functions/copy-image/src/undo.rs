@@ -33,6 +33,10 @@ const DELETE: &str = "ec2:DeleteSnapshot";
 /// The most values of a filter ("List and filter using the CLI and API", EC2 user guide).
 const MAX_VALUES: usize = 200;
 
+/// In seconds: the snapshots of a copy are begun with it. They take longer than this to be copied in their turn, unless
+/// they are small.
+const SOON: i64 = 60 * 60;
+
 /// Deregisters the copies, and deletes their snapshots, also where a copy is gone already. What is not there is as good
 /// as removed; one thing that fails does not keep the others from being tried.
 ///
@@ -214,24 +218,40 @@ async fn left_snapshots(
     Ok(left.into_values().flatten().collect())
 }
 
-/// The id of the copy that the snapshot was made for, where it can be the one that `made` tells of. A snapshot that
-/// somebody has copied in its turn, with its tags, has a description of its own.
+/// The id of the copy that the snapshot was made for, where it can be the one that `made` tells of.
 fn copy_of(made: &MadeCopy, snapshot: &Snapshot) -> Option<String> {
-    let (copy, of) = copied_for(snapshot.description()?)?;
+    let CopiedFor { copy, of, task_ms } = copied_for(snapshot.description()?)?;
+    // Somebody may have copied a snapshot of ours in its turn, with its tags and its description.
+    let with_its_copy =
+        task_ms.is_none_or(|at| snapshot.start_time().is_some_and(|time| time.secs() <= at / 1_000 + SOON));
     let fits = of == made.of.as_str()
+        && with_its_copy
         && made.copy_id.as_ref().is_none_or(|id| id.as_str() == copy)
         && has_tag_of(made, snapshot.tags())
         && is_younger(made, snapshot.start_time());
     fits.then(|| copy.to_owned())
 }
 
-/// The copy and its source, by EC2's own description of a snapshot that CopyImage makes: `Copied for DestinationAmi
-/// ami-... from SourceAmi ami-... for SourceSnapshot snap-.... Task created on 1,566,308,778,174.` (field reports; EC2's
-/// documents do not say).
-fn copied_for(description: &str) -> Option<(&str, &str)> {
+/// What EC2 says of a snapshot that CopyImage makes.
+#[derive(Debug, PartialEq, Eq)]
+struct CopiedFor<'a> {
+    copy: &'a str,
+    of: &'a str,
+    /// In milliseconds since 1970.
+    task_ms: Option<i64>,
+}
+
+/// Reads EC2's own description, `Copied for DestinationAmi ami-... from SourceAmi ami-... for SourceSnapshot snap-....
+/// Task created on 1,566,308,778,174.` (field reports; EC2's documents do not say).
+fn copied_for(description: &str) -> Option<CopiedFor<'_>> {
     let (copy, rest) = description.strip_prefix("Copied for DestinationAmi ")?.split_once(" from SourceAmi ")?;
-    let (of, _) = rest.split_once(" for SourceSnapshot snap-")?;
-    (ImageId::parse(copy).is_ok() && ImageId::parse(of).is_ok()).then_some((copy, of))
+    let (of, rest) = rest.split_once(" for SourceSnapshot snap-")?;
+    let task_ms = rest.split_once("Task created on ").and_then(|(_, at)| {
+        let digits: String = at.trim_end_matches('.').split(',').collect();
+        digits.parse().ok()
+    });
+    let images = ImageId::parse(copy).is_ok() && ImageId::parse(of).is_ok();
+    images.then_some(CopiedFor { copy, of, task_ms })
 }
 
 #[cfg(test)]
@@ -311,7 +331,7 @@ mod tests {
     fn description(copy: &str, of: &str) -> String {
         format!(
             "Copied for DestinationAmi {copy} from SourceAmi {of} for SourceSnapshot snap-0123abcd. Task created on \
-             1,566,308,778,174."
+             1,795,809,601,500."
         )
     }
 
@@ -330,6 +350,7 @@ mod tests {
             (snapshot(&ours).set_tags(None), "without the tag"),
             (snapshot(&ours).set_tags(Some(vec![tag("nightly-2")])), "of another execution"),
             (snapshot(&ours).start_time(time("2026-11-27T19:59:59Z")), "older than the note"),
+            (snapshot(&ours).start_time(time("2026-11-28T20:00:00Z")), "begun long after its copy"),
         ] {
             for made in [made("nightly", Some(COPY)), made("nightly", None)] {
                 assert_eq!(copy_of(&made, &other.clone().build()), None, "{what}");
@@ -339,7 +360,11 @@ mod tests {
 
     #[test]
     fn a_description_that_only_looks_alike_names_no_copy() {
-        assert_eq!(copied_for(&description(COPY, OF)), Some((COPY, OF)));
+        let said = description(COPY, OF);
+        assert_eq!(copied_for(&said), Some(CopiedFor { copy: COPY, of: OF, task_ms: Some(1_795_809_601_500) }));
+        let old =
+            copied_for("Copied for DestinationAmi ami-0123abcd from SourceAmi ami-0123abce for SourceSnapshot snap-1");
+        assert_eq!(old, Some(CopiedFor { copy: "ami-0123abcd", of: "ami-0123abce", task_ms: None }));
         assert_eq!(copied_for("Copied for DestinationAmi from SourceAmi ami-0123abcd for SourceSnapshot snap-1"), None);
         assert_eq!(copied_for("Copied for DestinationAmi x from SourceAmi y for SourceSnapshot snap-1"), None);
         assert_eq!(copied_for(""), None);

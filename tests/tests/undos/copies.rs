@@ -15,9 +15,9 @@ struct Copied {
     before: Vec<String>,
 }
 
-/// Has CopyImage make a copy; the target has snapshots of its own before.
-fn copied(settings: Settings) -> Copied {
-    let stage = Stage::new(settings);
+/// Has CopyImage make a copy, which takes that long; the target has snapshots of its own before.
+fn copied(delay_ms: u64) -> Copied {
+    let stage = Stage::new();
     let image = stage.shared_image();
     let key = Caller::root(TARGET).call_kms(&mut stage.machine.world(), "CreateKey", &json!({})).unwrap();
     let volume = stage.ec2(TARGET, "CreateVolume", &[("AvailabilityZone", "eu-west-1a"), ("Size", "8")]);
@@ -26,6 +26,7 @@ fn copied(settings: Settings) -> Copied {
     let noted_at = stage.machine.time_of_day_ms();
     let before = stage.has("snapshots");
     stage.pass(60_000);
+    stage.machine.world().settings.copy_delay_ms = delay_ms;
     let target = json!({
         "accountId": TARGET, "principalChanges": [], "mode": "copyImage", "kmsKeyId": key["KeyMetadata"]["Arn"],
         "launch": {},
@@ -111,11 +112,17 @@ fn back_up(copied: &Copied) {
 #[test]
 fn a_copy_goes_with_its_snapshots_and_what_inherits_its_tags_stays() {
     for noted in [true, false] {
-        let copied = copied(Settings::default());
+        let copied = copied(5);
         copied.stage.pass(60_000);
         let removal = copied.removal();
         assert_eq!(removal.len(), 3);
         back_up(&copied);
+        // With the description too.
+        copied.stage.pass(7_200_000);
+        let (snapshot, tags) = (&removal[1].1, inherited(&["snapshot"]));
+        let again = [("SourceSnapshotId", snapshot.as_str()), ("SourceRegion", REGION)];
+        let tags = tags.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        copied.stage.ec2(TARGET, "CopySnapshot", &again.into_iter().chain(tags).collect::<Vec<_>>());
         let (images, snapshots) = (copied.stage.has("images"), copied.stage.has("snapshots"));
         assert!(images.len() == 5 && snapshots.len() > 12, "{images:?}, {snapshots:?}");
         assert_eq!(copied.stage.undo("UndoCopyImage", &copied.input(noted)), removal, "noted: {noted}");
@@ -132,7 +139,7 @@ fn a_copy_goes_with_its_snapshots_and_what_inherits_its_tags_stays() {
 fn a_removal_that_was_interrupted_is_finished() {
     // sts:AssumeRole, ec2:DescribeImages, ec2:DeregisterImage, and then one snapshot after the other.
     for (noted, call) in [(true, 3), (true, 4), (false, 3), (false, 4)] {
-        let copied = copied(Settings::default());
+        let copied = copied(5);
         copied.stage.pass(60_000);
         back_up(&copied);
         let removal = copied.removal().len();
@@ -151,12 +158,12 @@ fn a_removal_that_was_interrupted_is_finished() {
 #[test]
 fn a_copy_that_is_under_way_or_disabled_goes_too() {
     for noted in [true, false] {
-        let slow = copied(Settings { copy_delay_ms: 3_600_000, ..Settings::default() });
+        let slow = copied(3_600_000);
         let removal = slow.removal();
         assert_eq!(slow.stage.undo("UndoCopyImage", &slow.input(noted)), removal, "noted: {noted}");
         slow.nothing_is_left();
 
-        let disabled = copied(Settings::default());
+        let disabled = copied(5);
         disabled.stage.pass(60_000);
         disabled.stage.ec2(TARGET, "DisableImage", &[("ImageId", &disabled.copy)]);
         let removal = disabled.removal();
@@ -168,7 +175,7 @@ fn a_copy_that_is_under_way_or_disabled_goes_too() {
 /// Nothing else says that it is the copy of this execution, and not of an earlier one of the same tag.
 #[test]
 fn what_is_older_than_its_note_is_another_s() {
-    let mut copied = copied(Settings::default());
+    let mut copied = copied(5);
     copied.noted_at += 600_000;
     copied.stage.pass(3_600_000);
     assert_eq!(copied.stage.undo("UndoCopyImage", &copied.input(false)), []);

@@ -2,10 +2,11 @@
 
 use super::*;
 
-fn launched(stage: &Stage, image: &Value, execution: &str) -> String {
+fn launched(stage: &Stage, image: &Value, execution: &str, launches: u64) -> String {
     let target = json!({ "accountId": TARGET, "principalChanges": [], "mode": "none", "launch": {} });
     let input = json!({
         "execution": execution, "source": source(), "image": image, "target": target, "imageId": image["imageId"],
+        "launches": launches,
     });
     let ended = stage.call("LaunchInstance", &input);
     assert_eq!(ended.error, None);
@@ -26,9 +27,10 @@ fn is_alive(stage: &Stage, id: &str) -> bool {
 
 #[test]
 fn an_instance_is_found_by_its_token_or_its_id_and_others_stay() {
-    let stage = Stage::new(Settings::default());
+    let stage = Stage::new();
     let image = stage.shared_image();
-    let [lost, noted, other] = ["lost", "noted", "other"].map(|execution| launched(&stage, &image, execution));
+    let [lost, again, noted, other] = [("lost", 0), ("lost", 2), ("noted", 0), ("other", 0)]
+        .map(|(execution, launches)| launched(&stage, &image, execution, launches));
     // A backup that inherits the tags has no token.
     let tags = [
         ("TagSpecification.1.ResourceType", "instance"),
@@ -42,17 +44,17 @@ fn an_instance_is_found_by_its_token_or_its_id_and_others_stay() {
     let instances = json!([{ "execution": "lost" }, { "execution": "elsewhere", "instanceId": noted }]);
     let mut taken = undo(&stage, instances.clone());
     taken.sort();
-    let mut ours = [lost.clone(), noted.clone()];
+    let mut ours = [lost.clone(), again.clone(), noted.clone()];
     ours.sort();
     assert_eq!(taken, ours);
-    assert!(!is_alive(&stage, &lost) && !is_alive(&stage, &noted));
+    assert!(ours.iter().all(|id| !is_alive(&stage, id)));
     assert!(is_alive(&stage, &other) && is_alive(&stage, &tagged));
     assert_eq!(undo(&stage, instances), Vec::<String>::new(), "on their way out already");
 }
 
 #[test]
 fn an_instance_that_nobody_knows_any_more_is_as_good_as_terminated() {
-    let stage = Stage::new(Settings::default());
+    let stage = Stage::new();
     assert_eq!(
         undo(&stage, json!([{ "execution": "noted", "instanceId": "i-0123456789abcdef0" }])),
         Vec::<String>::new()

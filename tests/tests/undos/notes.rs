@@ -2,6 +2,10 @@
 
 use super::*;
 
+/// The marks of this take-back, and of another.
+const OURS: &str = "undo 1800000000000";
+const THEIRS: &str = "other 1800000000000";
+
 const IMAGE: &str = "ami-0123456789abcdef0";
 
 fn put(stage: &Stage, account: &str, going: Option<&str>) {
@@ -29,7 +33,7 @@ fn note(stage: &Stage, account: &str) -> Option<(String, Option<String>)> {
 
 fn input(accounts: &[&str], gift: Option<&str>, left: Value) -> Value {
     let notes = accounts.iter().map(|account| {
-        let mut note = json!({ "accountId": account, "imageId": IMAGE, "execution": "nightly", "going": "ours" });
+        let mut note = json!({ "accountId": account, "imageId": IMAGE, "execution": "nightly", "going": OURS });
         if let Some(gift) = gift {
             note["gift"] = json!(gift);
         }
@@ -48,16 +52,16 @@ const OLD: &str = "{\"old\":true}";
 
 #[test]
 fn notes_go_or_say_less_where_they_are_marked_as_they_were() {
-    let stage = Stage::new(Settings::default());
+    let stage = Stage::new();
     let others = ["444444444444", "555555555555", "666666666666"];
-    put(&stage, TARGET, Some("ours"));
-    put(&stage, others[0], Some("theirs"));
+    put(&stage, TARGET, Some(OURS));
+    put(&stage, others[0], Some(THEIRS));
     put(&stage, others[1], None);
     let all = [TARGET, others[0], others[1], others[2]];
     let ended = stage.call("RewriteNotes", &input(&all, Some("{}"), json!([])));
     assert_eq!(ended.error, None);
-    assert_eq!(note(&stage, TARGET), marked("{}", "ours"));
-    assert_eq!(note(&stage, others[0]), marked(OLD, "theirs"));
+    assert_eq!(note(&stage, TARGET), marked("{}", OURS));
+    assert_eq!(note(&stage, others[0]), marked(OLD, THEIRS));
     assert_eq!(note(&stage, others[1]), Some((OLD.to_owned(), None)));
     assert_eq!(note(&stage, others[2]), None, "nothing is noted that was not");
     assert_eq!(ended.answer["left"], json!([]));
@@ -67,26 +71,33 @@ fn notes_go_or_say_less_where_they_are_marked_as_they_were() {
     let ended = stage.call("RewriteNotes", &input(&all, None, json!([])));
     assert_eq!(ended.error, None);
     assert_eq!(note(&stage, TARGET), None);
-    assert_eq!(note(&stage, others[0]), marked(OLD, "theirs"));
+    assert_eq!(note(&stage, others[0]), marked(OLD, THEIRS));
     assert_eq!(note(&stage, others[1]), Some((OLD.to_owned(), None)));
 }
 
 #[test]
 fn a_note_of_what_was_left_stays_and_counts_again_where_its_target_can_launch() {
-    let stage = Stage::new(Settings::default());
+    let stage = Stage::new();
     let left = |state: &str| json!([{ "state": state, "error": "AccessDenied", "cause": "no" }]);
-    put(&stage, TARGET, Some("ours"));
+    put(&stage, TARGET, Some(OURS));
     let ended = stage.call("RewriteNotes", &input(&[TARGET], None, left("UndoShareKey")));
     assert_eq!(ended.answer["left"], left("UndoShareKey"));
-    assert_eq!(note(&stage, TARGET), marked(OLD, "ours"));
+    assert_eq!(note(&stage, TARGET), marked(OLD, OURS));
     stage.call("RewriteNotes", &input(&[TARGET], None, left("UndoShareImage")));
     assert_eq!(note(&stage, TARGET), Some((OLD.to_owned(), None)));
+
+    // The note of a share that another take-back has marked is that one's to unmark.
+    put(&stage, TARGET, Some(THEIRS));
+    let mut of_another = input(&[TARGET], Some("{}"), left("UndoShareImage"));
+    of_another["notes"][0]["going"] = json!(THEIRS);
+    stage.call("RewriteNotes", &of_another);
+    assert_eq!(note(&stage, TARGET), marked(OLD, THEIRS));
 }
 
 #[test]
 fn what_passes_is_tried_again_and_what_does_not_is_left() {
-    let stage = Stage::new(Settings::default());
-    put(&stage, TARGET, Some("ours"));
+    let stage = Stage::new();
+    put(&stage, TARGET, Some(OURS));
     let once = input(&[TARGET], Some("{}"), json!([]));
     for fault in [Fault::Throttled, Fault::Failed, Fault::ReplyLost] {
         stage.machine.set_faults([(1, fault)]);

@@ -9,7 +9,7 @@ use super::*;
 
 #[test]
 fn principals_lose_what_is_named_and_nothing_else() {
-    let stage = Stage::new(Settings::default());
+    let stage = Stage::new();
     let policy =
         json!({ "Version": "2012-10-17", "Statement": [{ "Effect": "Allow", "Action": "kms:*", "Resource": "*" }] });
     stage.iam("CreatePolicy", &[("PolicyName", "AmiShareKeyAccess"), ("PolicyDocument", &policy.to_string())]);

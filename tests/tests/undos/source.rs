@@ -16,7 +16,7 @@ fn told(call: &str, resource: &str, from: &[&str]) -> Vec<(String, String, Vec<S
 
 #[test]
 fn the_permissions_that_were_there_are_told_and_others_stay() {
-    let stage = Stage::new(Settings::default());
+    let stage = Stage::new();
     let image = stage.shared_image();
     let (id, snapshot) = (image["imageId"].as_str().unwrap(), image["volumes"][0]["snapshotId"].as_str().unwrap());
     let theirs = [("ImageId", id), ("LaunchPermission.Add.1.UserId", SHARED_ELSEWHERE)];
@@ -56,7 +56,7 @@ fn key(stage: &Stage) -> String {
 
 #[test]
 fn the_accounts_that_a_key_policy_named_are_told() {
-    let stage = Stage::new(Settings::default());
+    let stage = Stage::new();
     let [ours, untouched] = [key(&stage), key(&stage)];
     let root = Caller::root(SOURCE);
     let policy = |stage: &Stage| {
@@ -77,7 +77,7 @@ fn the_accounts_that_a_key_policy_named_are_told() {
 
 #[test]
 fn the_accounts_that_had_a_grant_are_told() {
-    let stage = Stage::new(Settings::default());
+    let stage = Stage::new();
     let key = key(&stage);
     let operations = SOURCE_KEY_ACTIONS.map(|action| action.trim_start_matches("kms:"));
     let grant = |account: &str| {
