@@ -171,21 +171,43 @@ impl Hub {
         logical_id: &str,
         replacement: &str,
     ) -> Result<String> {
-        let client = aws_sdk_sfn::Client::new(&clients::root_of(HUB, &engine.endpoint()));
-        let deployed = client.describe_state_machine().state_machine_arn(machine).send().await?;
         let function = self.function(logical_id)?;
-        if !deployed.definition.contains(&function) {
-            return Err(format!("{machine} does not use {logical_id}").into());
-        }
-        let created = client
-            .create_state_machine()
-            .name(name)
-            .definition(deployed.definition.replace(&function, replacement))
-            .role_arn(deployed.role_arn)
-            .send()
-            .await?;
-        Ok(created.state_machine_arn)
+        copy_with(engine, machine, name, &function, replacement).await
     }
+
+    /// Makes a state machine that is `machine`, which starts take-back, but for one function of take-back: it starts a
+    /// copy of that with `replacement` instead. Returns its ARN, and that of the copy.
+    pub async fn taking_back_with(
+        &self,
+        engine: &Engine,
+        machine: &str,
+        name: &str,
+        logical_id: &str,
+        replacement: &str,
+    ) -> Result<(String, String)> {
+        let id = "TakeBackStateMachine";
+        let take_back = self.stack.resources.get(id).ok_or_else(|| format!("the hub stack has no {id}"))?;
+        let child = format!("{name}-take-back");
+        let child = self.machine_with(engine, take_back, &child, logical_id, replacement).await?;
+        Ok((copy_with(engine, machine, name, take_back, &child).await?, child))
+    }
+}
+
+/// Makes a state machine that is `machine` but for one ARN in its definition; returns its ARN.
+async fn copy_with(engine: &Engine, machine: &str, name: &str, arn: &str, replacement: &str) -> Result<String> {
+    let client = aws_sdk_sfn::Client::new(&clients::root_of(HUB, &engine.endpoint()));
+    let deployed = client.describe_state_machine().state_machine_arn(machine).send().await?;
+    if !deployed.definition.contains(arn) {
+        return Err(format!("{machine} does not use {arn}").into());
+    }
+    let created = client
+        .create_state_machine()
+        .name(name)
+        .definition(deployed.definition.replace(arn, replacement))
+        .role_arn(deployed.role_arn)
+        .send()
+        .await?;
+    Ok(created.state_machine_arn)
 }
 
 /// Deploys a function that always fails, with the error `InjectedFailure`; returns its ARN.

@@ -29,6 +29,8 @@ pub struct Stopper {
     engine: String,
     share_ami: String,
     undo_share: String,
+    take_back: String,
+    revoke_share: String,
     table: String,
     /// share-ami's, as it was deployed.
     definition: Value,
@@ -49,6 +51,8 @@ impl Stopper {
             engine,
             share_ami: local.hub.state_machine.clone(),
             undo_share: resource("UndoShareStateMachine")?,
+            take_back: resource("TakeBackStateMachine")?,
+            revoke_share: local.hub.revoke_share.clone(),
             table: resource("RecordTable")?,
             definition: serde_json::from_str(&deployed.definition)?,
             starting: Mutex::default(),
@@ -59,6 +63,41 @@ impl Stopper {
     /// share-ami's definition as it was deployed.
     pub fn definition(&self) -> Value {
         self.definition.clone()
+    }
+
+    /// take-back's definition as it was deployed.
+    pub async fn take_back_definition(&self) -> Result<Value> {
+        let deployed = self.client.describe_state_machine().state_machine_arn(&self.take_back).send().await?;
+        Ok(serde_json::from_str(&deployed.definition)?)
+    }
+
+    /// Makes a state machine with that definition, and has `share_ami` start it where it starts take-back; undo-share still
+    /// starts take-back itself. Returns the ARN of what was made.
+    pub async fn replace_take_back(&self, share_ami: &mut Value, name: &str, definition: &Value) -> Result<String> {
+        let deployed = self.client.describe_state_machine().state_machine_arn(&self.take_back).send().await?;
+        let create = self.client.create_state_machine().name(name).definition(definition.to_string());
+        let created = create.role_arn(deployed.role_arn).send().await?;
+        let started = &mut share_ami["States"]["TakeBack"]["Arguments"]["StateMachineArn"];
+        if *started != self.take_back.as_str() {
+            return Err(format!("share-ami starts {started}").into());
+        }
+        *started = json!(created.state_machine_arn);
+        Ok(created.state_machine_arn)
+    }
+
+    /// Waits for an execution of that state machine, which has one at most.
+    pub async fn only_execution_of(&self, machine: &str) -> Result<String> {
+        let started = Instant::now();
+        loop {
+            let listed = self.client.list_executions().state_machine_arn(machine).send().await?;
+            if let [execution] = listed.executions.as_slice() {
+                return Ok(execution.execution_arn.clone());
+            }
+            if started.elapsed() > TIMEOUT {
+                return Err(format!("{machine} was not started once").into());
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
     }
 
     /// Gives share-ami itself that definition for one execution: its rules and its name stay.
@@ -78,16 +117,20 @@ impl Stopper {
         self.until(arn, &format!("has entered {state}"), |states| states.iter().any(|entered| entered == state)).await
     }
 
-    /// Stops the execution when it has entered `state`.
-    pub async fn stop_in(&self, arn: &str, state: &str) -> Result<()> {
-        self.entered(arn, state).await?;
+    /// Waits until an execution of a definition of [`hold_after`] is held.
+    pub async fn held(&self, arn: &str) -> Result<()> {
+        self.entered(arn, HOLD).await
+    }
+
+    pub async fn stop(&self, arn: &str) -> Result<()> {
         self.client.stop_execution().execution_arn(arn).send().await?;
         Ok(())
     }
 
     /// Stops an execution that was started with a definition of [`hold_after`], there.
     pub async fn stop_held(&self, arn: &str) -> Result<()> {
-        self.stop_in(arn, HOLD).await
+        self.held(arn).await?;
+        self.stop(arn).await
     }
 
     /// Waits until the states that the execution has entered are as `wanted`.
@@ -163,6 +206,11 @@ impl Stopper {
         execution::start(&self.engine, &self.undo_share, name, event).await
     }
 
+    /// Starts revoke-share; returns the execution's ARN.
+    pub async fn start_revoke(&self, name: &str, request: &Value) -> Result<String> {
+        execution::start(&self.engine, &self.revoke_share, name, request).await
+    }
+
     pub async fn follow(&self, arn: &str) -> Result<Ended> {
         execution::follow(&self.engine, arn, |_| {}).await
     }
@@ -185,6 +233,15 @@ impl Stopper {
 
     pub fn put_record(&self, item: &Value) -> Result<()> {
         self.aws(&["dynamodb", "put-item", "--table-name", &self.table, "--item", &item.to_string()])?;
+        Ok(())
+    }
+
+    /// Empties the record table: for a test that puts the accounts back to what they were before.
+    pub fn forget_records(&self) -> Result<()> {
+        for record in self.records()? {
+            let key = json!({ "id": record["id"], "part": record["part"] });
+            self.aws(&["dynamodb", "delete-item", "--table-name", &self.table, "--key", &key.to_string()])?;
+        }
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use ami_share_tests::{
     Result, SOURCE, TARGET, deploy, execution,
     local::{Local, Settings},
     seed,
+    stop::Stopper,
 };
 use aws_sdk_sfn::types::ExecutionStatus;
 use serde_json::{Value, json};
@@ -36,11 +37,13 @@ async fn whatever_step_fails_everything_is_taken_back() -> Result<()> {
         "principals": [target.principal],
         "reencrypt": { "mode": "copyImage", "kmsKeyId": "alias/app-volumes" },
     }]});
+    let stopper = Stopper::new(&local).await?;
     let failing = deploy::deploy_failing_function(&local.engine).await?;
     let accounts = local.sandbox.world().accounts.clone();
     let mut problems = Vec::new();
     for step in STEPS {
         local.sandbox.world().accounts = accounts.clone();
+        stopper.forget_records()?;
         let before = snapshots(&local);
         let function = format!("{step}Function");
         let machine = local.hub.share_ami_with(&local.engine, &format!("without-{step}"), &function, &failing).await?;

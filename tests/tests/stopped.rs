@@ -4,7 +4,7 @@ use std::{collections::VecDeque, fs, sync::Arc, time::Duration};
 
 use ami_share_sandbox::faults::{Fault, FaultKind, Matcher};
 use ami_share_tests::{
-    Result, SOURCE, TARGET, deploy,
+    REGION, Result, SOURCE, TARGET, deploy,
     engine::checkout,
     execution::Ended,
     local::{Local, Settings},
@@ -53,6 +53,8 @@ enum Side {
 #[derive(Debug, Clone)]
 struct Case {
     state: String,
+    /// Whether it is a state of take-back, which the execution waits for.
+    of_child: bool,
     /// The function that fails, so that the state is entered at all.
     failing: Option<&'static str>,
     /// What the state's function is still at when the execution is stopped, of [`CHANGES`].
@@ -60,29 +62,42 @@ struct Case {
     change: Option<(Side, &'static str, u32)>,
 }
 
-/// Every state of share-ami but the two in which it ends, and ConfirmShare, which an execution enters only
-/// when it was redriven (the engine has no redrive).
+impl Case {
+    /// Whether the execution has seen to its end itself: what it shared stays.
+    fn is_settled(&self) -> bool {
+        SETTLED.contains(&self.state.as_str())
+    }
+}
+
+/// The states of share-ami that are entered when the share is settled, and stays.
+const SETTLED: [&str; 5] = ["SettleShare", "Report", "CheckReport", "Notify", "CheckOutcome"];
+
+/// Those that a target that fails leads to.
+const AFTER_A_FAILURE: [&str; 4] = ["FailTarget", "ResolveUndo", "TakeBack", "CheckTakeBack"];
+
+/// Every state of share-ami but the ones in which it ends, and CheckSettled, which an execution enters only when it was
+/// redriven (the engine has no redrive) or the table fails; and every state of its take-back.
 fn cases() -> Result<Vec<Case>> {
-    let text = fs::read_to_string(checkout().join("statemachine/share-ami.asl.json"))?;
-    let machine: Value = serde_json::from_str(&text)?;
-    let outer = machine["States"].as_object().ok_or("the machine has no states")?;
-    let undo_chain: Vec<&String> =
-        outer.keys().skip_while(|name| *name != "ResolveUndo").take_while(|name| *name != "Report").collect();
     let mut cases = Vec::new();
-    for (name, state) in outer {
-        let inner = state["ItemProcessor"]["States"].as_object().into_iter().flatten();
-        for (inside, state) in inner.chain([(name, state)]) {
-            let failing = match (inside.as_str(), undo_chain.contains(&name)) {
-                ("CheckReport", _) => Some("ReportFunction"),
-                ("FailTarget", _) | (_, true) => Some("TerminateInstanceFunction"),
+    for machine in ["take-back", "share-ami"] {
+        let of_child = machine == "take-back";
+        let text = fs::read_to_string(checkout().join(format!("statemachine/{machine}.asl.json")))?;
+        let machine: Value = serde_json::from_str(&text)?;
+        let outer = machine["States"].as_object().ok_or("the machine has no states")?;
+        let inner = outer.values().filter_map(|state| state["ItemProcessor"]["States"].as_object()).flatten();
+        for (name, state) in outer.iter().chain(inner) {
+            let kind = state["Type"].as_str().unwrap_or_default();
+            if ["Succeed", "Fail"].contains(&kind) || name == "CheckSettled" {
+                continue;
+            }
+            let failing = match name.as_str() {
+                "CheckReport" | "ReopenShare" => Some("ReportFunction"),
+                name if of_child || AFTER_A_FAILURE.contains(&name) => Some("TerminateInstanceFunction"),
                 _ => None,
             };
-            let kind = state["Type"].as_str().unwrap_or_default();
-            if !["Succeed", "Fail"].contains(&kind) && inside != "ConfirmShare" {
-                let change = CHANGES.iter().find(|(state, ..)| state == inside);
-                let change = change.map(|(_, side, call, before)| (*side, *call, *before));
-                cases.push(Case { state: inside.clone(), failing, change });
-            }
+            let change = CHANGES.iter().find(|(state, ..)| state == name);
+            let change = change.map(|(_, side, call, before)| (*side, *call, *before));
+            cases.push(Case { state: name.clone(), of_child, failing, change });
         }
     }
     Ok(cases)
@@ -162,9 +177,13 @@ async fn whichever_state_it_was_in_everything_is_taken_back() -> Result<()> {
     Ok(())
 }
 
-/// A note on an execution or on a target, or a lock that somebody has.
+/// A note on an execution that nobody has seen to the end of, or on a target, or a lock that somebody has.
 fn is_held(record: &Value) -> bool {
-    !record["id"]["S"].as_str().unwrap_or_default().starts_with("keys#") || !record["heldBy"].is_null()
+    match record["id"]["S"].as_str().unwrap_or_default().split('#').next() {
+        Some("keys") => !record["heldBy"].is_null(),
+        Some("execution") => record["settled"].is_null(),
+        _ => true,
+    }
 }
 
 async fn run(local: &Local, stopper: &Stopper, world: &World, case: &Case, failing: &str) -> Result<()> {
@@ -173,9 +192,19 @@ async fn run(local: &Local, stopper: &Stopper, world: &World, case: &Case, faili
         let text = definition.to_string().replace(&local.hub.function(function)?, failing);
         definition = serde_json::from_str(&text)?;
     }
-    match case.change {
-        Some((side, call, before)) => local.sandbox.world().faults.add(world.delay(side, call).after(before)),
-        None => hold_after(&mut definition, &case.state)?,
+    let name = format!("stopped-in-{}", case.state);
+    let mut child = None;
+    if case.of_child {
+        let mut take_back = stopper.take_back_definition().await?;
+        if case.change.is_none() {
+            hold_after(&mut take_back, &case.state)?;
+        }
+        child = Some(stopper.replace_take_back(&mut definition, &name, &take_back).await?);
+    } else if case.change.is_none() {
+        hold_after(&mut definition, &case.state)?;
+    }
+    if let Some((side, call, before)) = case.change {
+        local.sandbox.world().faults.add(world.delay(side, call).after(before));
     }
     let before = world.snapshots(local);
     let mut request = world.request.clone();
@@ -185,16 +214,25 @@ async fn run(local: &Local, stopper: &Stopper, world: &World, case: &Case, faili
     if ["GrantKeys", "UndoGrantKeys"].contains(&case.state.as_str()) {
         request["keyAccess"] = json!("grant");
     }
-    let arn = stopper.start(&definition, &format!("stopped-in-{}", case.state), &request).await?;
+    let arn = stopper.start(&definition, &name, &request).await?;
+    let child = match &child {
+        Some(machine) => Some(stopper.only_execution_of(machine).await?),
+        None => None,
+    };
+    let inside = child.as_ref().unwrap_or(&arn);
     match case.change {
-        Some(_) => stopper.stop_in(&arn, &case.state).await?,
-        None => stopper.stop_held(&arn).await?,
+        Some(_) => stopper.entered(inside, &case.state).await?,
+        None => stopper.held(inside).await?,
     }
+    stopper.stop(&arn).await?;
     let undo = stopper.follow_undo(&arn).await?;
-    let after = world.snapshots(local);
     let stopped = stopper.follow(&arn).await?;
-    if stopped.status != ExecutionStatus::Aborted || !stopped.entered(&case.state) {
+    if stopped.status != ExecutionStatus::Aborted {
         return Err(format!("the execution ended in {} after {:?}", stopped.status, stopped.states).into());
+    }
+    let inside = stopper.follow(inside).await?;
+    if inside.status != ExecutionStatus::Aborted || !inside.entered(&case.state) {
+        return Err(format!("{} ended in {} after {:?}", inside.arn, inside.status, inside.states).into());
     }
     succeeded(&undo)?;
     if let Some((side, call, _)) = case.change {
@@ -203,10 +241,35 @@ async fn run(local: &Local, stopper: &Stopper, world: &World, case: &Case, faili
             return Err(format!("{call} was not under way").into());
         }
     }
+    if case.is_settled() {
+        if undo.output != Some(json!({ "status": "nothingToTakeBack" })) {
+            return Err(format!("of a share that was settled undo-share said {:?}", undo.output).into());
+        }
+        if !is_shared(local, world) {
+            return Err("what was shared and settled is gone".into());
+        }
+        // It is noted, so that a revoke takes it back.
+        let revoke = json!({
+            "imageId": request["imageId"],
+            "source": request["source"],
+            "targets": [world.target],
+            "copies": true,
+            "force": true,
+        });
+        succeeded(&stopper.follow(&stopper.start_revoke(&name, &revoke).await?).await?)?;
+    }
+    let after = world.snapshots(local);
     if before != after {
         return Err(format!("an account is not as it was:\n{before:#}\n{after:#}").into());
     }
     Ok(())
+}
+
+/// Whether the target may launch the image.
+fn is_shared(local: &Local, world: &World) -> bool {
+    let source = local.sandbox.world().snapshot(&world.source);
+    let image = world.request["imageId"].as_str().unwrap_or_default();
+    source["ec2"][REGION]["images"][image]["launchPermissions"] == json!([world.target])
 }
 
 fn succeeded(ended: &Ended) -> Result<()> {
@@ -275,7 +338,7 @@ async fn the_same_event_twice_takes_nothing_back_that_a_later_execution_gave() -
     assert_ne!(shared, before);
     let late = stage.undo("much-later", &event).await?;
     succeeded(&late)?;
-    assert!(late.entered("FinishUndoShare") && !late.entered("UndoTargets"), "{:?}", late.states);
+    assert!(late.entered("FinishUndoShare") && !late.entered("TakeBack"), "{:?}", late.states);
     assert_eq!(stage.snapshots(), shared);
     Ok(())
 }
@@ -287,7 +350,7 @@ async fn an_execution_that_was_stopped_before_it_changed_anything_needs_no_undo(
     let arn = stage.stop_after("ResolveImage", "early").await?;
     let undo = stage.stopper.follow_undo(&arn).await?;
     succeeded(&undo)?;
-    assert!(!undo.entered("UndoTargets") && !undo.entered("Notify"), "{:?}", undo.states);
+    assert!(!undo.entered("TakeBack") && !undo.entered("Notify"), "{:?}", undo.states);
     assert_eq!(stage.snapshots(), before);
     assert_eq!(stage.stopper.records()?, Vec::<Value>::new());
     Ok(())

@@ -84,7 +84,7 @@ pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
     let Resolution { source, image, .. } = resolution;
     let record = &Record::open(hub)?;
     let ahead = ahead(&input);
-    let mark = &mark(hub, &execution.to_string());
+    let mark = &mark(hub, execution.as_str());
 
     let read: Vec<(&Target, Result<Vec<Note>, Error>)> = stream::iter(&ahead)
         .map(|target| async move {
@@ -110,7 +110,7 @@ pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
                 if !read.iter().any(|note| note.going.as_deref() == Some(mark)) {
                     read.push(unnoted(resolution, target, mark, begun));
                 }
-                let read = read.into_iter().map(|note| given(note, mark, failure.as_ref())).collect();
+                let read = read.into_iter().map(|note| given(note, target, mark, failure.as_ref())).collect();
                 notes.insert(target.account_id.clone(), read);
             }
             Err(error) if patient && error.passes() => return Err(error),
@@ -206,11 +206,13 @@ fn unnoted(resolution: &Resolution, target: &Target, mark: &str, begun: i64) -> 
     Note { gift, noted_at: begun, going: Some(mark.to_owned()), confirmed: false, stays: Stays::default() }
 }
 
-/// The note of this execution, without what it has not come to.
-fn given(mut note: Note, mark: &str, failure: Option<&Failure>) -> Note {
+/// The note of this execution, without what it has not come to. What an earlier take-back has taken from it counts again:
+/// an execution that was redriven since may have given it again.
+fn given(mut note: Note, target: &Target, mark: &str, failure: Option<&Failure>) -> Note {
     if note.going.as_deref() != Some(mark) {
         return note;
     }
+    note.gift.target = target.clone();
     let reached = reached(failure);
     let Target { source_changes, principal_changes, mode, launch, .. } = &mut note.gift.target;
     let SourceChanges { launch_permission, snapshot_ids, key_arns, grant_key_arns } = source_changes;

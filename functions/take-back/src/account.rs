@@ -270,7 +270,7 @@ impl<'a> Decision<'a> {
     }
 
     fn fate_of(&mut self, key: &KeyArn, theirs: impl Fn(&&Target) -> bool) -> Fate {
-        if self.others.iter().any(|other| theirs(other)) {
+        if self.others.iter().any(theirs) {
             return Fate::Theirs;
         }
         if let Some(image) = self.need.keys.get(key) {

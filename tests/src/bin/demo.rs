@@ -2,7 +2,7 @@
 //! what happened, and fails if anything is not as it should be.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Write},
     process::ExitCode,
@@ -10,10 +10,10 @@ use std::{
 };
 
 use ami_share_tests::{
-    Result, SOURCE, TARGET,
+    HUB, Result, SOURCE, TARGET,
     clients::root_of,
     engine::checkout,
-    execution,
+    execution::{self, Ended},
     local::{Local, Settings},
     notices::Inbox,
     report::{Run, bold},
@@ -280,15 +280,34 @@ async fn execute(local: &Local, machine: &str, name: &str, title: &str, request:
     println!("$ aws stepfunctions start-execution --state-machine-arn {machine} \\");
     println!("    --name {name} --input '{request}'\n");
     let engine = local.engine.endpoint();
+    let children = take_backs(local).await?;
     let arn = execution::start_with_cli(&engine, machine, name, &request)?;
-    let ended = execution::follow(&engine, &arn, |entered| {
+    let ended = follow(&engine, &arn).await?;
+    for child in take_backs(local).await?.difference(&children) {
+        println!("  What it took back, TakeBack has started as an execution of its own, of take-back:\n");
+        follow(&engine, child).await?;
+    }
+    let journal = local.sandbox.world().journal.since(seen).to_vec();
+    Ok(Run { name: name.to_owned(), title: title.to_owned(), request, ended, journal, problems: Vec::new() })
+}
+
+/// Shows each state of an execution as it is entered, and how it ends.
+async fn follow(engine: &str, arn: &str) -> Result<Ended> {
+    let ended = execution::follow(engine, arn, |entered| {
         println!("  {:>6.2} s  {}", entered.after.as_secs_f64(), entered.state);
         let _ = io::stdout().flush();
     })
     .await?;
     println!("  {:>6.2} s  {}\n", ended.duration.as_secs_f64(), ended.status.as_str());
-    let journal = local.sandbox.world().journal.since(seen).to_vec();
-    Ok(Run { name: name.to_owned(), title: title.to_owned(), request, ended, journal, problems: Vec::new() })
+    Ok(ended)
+}
+
+/// The executions of take-back until now.
+async fn take_backs(local: &Local) -> Result<BTreeSet<String>> {
+    let machine = local.hub.stack.resources.get("TakeBackStateMachine").ok_or("the hub stack has no take-back")?;
+    let client = aws_sdk_sfn::Client::new(&root_of(HUB, &local.engine.endpoint()));
+    let listed = client.list_executions().state_machine_arn(machine).send().await?.executions;
+    Ok(listed.into_iter().map(|execution| execution.execution_arn).collect())
 }
 
 async fn check_success(local: &Local, world: &World, scenario: &Scenario, run: &Run) -> Result<Vec<String>> {

@@ -225,7 +225,8 @@ fn every_make_target_that_is_named_is_there() {
     let makefile = text("Makefile");
     let targets: Set = makefile
         .lines()
-        .filter_map(|line| line.split_once(": ")?.1.contains("## ").then(|| line.split(':').next().unwrap().to_owned()))
+        .filter(|line| line.split_once(": ").is_some_and(|(_, text)| text.contains("## ")))
+        .map(|line| line.split(':').next().unwrap().to_owned())
         .collect();
     let mut named = Set::new();
     for page in pages() {

@@ -41,6 +41,7 @@ async fn after_a_share_and_its_revoke_every_account_is_as_before() -> Result<()>
         request["instances"] = json!(true);
         let revoked = stage.revoke(&format!("{name}-revoke"), &request).await?;
         assert!(revoked.succeeded(), "{name}: {}", revoked.summary());
+        assert!(revoked.ended.entered("TakeBack"), "{name}");
         assert_eq!(revoked.report()["status"], "revoked", "{name}");
         assert_eq!(revoked.report()["revoked"], json!([TARGET]), "{name}");
         assert_eq!(differences(&before, &stage.snapshots()), "", "{name}");
@@ -59,7 +60,7 @@ async fn after_a_share_and_its_revoke_every_account_is_as_before() -> Result<()>
         assert!(again.succeeded(), "{name}: {}", again.summary());
         assert_eq!(again.report()["status"], "nothingToRevoke", "{name}");
         assert_eq!(again.writes(), [""; 0], "{name}");
-        assert!(!again.ended.entered("UndoShareImage"), "{name}");
+        assert!(!again.ended.entered("TakeBack"), "{name}");
         assert_eq!(differences(&before, &stage.snapshots()), "", "{name}");
     }
     Ok(())

@@ -34,7 +34,8 @@ async fn an_undo_that_fails_is_named_and_the_next_execution_takes_the_rest() -> 
         stage.share(&format!("{undo}-share"), &share).await?;
         let machine = &stage.local.hub.revoke_share;
         let function = format!("{undo}Function");
-        let broken = stage.local.hub.machine_with(&stage.local.engine, machine, undo, &function, &failing).await?;
+        let (engine, hub) = (&stage.local.engine, &stage.local.hub);
+        let (broken, _) = hub.taking_back_with(engine, machine, undo, &function, &failing).await?;
         let mut request = stage.request(json!([TARGET]));
         request["copies"] = json!(true);
         request["instances"] = json!(true);

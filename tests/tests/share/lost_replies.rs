@@ -22,6 +22,8 @@ const CALLS: [(&str, &str, &str); 7] = [
 
 /// More than the SDK tries: the state is tried again too.
 const TRIES_OF_SDK: u32 = 4;
+/// A call of kms:PutKeyPolicy is made once, and the state's next try finds that key's policy written.
+const KEYS: u32 = 2;
 /// As often as the SDK and the state try together: the step fails, and its undo can do the same call.
 const TRIES_OF_STATE: u32 = 3 * 7;
 
@@ -48,7 +50,8 @@ async fn a_lost_reply_is_made_good_and_nothing_is_done_twice() -> Result<()> {
     assert!(usual.succeeded(), "{}", usual.summary());
     let lost = CALLS.map(|(call, account, _)| {
         let matcher = Matcher::action(call).in_account(account);
-        (call, Fault { count: TRIES_OF_SDK, ..Fault::once(matcher, FaultKind::ReplyLost) })
+        let count = if call == "kms:PutKeyPolicy" { KEYS } else { TRIES_OF_SDK };
+        (call, Fault { count, ..Fault::once(matcher, FaultKind::ReplyLost) })
     });
     // A policy is read before it is written: what a try did, the next one sees.
     let seen = ("kms:PutKeyPolicy", Fault::always(Matcher::action("kms:PutKeyPolicy"), FaultKind::ReplyFailed));

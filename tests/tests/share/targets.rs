@@ -1,13 +1,16 @@
-//! Several targets in one request: they are shared with together, or not at all.
+//! Several targets in one request: each stands for itself, or all together, as the request asks.
 
 use std::collections::BTreeMap;
 
+use ami_share_core::{ids::KeyArn, key_policy::KeyPolicy};
 use ami_share_sandbox::faults::{Fault, FaultKind, Matcher};
-use ami_share_tests::{REGION, Result, SOURCE, TARGET, clients::root_of, local::Settings};
+use ami_share_tests::{
+    REGION, Result, SOURCE, TARGET, clients::root_of, local::Settings, notices::Inbox, stop::Stopper,
+};
 use aws_sdk_ec2::types::{LaunchPermission, LaunchPermissionModifications};
 use serde_json::{Value, json};
 
-use crate::{Run, Stage};
+use crate::{Run, Stage, key_mut};
 
 const SECOND: &str = "444444444444";
 const THIRD: &str = "555555555555";
@@ -51,28 +54,97 @@ fn writes_in<'r>(run: &'r Run, account: &str) -> Vec<&'r str> {
     writes.map(|entry| entry.action.as_str()).collect()
 }
 
+/// How the cause counts the targets that failed.
+fn counted(failing: &[&str]) -> String {
+    let first = if failing.len() > 1 { "; this is the first" } else { "" };
+    format!("({} of {} targets failed{first})", failing.len(), ALL.len())
+}
+
+/// The accounts that a key's policy names.
+fn key_accounts(stage: &Stage, key: &str) -> Result<Vec<String>> {
+    let text = key_mut(&mut stage.local.sandbox.world(), key).policy.latest().text.clone();
+    Ok(KeyPolicy::parse(&KeyArn::parse(key)?, &text)?.accounts().iter().map(ToString::to_string).collect())
+}
+
 #[tokio::test]
-async fn one_target_that_fails_takes_the_others_back() -> Result<()> {
+async fn one_target_that_fails_takes_the_others_back_where_that_is_asked_for() -> Result<()> {
     let stage = three_targets().await?;
     for (name, failing) in [("one", &[SECOND][..]), ("two", &[TARGET, THIRD])] {
         fail_launches(&stage, failing);
-        let run = stage.run(name, &request(&stage, "undo")).await?;
+        let run = stage.run(name, &request(&stage, "undoAll")).await?;
         assert_eq!(run.error(), "InstanceDied", "{name}: {}", run.summary());
         let account = format!("in account {} died", failing[0]);
         let others = ALL.iter().filter(|account| !failing[..1].contains(account));
-        for said in ["DescribeInstance: ", &account, "Everything that this execution had added was taken back."] {
+        let everything = "Everything that this execution had added was taken back.";
+        for said in ["DescribeInstance: ", &account, &counted(failing), everything] {
             assert!(run.cause().contains(said), "{name}: the cause does not say {said:?}: {}", run.cause());
         }
         for other in others {
             assert!(!run.cause().contains(other), "{name}: the cause speaks of {other}: {}", run.cause());
         }
-        assert_eq!(run.cause().contains("(2 of 3 targets failed; this is the first)"), failing.len() == 2, "{name}");
         for account in ALL {
             let writes = writes_in(&run, account);
             assert!(writes.contains(&"iam:AttachRolePolicy"), "{name}: {account}: {writes:?}");
             assert!(writes.contains(&"iam:DetachRolePolicy"), "{name}: {account}: {writes:?}");
         }
         assert_eq!(run.differences(), "", "{name}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_target_that_fails_leaves_the_others_shared_and_proved() -> Result<()> {
+    let stage = three_targets().await?;
+    let stopper = Stopper::new(&stage.local).await?;
+    let inbox = Inbox::open(&stage.local.engine, &stage.local.hub).await?;
+    for (name, failing) in [("one", &[SECOND][..]), ("two", &[TARGET, THIRD])] {
+        stage.reset();
+        stopper.forget_records()?;
+        fail_launches(&stage, failing);
+        let proved: Vec<&str> = ALL.into_iter().filter(|account| !failing.contains(account)).collect();
+        let run = stage.run(name, &request(&stage, "undo")).await?;
+        assert_eq!(run.error(), "InstanceDied", "{name}: {}", run.summary());
+        let account = format!("in account {} died", failing[0]);
+        let stay = match proved.as_slice() {
+            [one] => format!("Account {one} stays shared and proved."),
+            several => format!("Accounts {} stay shared and proved.", several.join(", ")),
+        };
+        let whose = format!("account{} {}", if failing.len() > 1 { "s" } else { "" }, failing.join(", "));
+        let gone = format!("Everything that this execution had added for {whose} was taken back.");
+        for said in ["DescribeInstance: ", &account, &counted(failing), &stay, &gone] {
+            assert!(run.cause().contains(said), "{name}: the cause does not say {said:?}: {}", run.cause());
+        }
+        assert_eq!(launch_permissions(&stage, &run), json!(proved), "{name}");
+        for key in stage.image.key_arns() {
+            assert_eq!(key_accounts(&stage, key)?, proved, "{name}: {key}");
+        }
+        for account in failing {
+            assert_eq!(run.after[*account], run.before[*account], "{name}: {account}");
+            assert!(writes_in(&run, account).contains(&"iam:DetachRolePolicy"), "{name}: {account}");
+        }
+        for account in &proved {
+            for role in ["AmiShareLauncher", "app-deployer"] {
+                assert_eq!(attached(&run, account, role), json!([key_access(account)]), "{name}: {account}: {role}");
+            }
+            assert_eq!(run.after[*account]["ec2"], json!({}), "{name}: {account}: an instance is left");
+            assert!(!writes_in(&run, account).contains(&"iam:DetachRolePolicy"), "{name}: {account}");
+        }
+        let report: Value = serde_json::from_str(&inbox.receive(&stage.local.engine)?.message)?;
+        let said = report["targets"].as_array().into_iter().flatten();
+        let said: Vec<_> = said.map(|target| (target["accountId"].as_str(), target["status"].as_str())).collect();
+        let expected =
+            ALL.map(|account| (Some(account), Some(if failing.contains(&account) { "failed" } else { "proved" })));
+        assert_eq!(said, expected, "{name}: {report}");
+        assert_eq!(report["changed"]["launchPermissions"], json!(proved), "{name}: {report}");
+        // The same again is for those that failed.
+        let again = stage.run(&format!("{name}-again"), &request(&stage, "undo")).await?;
+        assert_eq!(again.report()["alreadyShared"], json!(proved), "{name}: {}", again.summary());
+        assert_eq!(again.report()["changed"]["launchPermissions"], json!(failing), "{name}");
+        for account in proved {
+            assert_eq!(writes_in(&again, account), [""; 0], "{name}: {account}");
+        }
+        assert_eq!(launch_permissions(&stage, &again), json!(ALL), "{name}");
+        inbox.receive(&stage.local.engine)?;
     }
     Ok(())
 }
@@ -116,20 +188,30 @@ async fn what_somebody_else_had_shared_before_stays_when_an_execution_is_taken_b
     let shared = stage.run("earlier", &earlier).await?;
     assert!(shared.succeeded(), "{}", shared.summary());
 
-    fail_launches(&stage, &[TARGET, SECOND]);
-    let run = stage.run("taken-back", &request(&stage, "undo")).await?;
-    assert_eq!(run.error(), "InstanceDied", "{}", run.summary());
-    assert_eq!(run.differences(), "");
-    assert_eq!(launch_permissions(&stage, &run), json!([SECOND, THIRD]));
-    assert_eq!(attached(&run, SECOND, "AmiShareLauncher"), json!([key_access(SECOND)]));
-    assert_eq!(attached(&run, SECOND, "app-deployer"), json!([key_access(SECOND)]));
-    assert_eq!(attached(&run, THIRD, "AmiShareLauncher"), json!([key_access(THIRD)]));
-    assert_eq!(attached(&run, THIRD, "app-deployer"), json!([]));
-    // What was there was not even touched.
-    assert_eq!(writes_in(&run, SECOND), ["ec2:RunInstances"; LAUNCHES as usize]);
-    let mut third = writes_in(&run, THIRD);
-    third.retain(|action| action.starts_with("iam:"));
-    assert_eq!(third, ["iam:AttachRolePolicy", "iam:DetachRolePolicy"]);
+    // Once with everybody's, once for the targets that failed alone: then what THIRD was given stays.
+    for on_failure in ["undoAll", "undo"] {
+        fail_launches(&stage, &[TARGET, SECOND]);
+        let run = stage.run(on_failure, &request(&stage, on_failure)).await?;
+        assert_eq!(run.error(), "InstanceDied", "{on_failure}: {}", run.summary());
+        let (third_has, third_writes) = match on_failure {
+            "undoAll" => (json!([]), &["iam:AttachRolePolicy", "iam:DetachRolePolicy"][..]),
+            _ => (json!([key_access(THIRD)]), &["iam:AttachRolePolicy"][..]),
+        };
+        for account in [SOURCE, TARGET, SECOND, THIRD] {
+            let same = run.after[account] == run.before[account];
+            assert_eq!(same, account != THIRD || on_failure == "undoAll", "{on_failure}: {account}");
+        }
+        assert_eq!(launch_permissions(&stage, &run), json!([SECOND, THIRD]), "{on_failure}");
+        assert_eq!(attached(&run, SECOND, "AmiShareLauncher"), json!([key_access(SECOND)]), "{on_failure}");
+        assert_eq!(attached(&run, SECOND, "app-deployer"), json!([key_access(SECOND)]), "{on_failure}");
+        assert_eq!(attached(&run, THIRD, "AmiShareLauncher"), json!([key_access(THIRD)]), "{on_failure}");
+        assert_eq!(attached(&run, THIRD, "app-deployer"), third_has, "{on_failure}");
+        // What was there was not even touched.
+        assert_eq!(writes_in(&run, SECOND), ["ec2:RunInstances"; LAUNCHES as usize], "{on_failure}");
+        let mut third = writes_in(&run, THIRD);
+        third.retain(|action| action.starts_with("iam:"));
+        assert_eq!(third, third_writes, "{on_failure}");
+    }
     Ok(())
 }
 

@@ -1,7 +1,11 @@
 //! An undo that fails: the first cause stays the cause, what was left is named, and all the rest is
 //! taken back.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::BTreeMap,
+    fs,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use ami_share_core::{
     ids::{AccountId, KeyArn},
@@ -9,7 +13,7 @@ use ami_share_core::{
     share::EXECUTION_TAG,
 };
 use ami_share_sandbox::faults::{Fault, FaultKind, Hook, Matcher, RootCall, When};
-use ami_share_tests::{HUB, REGION, Result, SOURCE, TARGET, deploy, local::Settings};
+use ami_share_tests::{HUB, REGION, Result, SOURCE, TARGET, deploy, local::Settings, stop::Stopper};
 use serde_json::{Value, json};
 
 use crate::{Stage, ec2, key_mut};
@@ -52,6 +56,7 @@ fn no_room(stage: &Stage, call: &str) {
 #[tokio::test]
 async fn an_undo_that_fails_is_named_and_the_others_are_done() -> Result<()> {
     let stage = Stage::start(Settings::default()).await?;
+    let stopper = Stopper::new(&stage.local).await?;
     let failing = deploy::deploy_failing_function(&stage.local.engine).await?;
     let request = stage.request(json!({
         "principals": [stage.target().principal],
@@ -60,7 +65,8 @@ async fn an_undo_that_fails_is_named_and_the_others_are_done() -> Result<()> {
     for (undo, part) in UNDOS {
         stage.reset();
         let function = format!("{undo}Function");
-        let machine = stage.local.hub.share_ami_with(&stage.local.engine, undo, &function, &failing).await?;
+        let (hub, engine) = (&stage.local.hub, &stage.local.engine);
+        let (machine, take_back) = hub.taking_back_with(engine, &hub.state_machine, undo, &function, &failing).await?;
         // An instance is left only where there was one: then it is a later step that fails.
         let (call, state, error) = match undo {
             "UndoLaunchInstance" => ("ec2:DescribeVolumes", "VerifyVolumes", "Aws"),
@@ -80,8 +86,9 @@ async fn an_undo_that_fails_is_named_and_the_others_are_done() -> Result<()> {
         let (before, after) = (parts(&run.before), parts(&run.after));
         let differing: Vec<&str> = before.keys().copied().filter(|part| before[part] != after[part]).collect();
         assert_eq!(differing, [part], "{undo}");
-        for (undo, _) in UNDOS {
-            assert!(run.ended.entered(undo), "{undo} was not entered: {:?}", run.ended.states);
+        let child = stopper.follow(&stopper.only_execution_of(&take_back).await?).await?;
+        for state in UNDOS.map(|(state, _)| state).into_iter().chain(["RewriteNotes"]) {
+            assert!(child.entered(state), "{undo}: {state} was not entered: {:?}", child.states);
         }
     }
     Ok(())
@@ -207,17 +214,10 @@ async fn a_copy_that_was_there_before_stays_whatever_its_tags_say() -> Result<()
     let (copy, image) = images().pop_first().ok_or("there is no copy")?;
     let execution = &image.tags[EXECUTION_TAG];
 
-    let undo = |copy_id: Option<&str>| -> Result<Value> {
-        let target = json!({
-            "accountId": TARGET,
-            "principalChanges": [],
-            "mode": "copyImage",
-            "kmsKeyId": stage.target().key_arn,
-            "copyId": copy_id,
-            "launch": {},
-        });
+    let undo = |copies: Value| -> Result<Value> {
+        let target = json!({ "accountId": TARGET, "instances": [], "copies": copies, "principalChanges": [] });
         let source = json!({ "accountId": SOURCE, "region": REGION });
-        let payload = json!({ "execution": "by-hand", "madeBy": [execution], "source": source, "target": target });
+        let payload = json!({ "execution": "by-hand", "source": source, "target": target });
         let answer = stage.local.engine.directory().join("answer.json");
         let output = deploy::aws(HUB, &stage.local.engine.endpoint())?
             .args(["lambda", "invoke", "--function-name", &stage.local.hub.function("UndoCopyImageFunction")?])
@@ -227,11 +227,37 @@ async fn a_copy_that_was_there_before_stays_whatever_its_tags_say() -> Result<()
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(serde_json::from_slice(&fs::read(answer)?)?)
     };
-    assert_eq!(undo(Some(&copy))?, json!({ "removed": [] }));
-    assert_eq!(images().len(), 1);
-    // The same without it finds the copy by its tag.
-    let removed = undo(None)?["removed"].as_array().map(Vec::len);
-    assert_eq!(removed, Some(1 + stage.image.volumes.len()));
+    // Made by the execution without a note of its id, but: nothing was made; of another image; before it was noted that one
+    // is to be made; and by its id, which another one has.
+    let made = json!({ "execution": execution, "of": stage.image.image_id, "notedAt": 0 });
+    let other = "ami-0000000000000000f";
+    let later = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())? + 3_600_000;
+    for copies in [
+        json!([]),
+        json!([with(&made, "of", json!(other))]),
+        json!([with(&made, "notedAt", json!(later))]),
+        json!([with(&made, "copyId", json!(other))]),
+    ] {
+        assert_eq!(undo(copies.clone())?, json!({ "taken": [] }), "{copies}");
+        assert_eq!(images().len(), 1, "{copies}");
+    }
+    // Where all fits, it finds the copy by its tag.
+    let taken = undo(json!([made]))?["taken"].clone();
+    let taken: Vec<(&str, &str)> = taken
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|taken| Some((taken["call"].as_str()?, taken["resource"].as_str()?)))
+        .collect();
+    assert_eq!(taken.len(), 1 + stage.image.volumes.len(), "{taken:?}");
+    assert_eq!(taken[0], ("ec2:DeregisterImage", copy.as_str()));
+    assert!(taken[1..].iter().all(|(call, _)| *call == "ec2:DeleteSnapshot"), "{taken:?}");
     assert_eq!(images().len(), 0);
     Ok(())
+}
+
+fn with(made: &Value, field: &str, value: Value) -> Value {
+    let mut made = made.clone();
+    made[field] = value;
+    made
 }
