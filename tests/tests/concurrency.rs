@@ -95,7 +95,7 @@ async fn all_that_succeed_have_access_and_none_that_failed() -> Result<()> {
 }
 
 /// Three reads of key policies are stale for each execution, at different moments: by a change, or
-/// by some. A fourth one in a row would be believed, as a policy that somebody put back.
+/// by some. One that is older than the window would be believed, as a policy that somebody put back.
 fn stale_reads(name: &str, index: usize) -> Vec<Fault> {
     let read = Matcher { session: Some(format!("{name}*")), ..Matcher::action("kms:GetKeyPolicy") };
     // ResolveImage, or ResolveRevoke, makes the first two.

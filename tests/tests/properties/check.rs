@@ -64,6 +64,17 @@ pub(crate) fn standing(stage: &Stage, name: &str) -> BTreeSet<String> {
     proved.filter_map(|target| target["accountId"].as_str().map(str::to_owned)).collect()
 }
 
+/// The targets that the execution's note says it has settled to stand; nobody where undo-share has taken it back.
+pub(crate) fn settled_for(stage: &Stage, request: &Request) -> BTreeSet<String> {
+    let table = stage.machine.table();
+    let settled = table.items().find_map(|item| item.get("settled")?["S"].as_str().map(str::to_owned));
+    let stands = |account: &&String| match settled.as_deref() {
+        None | Some("none") => false,
+        Some(all) => !all.contains(account.as_str()),
+    };
+    request.targets.iter().map(|target| &target.account).filter(stands).cloned().collect()
+}
+
 /// Of an execution that failed: what stands can be used, and everything else is as before.
 pub(crate) fn partly(
     before: &BTreeMap<String, Value>,

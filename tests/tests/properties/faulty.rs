@@ -87,19 +87,13 @@ fn settled(tally: &Tally, plan: Plan) -> Checked {
     if plan.broken.is_none() && plan.stop.is_none() && !inline_refused {
         return Err(format!("nothing was broken for good, and it failed: {:?} {:?}", record.error, record.cause));
     }
-    // Whoever asks for it keeps what was added when a target fails; undo-share takes it back all the same.
-    if request.keep && record.status == Status::Failed {
+    // Whoever asks for it keeps what was added when a target fails; undo-share takes back what is not settled.
+    let standing = check::settled_for(&stage, &request);
+    if request.keep && (record.status == Status::Failed || !standing.is_empty()) {
         return Ok(());
     }
-    let failed = record.status == Status::Failed && !undone_by_share(&stage);
-    let standing = if failed { check::standing(&stage, "first") } else { Default::default() };
     check::partly(&before, &after, &stage, &request, &standing)
         .map_err(|why| format!("{why} ({:?}: {:?})", record.status, record.cause))
-}
-
-/// Whether undo-share has taken it back.
-fn undone_by_share(stage: &Stage) -> bool {
-    stage.machine.executions("UndoShare").iter().any(|arn| stage.machine.record(arn).entered("TakeBack"))
 }
 
 fn undone(stage: &Stage, undos: &[String]) -> Checked {
