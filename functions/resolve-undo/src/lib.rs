@@ -273,3 +273,6 @@ fn with_what_was_made(taken: &mut FromAccount, input: &Input, target: &Target, b
         });
     }
 }
+
+#[cfg(test)]
+mod tests;
