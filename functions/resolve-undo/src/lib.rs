@@ -1,7 +1,7 @@
 //! ResolveUndo: decides what is taken back of what an execution gave. It marks the execution's notes, and changes
 //! nothing in any other account.
 //!
-//! What the notes say is what was given. Of it stays what others have come to need, as `functions/take-back` finds out.
+//! What the notes say is what was given. Of it stays what others have come to need, as the library `take-back` finds out.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

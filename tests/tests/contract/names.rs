@@ -15,10 +15,6 @@ use crate::{
     template, text,
 };
 
-/// Folders of functions/ that are libraries.
-const LIBRARIES: [&str; 8] =
-    ["allow-list", "core", "explain", "key-grants", "key-lock", "launchable", "record", "take-back"];
-
 /// `share-key` for `ShareKey` and `UndoShareKey`.
 fn package(name: &str) -> String {
     kebab(name.strip_prefix("Undo").unwrap_or(name))
@@ -50,18 +46,35 @@ fn each_function_is_built_from_the_binary_of_its_name() {
     }
 }
 
-#[test]
-fn each_folder_is_a_package_of_its_name_with_the_functions_of_its_name() {
-    let mut packages: Set = functions().into_iter().map(|(name, _)| package(name)).collect();
-    packages.extend(LIBRARIES.map(str::to_owned));
-    let folders: Set = fs::read_dir(checkout().join("functions"))
+/// The folders in that folder.
+fn folders(path: &str) -> Set {
+    fs::read_dir(checkout().join(path))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
+}
+
+#[test]
+fn each_folder_is_a_package_of_its_name_with_the_functions_of_its_name() {
+    let template = template("template.yaml");
+    let mut packages: Set = resources(&template, "AWS::Serverless::Function")
+        .map(|(id, _)| package(id.strip_suffix("Function").unwrap()))
         .collect();
-    assert_eq!(folders, packages);
-    for (name, _) in functions() {
-        let manifest = text(&format!("functions/{}/Cargo.toml", package(name)));
-        assert!(manifest.contains(&format!("name = \"{}\"\n", package(name))), "{name}");
+    for name in &packages {
+        let manifest = text(&format!("functions/{name}/Cargo.toml"));
+        assert!(manifest.contains(&format!("name = \"{name}\"\n")), "{name}");
+    }
+    packages.insert("lib".to_owned());
+    assert_eq!(folders("functions"), packages);
+}
+
+#[test]
+fn each_folder_of_lib_is_a_library_of_its_name() {
+    for name in folders("functions/lib") {
+        let manifest = text(&format!("functions/lib/{name}/Cargo.toml"));
+        assert!(manifest.contains(&format!("name = \"ami-share-{name}\"\n")), "{name}");
+        let sources = folders(&format!("functions/lib/{name}/src"));
+        assert!(sources.contains("lib.rs") && !sources.contains("main.rs") && !sources.contains("bin"), "{name}");
     }
 }
 

@@ -737,7 +737,7 @@ fn functions_are_told_every_setting_that_they_read() {
     told.insert("RECORD_TABLE_ARN".to_owned());
     // Of none: it is for engines whose waits are shorter than AWS's.
     told.insert("STALE_READ_SECONDS".to_owned());
-    let read: Set = crate::text("functions/core/src/hub.rs")
+    let read: Set = crate::text("functions/lib/core/src/hub.rs")
         .split('"')
         .filter(|text| text.contains('_') && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
         .map(str::to_owned)

@@ -1,7 +1,7 @@
 //! Which accounts may ever be a target: parameters of the hub stack. Empty means nobody.
 //!
 //! This is what can be said without a question. Whether an account is a member of an organization or in an
-//! organizational unit is asked by the library `functions/allow-list`.
+//! organizational unit is asked by the library `functions/lib/allow-list`.
 
 use std::fmt;
 
