@@ -64,10 +64,10 @@ pub async fn check_usage(hub: &Hub, input: Input) -> Result<Usage, Error> {
     for (RevokedAccount { account_id, .. }, answer) in input.accounts.iter().zip(answers) {
         match answer {
             Ok(uses) => {
-                usage.asked.push(account_id.clone());
+                usage.add_account(account_id, true);
                 usage.add(uses);
             }
-            Err(_) => usage.unasked.push(account_id.clone()),
+            Err(_) => usage.add_account(account_id, false),
         }
     }
     Ok(usage)

@@ -6,7 +6,8 @@ use ami_share_core::{
     Error, Hub, aws,
     hub::{Actions, client_token},
     ids::{ExecutionName, ImageId},
-    revoke::UsingResource,
+    polling::USAGE_REPORT,
+    revoke::{SourceImage, UsageReport, UsingResource},
     share::Source,
 };
 use aws_sdk_ec2::{Client, error::ProvideErrorMetadata, types::ImageUsageResourceTypeRequest};
@@ -27,11 +28,11 @@ pub struct Input {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Output {
-    pub report_id: String,
+    pub report: UsageReport,
     pub wait_seconds: u64,
 }
 
-/// Starts the report, for every account: EC2 deletes it after 30 days. The same execution has one, however
+/// Starts the report, for every account: EC2 deletes it after 30 days. The same execution has one of each image, however
 /// often this is called.
 ///
 /// # Errors
@@ -47,7 +48,7 @@ pub async fn create_usage_report(hub: &Hub, input: Input) -> Result<Output, Erro
         .image_id(image_id.as_str())
         .resource_types(kind(UsingResource::Instance))
         .resource_types(kind(UsingResource::LaunchTemplate))
-        .client_token(client_token(execution, &source.account_id, "usage"))
+        .client_token(client_token(execution, &source.account_id, &format!("usage {image_id}")))
         .send()
         .await;
     let report_id = match created {
@@ -76,5 +77,6 @@ pub async fn create_usage_report(hub: &Hub, input: Input) -> Result<Output, Erro
         source: Some("the answer holds no report id".into()),
     })?;
     tracing::info!(report = report_id, "usage report asked for");
-    Ok(Output { report_id, wait_seconds: ami_share_core::polling::USAGE_REPORT.shortest })
+    let image = SourceImage { source: source.clone(), image_id: image_id.clone() };
+    Ok(Output { report: UsageReport { image, report_id }, wait_seconds: USAGE_REPORT.shortest })
 }

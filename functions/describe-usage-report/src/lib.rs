@@ -1,14 +1,14 @@
-//! DescribeUsageReport: looks whether EC2's report on who uses the image is there, and reads what it says
+//! DescribeUsageReport: looks whether EC2's reports on who uses the images are there, and reads what they say
 //! of the targets.
 
-use std::{collections::BTreeSet, time::SystemTime};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ami_share_core::{
     Error, Hub, aws,
     hub::Actions,
     ids::{AccountId, ExecutionName, ImageId},
     polling::USAGE_REPORT,
-    revoke::{Usage, Use, UsingResource},
+    revoke::{Usage, UsageReport, Use, UsingResource},
     share::Source,
 };
 use aws_sdk_ec2::{Client, error::ProvideErrorMetadata, primitives::DateTime, types::ImageUsageReportEntry};
@@ -23,10 +23,9 @@ const DESCRIBE_ENTRIES: &str = "ec2:DescribeImageUsageReportEntries";
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Input {
     pub execution: ExecutionName,
-    pub source: Source,
-    pub image_id: ImageId,
-    pub report_id: String,
-    /// Whose use it is about.
+    /// One of each image.
+    pub reports: Vec<UsageReport>,
+    /// Whose use they are about, and what the targets themselves have said.
     pub usage: Usage,
 }
 
@@ -36,8 +35,8 @@ pub struct Output {
     pub state: State,
     /// Until the next look.
     pub wait_seconds: u64,
-    /// What the report says of the targets.
-    pub reported: Vec<Use>,
+    /// With what the reports say, once all are there.
+    pub usage: Usage,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -50,63 +49,83 @@ pub enum State {
 /// # Errors
 /// [`Error::Aws`] for a report that came to nothing, also when it has been pending for six hours: without it
 /// nobody can say whether the image is in use. [`Error::NotYetVisible`].
-#[tracing::instrument(skip_all, fields(execution = %input.execution, report = %input.report_id))]
+#[tracing::instrument(skip_all, fields(execution = %input.execution, reports = input.reports.len()))]
 pub async fn describe_usage_report(hub: &Hub, input: Input) -> Result<Output, Error> {
-    let Input { execution, source, report_id, .. } = &input;
-    let config = hub.as_source(&source.account_id, &source.region, execution, ACTIONS).await?;
-    let ec2 = Client::new(&config);
-    let found = match ec2.describe_image_usage_reports().report_ids(report_id).send().await {
+    let Input { execution, reports, mut usage } = input;
+    let mut by_source: BTreeMap<&Source, Vec<&UsageReport>> = BTreeMap::new();
+    for report in &reports {
+        by_source.entry(&report.image.source).or_default().push(report);
+    }
+    let mut available = Vec::new();
+    for (source, reports) in by_source {
+        let ec2 = Client::new(&hub.as_source(&source.account_id, &source.region, &execution, ACTIONS).await?);
+        for report in reports {
+            if let Some(wait_seconds) = until_available(hub, &ec2, report).await? {
+                return Ok(Output { state: State::Pending, wait_seconds, usage });
+            }
+            available.push((ec2.clone(), report));
+        }
+    }
+    for (ec2, report) in available {
+        let reported = reported(&ec2, report, &usage).await?;
+        usage.add_reported(reported);
+    }
+    Ok(Output { state: State::Available, wait_seconds: 0, usage })
+}
+
+/// Until the next look, in seconds; nothing where the report is there.
+async fn until_available(hub: &Hub, ec2: &Client, asked: &UsageReport) -> Result<Option<u64>, Error> {
+    let account = &asked.image.source.account_id;
+    let found = match ec2.describe_image_usage_reports().report_ids(&asked.report_id).send().await {
         Ok(answer) => answer.image_usage_reports.unwrap_or_default().into_iter().next(),
         Err(error) if error.code().is_some_and(|code| code.ends_with(".NotFound")) => None,
-        Err(error) => return Err(aws::failure(&source.account_id, DESCRIBE, error)),
+        Err(error) => return Err(aws::failure(account, DESCRIBE, error)),
     };
     let Some(report) = found else {
         return Err(Error::NotYetVisible {
-            what: format!("usage report {report_id} of image {}", input.image_id),
-            account: source.account_id.clone(),
+            what: format!("usage report {} of image {}", asked.report_id, asked.image.image_id),
+            account: account.clone(),
             call: DESCRIBE,
         });
     };
     match report.state() {
-        Some("available") => {
-            Ok(Output { state: State::Available, wait_seconds: 0, reported: reported(&ec2, &input).await? })
-        }
+        Some("available") => Ok(None),
         Some("pending") => {
-            let age = DateTime::from(SystemTime::now()).secs() - report.creation_time().map_or(0, DateTime::secs);
+            let age = DateTime::from(hub.now()).secs() - report.creation_time().map_or(0, DateTime::secs);
             let age = u64::try_from(age).unwrap_or_default();
             if age > USAGE_REPORT.patience {
-                return Err(unknown(&input, "it has been pending for over six hours"));
+                return Err(unknown(asked, "it has been pending for over six hours"));
             }
-            Ok(Output { state: State::Pending, wait_seconds: USAGE_REPORT.wait(age), reported: vec![] })
+            Ok(Some(USAGE_REPORT.wait(age)))
         }
         state => {
             let reason = report.state_reason().unwrap_or("no reason is given");
-            Err(unknown(&input, &format!("it is in state {}: {reason}", state.unwrap_or("unknown"))))
+            Err(unknown(asked, &format!("it is in state {}: {reason}", state.unwrap_or("unknown"))))
         }
     }
 }
 
-fn unknown(input: &Input, why: &str) -> Error {
+fn unknown(asked: &UsageReport, why: &str) -> Error {
     Error::Aws {
-        account: input.source.account_id.clone(),
+        account: asked.image.source.account_id.clone(),
         call: DESCRIBE,
         reason: format!(
             "usage report {} came to nothing ({why}); so nobody can say whether image {} is in use: revoke it with \
              force, or later",
-            input.report_id, input.image_id
+            asked.report_id, asked.image.image_id
         ),
         source: None,
     }
 }
 
-async fn reported(ec2: &Client, input: &Input) -> Result<Vec<Use>, Error> {
-    let mut pages =
-        ec2.describe_image_usage_report_entries().report_ids(&input.report_id).into_paginator().items().send();
+async fn reported(ec2: &Client, report: &UsageReport, usage: &Usage) -> Result<Vec<Use>, Error> {
+    let UsageReport { image, report_id } = report;
+    let mut pages = ec2.describe_image_usage_report_entries().report_ids(report_id).into_paginator().items().send();
     let mut reported = Vec::new();
-    let targets: BTreeSet<&AccountId> = input.usage.asked.iter().chain(&input.usage.unasked).collect();
+    let targets: BTreeSet<&AccountId> = usage.asked.iter().chain(&usage.unasked).collect();
     while let Some(entry) = pages.next().await {
-        let entry = entry.map_err(|error| aws::failure(&input.source.account_id, DESCRIBE_ENTRIES, error))?;
-        reported.extend(read(&entry, &input.image_id).filter(|used| targets.contains(&used.account_id)));
+        let entry = entry.map_err(|error| aws::failure(&image.source.account_id, DESCRIBE_ENTRIES, error))?;
+        reported.extend(read(&entry, &image.image_id).filter(|used| targets.contains(&used.account_id)));
     }
     Ok(reported)
 }

@@ -3,37 +3,17 @@
 use ami_share_core::{
     Error,
     hub::policy_arn,
-    ids::{AccountId, PrincipalArn, PrincipalKind, Region},
+    ids::{PrincipalArn, PrincipalKind, Region},
     key_policy::MAX_BYTES,
     principal_policy::PrincipalPolicy,
     share::{Image, KeyChange, Mode, Resolution, Target},
 };
 use ami_share_key_grants::KeyGrant;
+use ami_share_plan::{COPY, Call, INSTANCE, PolicyDiff};
 use aws_sdk_kms::types::GrantOperation;
-use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{PolicyChange, diff::PolicyDiff};
-
-/// What stands for an id that only the call will give.
-const COPY: &str = "the copy";
-const INSTANCE: &str = "the instance";
-
-/// One call.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Call {
-    pub(crate) account_id: AccountId,
-    /// Nothing for IAM, which is global.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) region: Option<Region>,
-    /// As an IAM action.
-    pub(crate) call: &'static str,
-    /// Those that matter, under the names that AWS gives them.
-    pub(crate) parameters: Value,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) policy: Option<PolicyDiff>,
-}
+use crate::PolicyChange;
 
 /// Names that calls have of the deployment.
 #[derive(Debug, Clone, Copy)]
@@ -61,10 +41,10 @@ pub(crate) fn calls(
 
 fn in_source(names: Names<'_>, resolution: &Resolution, policies: &[PolicyChange<'_>]) -> Result<Vec<Call>, Error> {
     let source = &resolution.source;
-    let call = |call, parameters| Call {
+    let call = |call: &str, parameters| Call {
         account_id: source.account_id.clone(),
         region: Some(source.region.clone()),
-        call,
+        call: call.to_owned(),
         parameters,
         policy: None,
     };
@@ -115,10 +95,10 @@ fn in_source(names: Names<'_>, resolution: &Resolution, policies: &[PolicyChange
 
 fn in_target(resolution: &Resolution, target: &Target, managed: &str) -> Vec<Call> {
     let Resolution { source, image, .. } = resolution;
-    let call = |region: Option<&Region>, call, parameters| Call {
+    let call = |region: Option<&Region>, call: &str, parameters| Call {
         account_id: target.account_id.clone(),
         region: region.cloned(),
-        call,
+        call: call.to_owned(),
         parameters,
         policy: None,
     };

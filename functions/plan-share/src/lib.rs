@@ -5,7 +5,6 @@
 //! a test holds each to what an execution really calls.
 
 mod calls;
-mod diff;
 mod plan;
 
 use ami_share_core::{

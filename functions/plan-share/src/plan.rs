@@ -12,13 +12,13 @@ use ami_share_core::{
     principal_policy::{inline_policy, inline_policy_name},
     share::{PrincipalAccess, Resolution, Source, Target},
 };
+use ami_share_plan::{Call, PolicyDiff, written};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
     PolicyChange,
-    calls::{Call, Names, calls},
-    diff::PolicyDiff,
+    calls::{Names, calls},
     planned,
 };
 
@@ -153,10 +153,6 @@ impl Plan {
     fn bytes(&self) -> usize {
         written(self)
     }
-}
-
-fn written(value: &impl Serialize) -> usize {
-    serde_json::to_string(value).map_or(0, |text| text.len())
 }
 
 fn message(calls: usize, accounts: usize) -> String {

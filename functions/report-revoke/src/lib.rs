@@ -52,8 +52,12 @@ pub struct Failure {
 pub struct Output {
     status: Status,
     execution: ExecutionName,
+    /// The image that was asked for; nothing where it was all of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     image_id: Option<ImageId>,
+    /// The images that something was taken back of, or was to be, where all were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    images: Vec<ImageId>,
     /// Targets that had something which was taken back, or was to be.
     revoked: Vec<AccountId>,
     /// The calls that took something back.
@@ -69,7 +73,7 @@ pub struct Output {
     /// How many more entries there are than all lists have room for.
     #[serde(skip_serializing_if = "is_zero")]
     unlisted: usize,
-    /// Targets that have not been looked at.
+    /// Shares that have not been looked at.
     remaining: usize,
     /// An error name of ami-share or of Step Functions.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -102,7 +106,8 @@ fn summary(input: Input) -> Output {
     let mut progress = input.progress.unwrap_or_default();
     progress.add_last(input.last);
     // Whoever was only looked at has lost nothing.
-    let revoked = if progress.phase == Phase::Revoke { progress.revoked } else { vec![] };
+    let (revoked, images) =
+        if progress.phase == Phase::Revoke { (progress.revoked, progress.images) } else { (vec![], vec![]) };
     let done = progress.done;
     let left: Vec<String> = done.left.iter().map(ToString::to_string).collect();
     let (error, cause) = match &input.failure {
@@ -121,8 +126,8 @@ fn summary(input: Input) -> Output {
             let mut said = Vec::new();
             if progress.remaining > 0 {
                 said.push(format!(
-                    "{} targets were looked at for what one execution has room for, and {} remain: start the same \
-                     request again, which goes on with them.",
+                    "{} targets lost what one execution has room for, and {} shares remain: start the same request \
+                     again, which goes on with them.",
                     revoked.len(),
                     progress.remaining
                 ));
@@ -139,6 +144,7 @@ fn summary(input: Input) -> Output {
     Output {
         status,
         execution: input.execution,
+        images: if input.request["images"].is_null() { vec![] } else { images },
         image_id: input.request["imageId"].as_str().and_then(|id| ImageId::parse(id).ok()),
         revoked,
         taken_back: done.taken,
@@ -270,7 +276,7 @@ mod tests {
         let report =
             report(progress(json!({ "revoked": ["222222222222"], "remaining": 1500 })), Value::Null, Value::Null);
         assert_eq!(report["error"], "RevokeIncomplete");
-        assert!(report["cause"].as_str().unwrap().contains("1500 remain"), "{report}");
+        assert!(report["cause"].as_str().unwrap().contains("1500 shares remain"), "{report}");
     }
 
     #[test]

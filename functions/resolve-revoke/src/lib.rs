@@ -1,10 +1,12 @@
-//! ResolveRevoke: decides what is taken back from the next targets. It changes nothing.
+//! ResolveRevoke: decides what is taken back of the next shares. It changes nothing but marks of notes.
 //!
 //! What ami-share gave is what its notes say. Our statements in key policies and our grants are ours by
 //! definition, noted or not. Keys and principals are shared between images: what another image needs that
 //! the target can still launch stays, and stays noted.
 
+mod shares;
 mod source;
+mod target;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,10 +16,12 @@ use std::{
 use ami_share_core::{
     Error, Hub,
     hub::Actions,
-    ids::{AccountId, ExecutionName},
-    revoke::{Phase, Progress, ROUND, RevokeRequest, RevokedAccount, RevokedTargets, Round},
+    ids::{AccountId, ExecutionName, KeyArn},
+    revoke::{
+        Phase, Progress, RevokeRequest, RevokedAccount, RevokedImages, RevokedTargets, Round, ShareId, SourceImage,
+    },
     share::Source,
-    take_back::TakenBack,
+    take_back::{Left, TakenBack},
 };
 use ami_share_record::{Note, Record};
 use ami_share_take_back::{Asked, Asking, FromAccount, Need, from_account, gather, needs};
@@ -25,7 +29,9 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 use serde_json::Value;
 
+use shares::Ahead;
 use source::SourceState;
+use target::unnoted_principals;
 
 pub const ACTIONS: Actions = Actions {
     source: &[
@@ -35,11 +41,14 @@ pub const ACTIONS: Actions = Actions {
         source::GET_KEY_POLICY,
         source::LIST_GRANTS,
     ],
-    target: &[],
+    target: &[target::LIST_ENTITIES],
     launcher: &[],
 };
 
-/// How many targets' notes are read at a time.
+/// The name of the state, of what it leaves.
+const STATE: &str = "ResolveRevoke";
+
+/// How many targets are looked at at a time.
 const CONCURRENCY: usize = 16;
 
 #[derive(Debug, Deserialize)]
@@ -58,8 +67,8 @@ pub struct Input {
     pub last: Option<TakenBack>,
 }
 
-/// Marks the notes of the image, where something is to be taken back now; reads all notes of the next targets, then the
-/// source account, and what the targets need in every Region that their notes name.
+/// Marks the notes of the next shares of one image, where something is to be taken back now; reads all notes of their
+/// targets, then the source account, and what the targets need in every Region that their notes name.
 ///
 /// # Errors
 /// [`Error::InvalidRequest`] before any account is asked; [`Error::ImageNotFound`] for an image that is not
@@ -72,64 +81,51 @@ pub async fn resolve_revoke(hub: &Hub, input: Input) -> Result<Round, Error> {
     let request = read_request(hub, &input.request)?;
     let mut progress = input.progress.unwrap_or_default();
     progress.add_last(input.last);
-    progress.enter(if request.force { Phase::Revoke } else { input.phase });
+    let looks_first = !request.force || request.is_planned();
+    progress.enter(if looks_first { input.phase } else { Phase::Revoke });
 
     let record = &Record::open(hub)?;
-    let named = match &request.targets {
-        RevokedTargets::All => record.accounts_given(&request.image_id).await?,
-        RevokedTargets::Listed(accounts) => accounts.clone(),
-    };
-    let ahead = Ahead::of(named, &progress);
-    if !progress.has_room() {
-        progress.remaining = ahead.accounts.len() + ahead.rest + ahead.beyond;
-        return Ok(round(&execution, &request, false, &[], false, progress));
+    let shares = shares::all(record, &request).await?;
+    if progress.phase == Phase::Revoke && progress.rounds == 0 {
+        let left = of_no_share(hub, &execution, &request, &shares).await?;
+        progress.done.add(TakenBack { left, ..TakenBack::default() });
     }
+    let ahead = Ahead::of(shares, &progress);
+    let image = match &request.images {
+        RevokedImages::One(image) => Some(image.clone()),
+        RevokedImages::All(_) => ahead.image.clone(),
+    };
+    let Some(image) = image.filter(|_| progress.has_room()) else {
+        progress.remaining = ahead.accounts.len() + ahead.rest + ahead.beyond;
+        return Ok(without_image(execution, &request, progress));
+    };
     let now = i64::try_from(hub.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or(i64::MAX);
     let mark = &format!("{execution} {now}");
     let revoking = progress.phase == Phase::Revoke;
-    let request_at_hand = &request;
+    let at_hand = &AtHand { request: &request, image: &image, mark };
     let read: Vec<Vec<Note>> = stream::iter(&ahead.accounts)
         .map(|account| async move {
-            let mut notes = record.notes_of(account).await?;
-            let of_it = |note: &&mut Note| is_of(request_at_hand, note);
-            if !revoking {
-                // As they would be.
-                notes.iter_mut().filter(of_it).for_each(|note| note.going = Some(mark.clone()));
-                return Ok(notes);
-            }
-            if !notes.iter().any(|note| is_of(request_at_hand, note)) {
-                return Ok(notes);
-            }
-            for note in notes.iter().filter(|note| is_of(request_at_hand, note)) {
-                record.mark(account, note.image(), &note.gift.execution, mark).await?;
-            }
-            record.notes_of(account).await
+            let notes = record.notes_of(account).await?;
+            if revoking { marked(record, account, notes, at_hand).await } else { Ok(as_marked(notes, at_hand)) }
         })
         .buffered(CONCURRENCY)
         .try_collect()
         .await?;
     let notes: BTreeMap<AccountId, Vec<Note>> = ahead.accounts.iter().cloned().zip(read).collect();
 
-    let source = &request.source;
-    let asking = Asking {
-        hub,
-        execution: &execution,
-        actions: ACTIONS,
-        source,
-        image: &request.image_id,
-        state: "ResolveRevoke",
-        patient: true,
-    };
+    let SourceImage { source, image_id } = &image;
+    let asking =
+        Asking { hub, execution: &execution, actions: ACTIONS, source, image: image_id, state: STATE, patient: true };
     let needs = needs(&asking, &notes).await?;
-    let state = source::find(hub, &execution, &request, &notes, &needs).await?;
-    let noted = notes.values().flatten().any(|note| is_of(&request, note));
+    let state = source::find(hub, &execution, &image, &notes, &needs).await?;
+    let noted = notes.values().flatten().any(|note| is_of(&image, note));
     if !state.image_found && !noted && progress.after.is_none() && ahead.rest + ahead.beyond == 0 {
-        let Source { account_id, region } = request.source;
-        return Err(Error::ImageNotFound { image: request.image_id, account: account_id, region: region.to_string() });
+        let Source { account_id, region } = image.source;
+        return Err(Error::ImageNotFound { image: image.image_id, account: account_id, region: region.to_string() });
     }
     let asked = Asked {
         source,
-        image: &request.image_id,
+        image: image_id,
         mark,
         begun: now,
         copies: request.copies,
@@ -137,27 +133,49 @@ pub async fn resolve_revoke(hub: &Hub, input: Input) -> Result<Round, Error> {
         with_gone_images: true,
         force: request.force,
     };
-    let taken: Vec<FromAccount> =
+    let mut taken: Vec<FromAccount> =
         notes.iter().map(|(account, notes)| take(asked, &state, account, notes, &needs)).collect();
+    let unnoted = unnoted(hub, &execution, &image, &notes, &state, &taken).await?;
+    for (taken, left) in taken.iter_mut().zip(unnoted) {
+        taken.left.extend(left);
+    }
     let not_ours = |account: &AccountId| {
         state.permitted.contains(account)
             && !notes[account]
                 .iter()
-                .any(|note| is_of(&request, note) && note.gift.target.source_changes.launch_permission)
+                .any(|note| is_of(&image, note) && note.gift.target.source_changes.launch_permission)
     };
-    let (_, fitting) = gather(&execution, source, &request.image_id, &taken);
+    let (take_back, fitting) = gather(&execution, source, image_id, &taken);
     let taken = &taken[..fitting];
-    progress.after = taken.last().map(|taken| taken.account_id.clone()).or(progress.after);
-    progress.remaining = ahead.accounts.len() - fitting + ahead.rest + ahead.beyond;
-    let something = taken.iter().filter(|taken| taken.is_something());
-    progress.revoked.extend(something.map(|taken| taken.account_id.clone()));
+    let something = || taken.iter().filter(|taken| taken.is_something());
+    progress.add_round(&image, something().map(|taken| taken.account_id.clone()).collect());
+    if let Some(last) = taken.last() {
+        progress.after = Some(ShareId { image: image.clone(), account_id: last.account_id.clone() });
+    }
+    let left_of_image = ahead.accounts.len() - fitting + ahead.rest_of_image;
+    let rest = ahead.accounts.len() - fitting + ahead.rest;
+    progress.remaining = rest + ahead.beyond;
     if revoking {
         let accounts = || taken.iter().map(|taken| taken.account_id.clone());
         progress.add_not_ours(accounts().filter(not_ours).collect());
         progress.add_stays(taken.iter().filter(|taken| taken.stays).map(|taken| taken.account_id.clone()).collect());
     }
-    let more = ahead.accounts.len() - fitting + ahead.rest > 0 && progress.has_room();
-    Ok(round(&execution, &request, state.image_found, taken, more, progress))
+    let more = rest > 0 && progress.has_room();
+    let asks = !revoking && !request.force;
+    let accounts: Vec<RevokedAccount> = something().map(revoked_account).collect();
+    Ok(Round {
+        execution,
+        image_found: state.image_found,
+        ask_usage: asks && !accounts.is_empty(),
+        report_usage: asks && state.image_found && progress.of_image && (left_of_image == 0 || !more),
+        plan: !revoking && request.is_planned(),
+        plan_hash: request.plan_hash.clone(),
+        accounts,
+        take_back: (take_back.is_something() || !take_back.left.is_empty()).then_some(take_back),
+        more,
+        image: Some(image),
+        progress,
+    })
 }
 
 fn read_request(hub: &Hub, request: &Value) -> Result<RevokeRequest, Error> {
@@ -166,31 +184,83 @@ fn read_request(hub: &Hub, request: &Value) -> Result<RevokeRequest, Error> {
     RevokeRequest::parse(request, &default_source).map_err(Error::InvalidRequest)
 }
 
-/// Whether the note is one of those whose shares are to go.
-fn is_of(request: &RevokeRequest, note: &Note) -> bool {
-    *note.image() == request.image_id && note.gift.source == request.source
-}
-
-/// The targets that have not been looked at.
-struct Ahead {
-    /// Those of this round, in their order.
-    accounts: Vec<AccountId>,
-    /// How many follow.
-    rest: usize,
-    /// How many are left to the next execution.
-    beyond: usize,
-}
-
-impl Ahead {
-    fn of(named: Vec<AccountId>, progress: &Progress) -> Self {
-        let named: BTreeSet<AccountId> = named.into_iter().collect();
-        let ahead = named.into_iter().filter(|account| progress.after.as_ref().is_none_or(|after| account > after));
-        let (mut accounts, beyond): (Vec<AccountId>, Vec<AccountId>) =
-            ahead.partition(|account| progress.until.as_ref().is_none_or(|until| account <= until));
-        let rest = accounts.len().saturating_sub(ROUND);
-        accounts.truncate(ROUND);
-        Self { accounts, rest, beyond: beyond.len() }
+/// There is no room for another round, or nothing is noted of the targets.
+fn without_image(execution: ExecutionName, request: &RevokeRequest, progress: Progress) -> Round {
+    Round {
+        execution,
+        image: None,
+        image_found: false,
+        accounts: vec![],
+        take_back: None,
+        ask_usage: false,
+        report_usage: false,
+        plan: progress.phase == Phase::Check && request.is_planned(),
+        plan_hash: request.plan_hash.clone(),
+        more: false,
+        progress,
     }
+}
+
+/// What targets that nothing at all is noted of have of ami-share's making.
+async fn of_no_share(
+    hub: &Hub,
+    execution: &ExecutionName,
+    request: &RevokeRequest,
+    shares: &BTreeSet<ShareId>,
+) -> Result<Vec<Left>, Error> {
+    let (RevokedImages::All(_), RevokedTargets::Listed(accounts)) = (&request.images, &request.targets) else {
+        return Ok(vec![]);
+    };
+    let region = hub.region().map_err(|rule| Error::invalid("region", "", rule))?;
+    let mut left = Vec::new();
+    for account in accounts.iter().filter(|account| !shares.iter().any(|share| share.account_id == **account)) {
+        match unnoted_principals(hub, execution, &region, account, &[]).await {
+            Ok(found) => left.extend(found),
+            Err(error) if error.passes() => return Err(error),
+            Err(error) => tracing::info!(%account, %error, "a target that nothing is noted of cannot be asked"),
+        }
+    }
+    Ok(left)
+}
+
+/// The image whose shares are to go in this round.
+struct AtHand<'a> {
+    request: &'a RevokeRequest,
+    image: &'a SourceImage,
+    mark: &'a str,
+}
+
+fn is_of(image: &SourceImage, note: &Note) -> bool {
+    *note.image() == image.image_id && note.gift.source == image.source
+}
+
+/// The notes of a target, after those of the image at hand were marked.
+async fn marked(
+    record: &Record,
+    account: &AccountId,
+    notes: Vec<Note>,
+    at_hand: &AtHand<'_>,
+) -> Result<Vec<Note>, Error> {
+    if !notes.iter().any(|note| is_of(at_hand.image, note)) {
+        return Ok(notes);
+    }
+    for note in notes.iter().filter(|note| is_of(at_hand.image, note)) {
+        record.mark(account, note.image(), &note.gift.execution, at_hand.mark).await?;
+    }
+    record.notes_of(account).await
+}
+
+/// The notes of a target, as they would be when the image is at hand: those of images before it would be marked by then.
+fn as_marked(mut notes: Vec<Note>, at_hand: &AtHand<'_>) -> Vec<Note> {
+    for note in &mut notes {
+        let image = shares::image_of(note);
+        if image == *at_hand.image {
+            note.going = Some(at_hand.mark.to_owned());
+        } else if image < *at_hand.image && at_hand.request.is_of(&image) {
+            note.going.get_or_insert_with(|| "before".to_owned());
+        }
+    }
+    notes
 }
 
 /// What the notes of one target say, as far as the source account still has it, and what names it there without a note.
@@ -213,28 +283,59 @@ fn take(
     taken
 }
 
-fn round(
+/// What each target has that is plainly of ami-share's making, and that no note names: it may be what others rely on. Only
+/// targets that nothing is noted of for the image are looked at.
+async fn unnoted(
+    hub: &Hub,
     execution: &ExecutionName,
-    request: &RevokeRequest,
-    image_found: bool,
+    image: &SourceImage,
+    notes: &BTreeMap<AccountId, Vec<Note>>,
+    state: &SourceState,
     taken: &[FromAccount],
-    more: bool,
-    progress: Progress,
-) -> Round {
-    let revoking = progress.phase == Phase::Revoke;
-    let accounts = taken.iter().filter(|taken| taken.is_something()).map(revoked_account).collect();
-    let taken = if revoking { taken } else { &[] };
-    let (take_back, _) = gather(execution, &request.source, &request.image_id, taken);
-    Round {
-        execution: execution.clone(),
-        source: request.source.clone(),
-        image_id: request.image_id.clone(),
-        image_found,
-        force: request.force,
-        accounts,
-        take_back,
-        more,
-        progress,
+) -> Result<Vec<Vec<Left>>, Error> {
+    stream::iter(notes.iter().zip(taken))
+        .map(|((account, notes), taken)| async move {
+            if notes.iter().any(|note| is_of(image, note)) {
+                return Ok(vec![]);
+            }
+            let access = taken.key_arns.iter().chain(&taken.grant_key_arns).next();
+            let permitted = access.filter(|_| state.permitted.contains(account));
+            let mut left: Vec<Left> =
+                permitted.map(|key| unnoted_permission(image, account, key)).into_iter().collect();
+            match unnoted_principals(hub, execution, &image.source.region, account, notes).await {
+                Ok(principals) => left.extend(principals),
+                Err(error) if error.passes() => return Err(error),
+                // Where nothing is ami-share's, it need not have roles.
+                Err(error) => left.extend(access.map(|_| not_noted(account, &error))),
+            }
+            Ok(left)
+        })
+        .buffered(CONCURRENCY)
+        .try_collect()
+        .await
+}
+
+/// Beside access to keys that ami-share gave, a launch permission is hardly anybody else's.
+fn unnoted_permission(image: &SourceImage, account: &AccountId, key: &KeyArn) -> Left {
+    let SourceImage { source, image_id } = image;
+    let error = Error::NotNoted {
+        account: account.clone(),
+        has: format!("has a launch permission of image {image_id}, beside ami-share's access to key {key}"),
+        command: format!(
+            "aws ec2 modify-image-attribute --region {} --image-id {image_id} --launch-permission \
+             'Remove=[{{UserId={account}}}]' (in account {})",
+            source.region, source.account_id
+        ),
+    };
+    not_noted(account, &error)
+}
+
+fn not_noted(account: &AccountId, error: &Error) -> Left {
+    Left {
+        account_id: Some(account.clone()),
+        state: STATE.to_owned(),
+        error: error.name().to_owned(),
+        cause: error.to_string(),
     }
 }
 

@@ -6,7 +6,7 @@ use ami_share_core::{
     Error, Hub, aws,
     ids::{AccountId, ExecutionName, KeyArn, SnapshotId},
     key_policy::KeyPolicy,
-    revoke::RevokeRequest,
+    revoke::SourceImage,
 };
 use ami_share_key_grants::KeyGrant;
 use ami_share_launchable as launchable;
@@ -69,25 +69,25 @@ enum PolicyState {
 pub(crate) async fn find(
     hub: &Hub,
     execution: &ExecutionName,
-    request: &RevokeRequest,
+    image: &SourceImage,
     notes: &BTreeMap<AccountId, Vec<Note>>,
     needs: &BTreeMap<AccountId, Need>,
 ) -> Result<SourceState, Error> {
-    let source = &request.source;
+    let source = &image.source;
     let config = hub.as_source(&source.account_id, &source.region, execution, ACTIONS).await?;
     let (ec2, kms) = (aws_sdk_ec2::Client::new(&config), aws_sdk_kms::Client::new(&config));
     let mut state = SourceState::default();
     let mut image_keys = BTreeSet::new();
-    if let Some(snapshots) = image_snapshots(&ec2, request).await? {
+    if let Some(snapshots) = image_snapshots(&ec2, image).await? {
         state.image_found = true;
         image_keys.extend(launchable::keys(&ec2, source, snapshots).await?.into_values());
-        state.permitted = permitted(&ec2, request).await?;
+        state.permitted = permitted(&ec2, image).await?;
     }
-    state.snapshots = snapshots(&ec2, request, notes).await?;
+    state.snapshots = snapshots(&ec2, image, notes).await?;
 
     let retiring = hub.source_role(&source.account_id, &source.region);
     let keys_of = |account: &AccountId, notes: &[Note]| {
-        let mut keys = noted_keys(request, needs.get(account), notes);
+        let mut keys = noted_keys(image, needs.get(account), notes);
         keys.extend(image_keys.iter().cloned());
         keys
     };
@@ -128,15 +128,15 @@ pub(crate) async fn find(
 
 /// The keys at hand that the target may have access to for the sake of the image, or of images that are gone, by what is
 /// noted.
-fn noted_keys(request: &RevokeRequest, need: Option<&Need>, notes: &[Note]) -> BTreeSet<KeyArn> {
+fn noted_keys(image: &SourceImage, need: Option<&Need>, notes: &[Note]) -> BTreeSet<KeyArn> {
     let mut keys = BTreeSet::new();
-    for note in notes.iter().filter(|note| note.gift.source == request.source) {
+    for note in notes.iter().filter(|note| note.gift.source == image.source) {
         let gone = need.is_none_or(|need| !need.images.contains(note.image()));
         if note.going.is_some() || gone {
             let changes = &note.gift.target.source_changes;
             keys.extend(changes.key_arns.iter().chain(&changes.grant_key_arns).cloned());
         }
-        if is_of(request, note) {
+        if is_of(image, note) {
             keys.extend(note.gift.image.keys());
         }
     }
@@ -144,8 +144,8 @@ fn noted_keys(request: &RevokeRequest, need: Option<&Need>, notes: &[Note]) -> B
 }
 
 /// The snapshots under the image; nothing where the source account does not have it.
-async fn image_snapshots(ec2: &aws_sdk_ec2::Client, request: &RevokeRequest) -> Result<Option<Vec<String>>, Error> {
-    let RevokeRequest { image_id, source, .. } = request;
+async fn image_snapshots(ec2: &aws_sdk_ec2::Client, image: &SourceImage) -> Result<Option<Vec<String>>, Error> {
+    let SourceImage { image_id, source } = image;
     let answer = ec2.describe_images().owners("self").image_ids(image_id.as_str()).include_disabled(true).send().await;
     let images = match answer {
         Ok(answer) => answer.images.unwrap_or_default(),
@@ -161,10 +161,10 @@ async fn image_snapshots(ec2: &aws_sdk_ec2::Client, request: &RevokeRequest) -> 
 /// allowed to change what is the account's own.
 async fn snapshots(
     ec2: &aws_sdk_ec2::Client,
-    request: &RevokeRequest,
+    image: &SourceImage,
     notes: &BTreeMap<AccountId, Vec<Note>>,
 ) -> Result<BTreeSet<SnapshotId>, Error> {
-    let notes = notes.values().flatten().filter(|note| is_of(request, note));
+    let notes = notes.values().flatten().filter(|note| is_of(image, note));
     let noted: BTreeSet<String> =
         notes.flat_map(|note| &note.gift.target.source_changes.snapshot_ids).map(ToString::to_string).collect();
     if noted.is_empty() {
@@ -174,16 +174,16 @@ async fn snapshots(
     let mut pages = ec2.describe_snapshots().owner_ids("self").filters(noted).into_paginator().items().send();
     let mut found = BTreeSet::new();
     while let Some(snapshot) = pages.next().await {
-        let snapshot = snapshot.map_err(|error| aws::failure(&request.source.account_id, DESCRIBE_SNAPSHOTS, error))?;
+        let snapshot = snapshot.map_err(|error| aws::failure(&image.source.account_id, DESCRIBE_SNAPSHOTS, error))?;
         found.extend(snapshot.snapshot_id().and_then(|id| SnapshotId::parse(id).ok()));
     }
     Ok(found)
 }
 
-async fn permitted(ec2: &aws_sdk_ec2::Client, request: &RevokeRequest) -> Result<BTreeSet<AccountId>, Error> {
+async fn permitted(ec2: &aws_sdk_ec2::Client, image: &SourceImage) -> Result<BTreeSet<AccountId>, Error> {
     let attribute = ec2
         .describe_image_attribute()
-        .image_id(request.image_id.as_str())
+        .image_id(image.image_id.as_str())
         .attribute(ImageAttributeName::LaunchPermission);
     match attribute.send().await {
         Ok(answer) => {
@@ -194,7 +194,7 @@ async fn permitted(ec2: &aws_sdk_ec2::Client, request: &RevokeRequest) -> Result
         Err(error) if matches!(error.code(), Some("InvalidAMIID.NotFound" | "InvalidAMIID.Unavailable")) => {
             Ok(BTreeSet::new())
         }
-        Err(error) => Err(aws::failure(&request.source.account_id, DESCRIBE_IMAGE_ATTRIBUTE, error)),
+        Err(error) => Err(aws::failure(&image.source.account_id, DESCRIBE_IMAGE_ATTRIBUTE, error)),
     }
 }
 

@@ -76,6 +76,7 @@ pub fn steps() -> Vec<Step> {
         step("TerminateInstance", terminate_instance::ACTIONS, terminate_instance::terminate_instance),
         step("Report", report::ACTIONS, report::report),
         step("RewriteNotes", rewrite_notes::ACTIONS, rewrite_notes::rewrite_notes),
+        step("PlanRevoke", plan_revoke::ACTIONS, plan_revoke::plan_revoke),
         step("ResolveRevoke", resolve_revoke::ACTIONS, resolve_revoke::resolve_revoke),
         step("CheckUsage", check_usage::ACTIONS, check_usage::check_usage),
         step("CreateUsageReport", create_usage_report::ACTIONS, create_usage_report::create_usage_report),

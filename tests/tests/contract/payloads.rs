@@ -4,7 +4,7 @@
 use ami_share_core::{
     ids::{ImageId, InstanceId},
     plan::PlannedPolicies,
-    revoke::Round,
+    revoke::{Round, Usage, UsageReport},
     share::{OnFailure, Resolution, Target},
     step,
     take_back::{Left, TakeBack, TakenBack, Undone},
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Fields that may be null, and so may be left out as far as serde can tell.
-const NULLABLE: [(&str, &str); 16] = [
+const NULLABLE: [(&str, &str); 19] = [
     ("ResolveUndo", "failed"),
     ("ResolveUndo", "failure"),
     ("ResolveUndo", "after"),
@@ -29,6 +29,9 @@ const NULLABLE: [(&str, &str); 16] = [
     ("Report", "failed"),
     ("Report", "soFar"),
     ("Report", "last"),
+    ("PlanRevoke", "takeBack"),
+    ("PlanRevoke", "plan"),
+    ("PlanRevoke", "planHash"),
     ("ResolveRevoke", "progress"),
     ("ResolveRevoke", "last"),
     ("ReportRevoke", "progress"),
@@ -159,28 +162,41 @@ fn taken_back() -> Value {
 fn round() -> Value {
     json!({
         "execution": "revoke-1-0123abcd",
-        "source": { "accountId": "111111111111", "region": "eu-west-1" },
-        "imageId": "ami-0123456789abcdef0",
+        "image": source_image(),
         "imageFound": true,
-        "force": false,
         "accounts": [{
             "accountId": "222222222222",
             "copiesOf": ["nightly-1-0123abcd"],
             "instancesOf": ["nightly-1-0123abcd"]
         }],
         "takeBack": take_back(),
+        "askUsage": true,
+        "reportUsage": true,
+        "plan": true,
+        "planHash": "f72000278f64efa800b180b5b2a4861e2aae1d4685599d8c454af9e30a294a85",
         "more": true,
         "progress": progress()
     })
 }
 
+fn usage_report() -> Value {
+    json!({ "image": source_image(), "reportId": "report-0123" })
+}
+
+fn source_image() -> Value {
+    json!({ "source": { "accountId": "111111111111", "region": "eu-west-1" }, "imageId": "ami-0123456789abcdef0" })
+}
+
 fn progress() -> Value {
     json!({
         "phase": "revoke",
-        "after": "222222222222",
-        "until": "444444444444",
+        "after": { "image": source_image(), "accountId": "222222222222" },
+        "until": { "image": source_image(), "accountId": "444444444444" },
+        "rounds": 2,
+        "ofImage": true,
         "remaining": 3,
         "revoked": ["222222222222"],
+        "images": ["ami-0123456789abcdef0"],
         "notOurs": ["222222222222"],
         "stays": ["222222222222"],
         "unlisted": 1,
@@ -240,8 +256,8 @@ fn variables() -> Value {
         "request": { "imageId": "ami-0123456789abcdef0", "targets": "all" },
         "phase": "check",
         "usage": { "asked": ["222222222222"], "unasked": ["444444444444"], "uses": [used()], "unlisted": 0 },
-        "reportId": "report-0123",
-        "reported": [used()],
+        "reports": [usage_report()],
+        "plan": null,
         "targetFailure": failure(),
         "startedAt": "2026-11-24T03:00:00.000Z",
         "launchImageId": "ami-0123456789abcdef1",
@@ -334,6 +350,13 @@ fn the_sample_is_a_resolution() {
 fn the_sample_is_a_round() {
     let parsed: Round = serde_json::from_value(round()).unwrap();
     assert_eq!(serde_json::to_value(parsed).unwrap(), round());
+}
+
+#[test]
+fn the_sample_is_a_usage_report() {
+    let report: UsageReport = serde_json::from_value(usage_report()).unwrap();
+    let answer = create_usage_report::Output { report, wait_seconds: 15 };
+    assert_eq!(json(answer), json!({ "report": usage_report(), "waitSeconds": 15 }));
 }
 
 #[test]
@@ -572,13 +595,13 @@ fn every_answer_has_what_its_state_reads() {
         ),
         ("VerifyVolumes", json(verify_volumes::Output { volumes: vec![] })),
         ("ResolveRevoke", round()),
-        ("CreateUsageReport", json(create_usage_report::Output { report_id: "report-1".to_owned(), wait_seconds: 15 })),
+        ("CreateUsageReport", json!({ "report": usage_report(), "waitSeconds": 15 })),
         (
             "DescribeUsageReport",
             json(describe_usage_report::Output {
                 state: describe_usage_report::State::Available,
                 wait_seconds: 0,
-                reported: vec![],
+                usage: Usage::default(),
             }),
         ),
         ("AuditShares", json(audit_shares::Output { progress: None, report: None, table: None })),
@@ -607,18 +630,16 @@ fn choices_compare_with_what_steps_answer() {
     let expected = format!("{{% $usageState = '{}' %}}", available.as_str().unwrap());
     assert_eq!(revoke_state("CheckUsageReport")["Choices"][0]["Condition"], expected);
     let check = format!("$soFar.phase = '{}'", json(ami_share_core::revoke::Phase::Check).as_str().unwrap());
-    for choice in revoke_state("ChooseRound")["Choices"].as_array().unwrap().iter().take(2) {
-        assert!(choice["Condition"].as_str().unwrap().contains(&check), "{choice}");
-    }
-    for (name, phase) in
-        [("JudgeUsage", revoke_state("JudgeUsage")), ("CheckLooked", revoke_state("CheckLooked")["Choices"][1].clone())]
-    {
-        assert_eq!(phase["Assign"]["phase"], json(ami_share_core::revoke::Phase::Revoke), "{name}");
-    }
+    assert!(revoke_state("ChooseRound")["Choices"][1]["Condition"].as_str().unwrap().contains(&check));
+    assert_eq!(revoke_state("CheckPlan")["Assign"]["phase"], json(ami_share_core::revoke::Phase::Revoke));
     let plan = json(ami_share_core::share::Action::Plan);
-    let plan = format!("$resolution.action = '{}'", plan.as_str().unwrap());
-    for name in ["ChoosePlan", "CheckPlan"] {
-        assert!(state(name)["Choices"][0]["Condition"].as_str().unwrap().contains(&plan), "{name}");
+    let plan = format!(".action = '{}'", plan.as_str().unwrap());
+    for (name, state) in [
+        ("ChoosePlan", state("ChoosePlan")),
+        ("CheckPlan", state("CheckPlan")),
+        ("CheckPlan", revoke_state("CheckPlan")),
+    ] {
+        assert!(state["Choices"][0]["Condition"].as_str().unwrap().contains(&plan), "{name}");
     }
     let again = json(describe_instance::State::Again);
     let again = format!("{{% $instanceState = '{}' %}}", again.as_str().unwrap());

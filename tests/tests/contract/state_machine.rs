@@ -435,13 +435,26 @@ fn a_share_that_cannot_be_settled_or_reported_is_taken_back() {
 #[test]
 fn a_revoke_asks_before_it_takes_back() {
     let (own, _) = split(&revoke_share());
-    for (choice, next) in [(0, "CheckUsage"), (1, "CheckLooked")] {
-        let choice = &own.states["ChooseRound"]["Choices"][choice];
-        assert!(choice["Condition"].as_str().unwrap().contains("$soFar.phase = 'check'"));
-        assert_eq!(choice["Next"], next);
-    }
+    let choices = own.states["ChooseRound"]["Choices"].as_array().unwrap();
+    let chosen: Vec<(&str, &str)> = choices
+        .iter()
+        .map(|choice| (choice["Condition"].as_str().unwrap(), choice["Next"].as_str().unwrap()))
+        .collect();
+    let expected = [
+        ("{% $thisRound.askUsage %}", "CheckUsage"),
+        ("{% $soFar.phase = 'check' %}", "CheckLooked"),
+        ("{% $thisRound.takeBack = null %}", "CheckRound"),
+    ];
+    assert_eq!(chosen, expected);
     assert_eq!(own.states["ChooseRound"]["Default"], "TakeBack");
-    assert_eq!(own.states["JudgeUsage"]["Assign"], json!({ "phase": "revoke" }));
+    assert_eq!(own.states["CheckPlan"]["Assign"], json!({ "phase": "revoke" }));
+    let begins_to_take: Vec<&String> = own
+        .states
+        .iter()
+        .filter(|(_, state)| definition::strings(state).contains(&"revoke"))
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(begins_to_take, ["CheckPlan"]);
 }
 
 /// How long a state waits before its last attempt after `error`, in seconds, at the least: what has full jitter may not

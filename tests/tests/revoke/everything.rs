@@ -256,10 +256,10 @@ async fn an_image_that_is_disabled_or_gone_is_revoked_all_the_same() -> Result<(
 #[tokio::test]
 async fn a_request_is_refused_with_every_problem_before_anything_is_called() -> Result<()> {
     let stage = Stage::start(one_target()).await?;
-    let request = json!({ "imageId": "ami-1", "targets": ["22", SOURCE], "copies": 1, "action": "plan" });
+    let request = json!({ "imageId": "ami-1", "targets": ["22", SOURCE], "copies": 1, "onFailure": "keep" });
     let refused = stage.revoke("wrong", &request).await?;
     assert_eq!(refused.error(), "InvalidRequest", "{}", refused.summary());
-    for field in ["imageId", "targets[0]", "copies", "action"] {
+    for field in ["imageId", "targets[0]", "copies", "onFailure"] {
         assert!(refused.cause().contains(field), "{field}: {}", refused.cause());
     }
     assert!(refused.cause().contains("Nothing was changed"), "{}", refused.cause());

@@ -1,6 +1,7 @@
 //! Executions of revoke-share after executions of share-ami, as both are deployed: what is taken back, what
 //! stays and why, and what each leaves behind in every account.
 
+mod all_images;
 mod everything;
 mod in_use;
 mod left;

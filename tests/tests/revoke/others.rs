@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::{Stage, differences, one_target};
 
 /// Another image. Its volumes are under the first key of `image`; the others of `image` are under a key of its own.
-async fn other_image(stage: &Stage) -> Result<seed::Image> {
+pub(crate) async fn other_image(stage: &Stage) -> Result<seed::Image> {
     let shared_key = stage.image.key_arns()[0];
     seed::image_under(&stage.local.sandbox.endpoint(), SOURCE, "other-image", shared_key, shared_key).await
 }

@@ -169,12 +169,19 @@ pub enum Error {
     VolumeNotReencrypted { volume: String, account: AccountId, found: String, expected: String },
 
     #[error(
-        "image {image} is still in use: {}{}; have it replaced there, or revoke with force, which takes it back all \
-         the same (what runs goes on running; what is launched from then on fails)",
+        "still in use: {}{}; have it replaced there, or revoke with force, which takes it back all the same (what runs \
+         goes on running; what is launched from then on fails)",
         listed(uses),
         if *unlisted > 0 { format!("; and {unlisted} more") } else { String::new() }
     )]
-    ImageInUse { image: ImageId, uses: Vec<Use>, unlisted: usize },
+    ImageInUse { uses: Vec<Use>, unlisted: usize },
+
+    /// `has` is what follows the account in a sentence; `command` takes it.
+    #[error(
+        "account {account} {has}, and no note says that ami-share gave it: it stays; if nobody else needs it, take it \
+         with: {command}"
+    )]
+    NotNoted { account: AccountId, has: String, command: String },
 
     /// `reason` has AWS's code, message and request id.
     #[error("{call} in account {account} failed: {reason}")]
@@ -218,13 +225,14 @@ impl Error {
             Self::InstanceDied { .. } => "InstanceDied",
             Self::VolumeNotReencrypted { .. } => "VolumeNotReencrypted",
             Self::ImageInUse { .. } => "ImageInUse",
+            Self::NotNoted { .. } => "NotNoted",
             Self::Aws { .. } => "Aws",
             Self::Several(errors) => errors.first().map_or("Aws", Self::name),
         }
     }
 
     /// Every name there is, for the contract test between this enum, the state machine and docs/errors.md.
-    pub const NAMES: [&str; 23] = [
+    pub const NAMES: [&str; 24] = [
         "InvalidRequest",
         "TargetNotAllowed",
         "ImageNotFound",
@@ -247,6 +255,7 @@ impl Error {
         "InstanceDied",
         "VolumeNotReencrypted",
         "ImageInUse",
+        "NotNoted",
         "Aws",
     ];
 

@@ -92,13 +92,7 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
     let image_id = fields.required("imageId", ImageId::parse);
     let source = read_source(&fields, default_source);
     let targets = read_targets(&fields, source.as_ref(), problems);
-    let action = fields.or("action", Action::Apply, |v| {
-        one_of(&v, &[("apply", Action::Apply), ("plan", Action::Plan)], &[("audit", ELSEWHERE)])
-    });
-    let plan_hash = fields.optional("planHash", PlanHash::parse);
-    if action == Some(Action::Plan) && fields.get("planHash").is_some() {
-        fields.problem("planHash", None, "goes with action apply only: a plan is made of what is there now".to_owned());
-    }
+    let (action, plan_hash) = read_action(&fields);
     let key_access = fields.or("keyAccess", KeyAccess::Policy, |v| {
         one_of(&v, &[("policy", KeyAccess::Policy), ("grant", KeyAccess::Grant)], &[])
     });
@@ -132,6 +126,18 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
         action: action?,
         plan_hash: plan_hash?,
     })
+}
+
+/// The action, and the plan that it is to apply.
+pub(crate) fn read_action(fields: &Fields) -> (Option<Action>, Option<Option<PlanHash>>) {
+    let action = fields.or("action", Action::Apply, |v| {
+        one_of(&v, &[("apply", Action::Apply), ("plan", Action::Plan)], &[("audit", ELSEWHERE)])
+    });
+    let plan_hash = fields.optional("planHash", PlanHash::parse);
+    if action == Some(Action::Plan) && fields.get("planHash").is_some() {
+        fields.problem("planHash", None, "goes with action apply only: a plan is made of what is there now".to_owned());
+    }
+    (action, plan_hash)
 }
 
 pub(crate) fn read_source(fields: &Fields, default_source: &Source) -> Option<Source> {

@@ -67,7 +67,8 @@ fn statements(bytes: usize) -> String {
 #[test]
 fn the_calls_are_those_of_the_steps_in_their_order() {
     let plan = plan(&resolution(2, &["222222222222", "333333333333"], 1));
-    let calls: Vec<(&str, &str)> = plan.calls.iter().map(|call| (call.account_id.as_str(), call.call)).collect();
+    let calls: Vec<(&str, &str)> =
+        plan.calls.iter().map(|call| (call.account_id.as_str(), call.call.as_str())).collect();
     let target = |account| {
         [
             (account, "iam:AttachRolePolicy"),

@@ -1,7 +1,7 @@
 //! What changes in a policy, to be read by people.
 
 use ami_share_core::Error;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use similar::TextDiff;
 
@@ -9,31 +9,31 @@ use similar::TextDiff;
 const CONTEXT: usize = 3;
 
 /// What changes in a policy.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct PolicyDiff {
+pub struct PolicyDiff {
     /// Nothing where there is no policy yet.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) bytes_before: Option<usize>,
-    pub(crate) bytes_after: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_before: Option<usize>,
+    pub bytes_after: usize,
     /// AWS's limit for `bytes_after`, where the policy stands alone.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) bytes_limit: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_limit: Option<usize>,
     /// A unified diff of the documents, each laid out anew; one element a line, which is how a
     /// console shows it best.
-    pub(crate) diff: Vec<String>,
+    pub diff: Vec<String>,
 }
 
 impl PolicyDiff {
     /// # Errors
     /// [`Error::InvalidRequest`], never with documents that are JSON.
-    pub(crate) fn new(before: Option<&str>, after: &str, bytes_limit: Option<usize>) -> Result<Self, Error> {
+    pub fn new(before: Option<&str>, after: &str, bytes_limit: Option<usize>) -> Result<Self, Error> {
         let diff = unified(&before.map(lay_out).transpose()?.unwrap_or_default(), &lay_out(after)?);
         Ok(Self { bytes_before: before.map(str::len), bytes_after: after.len(), bytes_limit, diff })
     }
 
     /// Keeps as many lines as fit into `bytes` of JSON, and says how many were left out.
-    pub(crate) fn cut(&mut self, bytes: usize) {
+    pub fn cut(&mut self, bytes: usize) {
         let mut used = 0;
         let fits = |line: &&String| {
             used += written(line);
@@ -47,7 +47,8 @@ impl PolicyDiff {
         }
     }
 
-    pub(crate) fn bytes(&self) -> usize {
+    /// What its lines take, in bytes of JSON.
+    pub fn bytes(&self) -> usize {
         self.diff.iter().map(|line| written(line)).sum()
     }
 }

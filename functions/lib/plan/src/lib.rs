@@ -1,0 +1,35 @@
+//! What plans consist of: the calls that would change something, and what changes in policies. PlanShare and PlanRevoke
+//! make them.
+
+mod diff;
+
+use ami_share_core::ids::{AccountId, Region};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use diff::PolicyDiff;
+
+/// What stands for an id that only the call will give, or find.
+pub const COPY: &str = "the copy";
+pub const INSTANCE: &str = "the instance";
+
+/// One call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Call {
+    pub account_id: AccountId,
+    /// Nothing for IAM, which is global.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<Region>,
+    /// As an IAM action.
+    pub call: String,
+    /// Those that matter, under the names that AWS gives them.
+    pub parameters: Value,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyDiff>,
+}
+
+/// The bytes that `value` takes as JSON.
+pub fn written(value: &impl Serialize) -> usize {
+    serde_json::to_string(value).map_or(0, |text| text.len())
+}

@@ -1,0 +1,4 @@
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), lambda_runtime::Error> {
+    ami_share_core::step::run(plan_revoke::plan_revoke).await
+}
