@@ -11,13 +11,12 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CONCURRENCY,
     allowed::Refused,
     grantee::Grantee,
     images::{self, Inventory, Position},
     keys::{self, KeyAccess},
     notes::Notes,
-    refused,
+    pace::CONCURRENCY,
     report::{Finding, Kind, Report, written},
     shares::{self, Seen},
 };
@@ -380,7 +379,7 @@ impl World<'_> {
     }
 
     async fn refused(&self, accounts: &BTreeSet<AccountId>, report: &mut Report) -> Result<Refused, Error> {
-        let refused = refused(self.hub, self.execution, accounts).await?;
+        let refused = Refused::ask(self.hub, self.execution, accounts).await?;
         if let Some(reason) = &refused.unknown {
             report.find_once(Finding::new(Kind::AllowListNotChecked, vec![], |_| {
                 format!("Whether accounts that are not listed may be targets is not known: {reason}.")

@@ -4,9 +4,11 @@ mod undo;
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::{Actions, client_token, making_encrypted},
+    hub::Actions,
     ids::{AccountId, ExecutionName, ImageId},
+    key_actions::making_encrypted,
     share::{EXECUTION_TAG, Image, KEY_TAG, SOURCE_IMAGE_TAG, Source, Target},
+    tokens::client_token,
 };
 use aws_sdk_ec2::{
     Client,

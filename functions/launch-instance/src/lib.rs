@@ -4,9 +4,11 @@ mod undo;
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::{Actions, launch_token, making_encrypted},
+    hub::Actions,
     ids::{ExecutionName, ImageId, InstanceId},
+    key_actions::making_encrypted,
     share::{EXECUTION_TAG, Image, Mode, SOURCE_IMAGE_TAG, Source, Target},
+    tokens::launch_token,
 };
 use aws_sdk_ec2::{
     Client,

@@ -2,7 +2,7 @@
 
 use ami_share_core::{
     Error,
-    hub::policy_arn,
+    arns::policy_arn,
     ids::{AccountId, PrincipalArn, PrincipalKind, Region},
     key_policy::MAX_BYTES,
     principal_policy::PrincipalPolicy,
@@ -13,7 +13,7 @@ use aws_sdk_kms::types::GrantOperation;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{PolicyChange, diff::PolicyDiff};
+use crate::{diff::PolicyDiff, policies::PolicyChange};
 
 /// What stands for an id that only the call will give.
 const COPY: &str = "the copy";

@@ -16,10 +16,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    PolicyChange,
     calls::{Call, Names, calls},
     diff::PolicyDiff,
-    planned,
+    policies::{PolicyChange, planned},
 };
 
 /// What a plan may take of the 262,144 bytes that states pass to each other: the call of a function has

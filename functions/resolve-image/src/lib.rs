@@ -29,14 +29,7 @@ pub const ACTIONS: Actions = Actions {
         "kms:GetKeyPolicy",
         "kms:ListGrants",
     ],
-    target: &[
-        "iam:ListAttachedRolePolicies",
-        "iam:ListAttachedUserPolicies",
-        "iam:ListRolePolicies",
-        "iam:ListUserPolicies",
-        "ec2:DescribeImages",
-        "kms:DescribeKey",
-    ],
+    target: &targets::ACTIONS,
     launcher: &[],
 };
 

@@ -1,8 +1,10 @@
 //! The targets: whether their principals and keys are there, and what they lack.
 
 use ami_share_core::{
-    Error, Hub, aws,
-    hub::policy_arn,
+    Error, Hub,
+    arns::policy_arn,
+    aws,
+    hub::Actions,
     ids::{AccountId, ExecutionName, ImageId, KeyArn, PrincipalArn, PrincipalKind},
     principal_policy::inline_policy_name,
     request::{Request, RequestedTarget},
@@ -13,7 +15,15 @@ use aws_sdk_iam::error::ProvideErrorMetadata;
 use aws_sdk_kms::types::{KeySpec, KeyState};
 use futures_util::{StreamExt, stream};
 
-use crate::ACTIONS;
+/// What is asked in a target.
+pub(crate) const ACTIONS: [&str; 6] = [
+    "iam:ListAttachedRolePolicies",
+    "iam:ListAttachedUserPolicies",
+    "iam:ListRolePolicies",
+    "iam:ListUserPolicies",
+    "ec2:DescribeImages",
+    "kms:DescribeKey",
+];
 
 /// How many targets are asked at a time.
 const CONCURRENCY: usize = 16;
@@ -61,7 +71,8 @@ async fn find_one(
 ) -> Result<TargetState, Vec<Error>> {
     let account = &target.account_id;
     let region = &request.source.region;
-    let config = hub.as_target(account, region, execution, ACTIONS).await.map_err(|error| vec![error])?;
+    let actions = Actions { target: &ACTIONS, ..Actions::default() };
+    let config = hub.as_target(account, region, execution, actions).await.map_err(|error| vec![error])?;
     let iam = aws_sdk_iam::Client::new(&config);
     let mut errors = Vec::new();
     let mut state = TargetState::default();

@@ -2,21 +2,23 @@
 
 use ami_share_core::{
     Error, aws,
-    hub::{OWN_KEY_ACTIONS, SOURCE_KEY_ACTIONS},
+    hub::Actions,
     ids::{KeyArn, PrincipalArn},
+    key_actions::{OWN_KEY_ACTIONS, SOURCE_KEY_ACTIONS},
 };
 use aws_sdk_iam::types::{ContextEntry, ContextKeyTypeEnum, EvaluationResult, PolicyEvaluationDecisionType};
 use aws_sdk_kms::{error::ProvideErrorMetadata, types::KeySpec};
 
 use crate::{
-    Attempt, Findings, LAUNCH_ACTIONS, by_clause, grouped,
+    attempt::Attempt,
+    findings::{Findings, by_clause, grouped},
     key_access::Call,
     source::{policy_findings, state_problem},
 };
 
 /// `with_source_keys` when the source account's keys were needed: not for a launch of the target's
 /// own copy.
-pub(crate) async fn examine(attempt: Attempt<'_>, with_source_keys: bool, findings: &mut Findings) {
+pub(crate) async fn examine(attempt: Attempt<'_>, actions: Actions, with_source_keys: bool, findings: &mut Findings) {
     let target = &attempt.target.account_id;
     let principal = match attempt.hub.launcher(target, &attempt.source.region) {
         Ok(principal) => principal,
@@ -32,7 +34,7 @@ pub(crate) async fn examine(attempt: Attempt<'_>, with_source_keys: bool, findin
     if needed.iter().all(|(_, actions)| actions.is_empty()) {
         return;
     }
-    let asked = attempt.hub.as_target(target, &attempt.source.region, attempt.execution, LAUNCH_ACTIONS).await;
+    let asked = attempt.hub.as_target(target, &attempt.source.region, attempt.execution, actions).await;
     let iam = match asked {
         Ok(config) => aws_sdk_iam::Client::new(&config),
         Err(error) => return findings.doubts.push(format!("the launcher's IAM policies ({error})")),

@@ -13,9 +13,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::RecordTable,
     ids::{ExecutionName, KeyArn},
     key_policy::KeyPolicy,
+    settings::RecordTable,
     share::Source,
 };
 use aws_sdk_dynamodb::{Client, error::ProvideErrorMetadata, types::AttributeValue};

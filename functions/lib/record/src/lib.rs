@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::RecordTable,
     ids::{AccountId, ExecutionName, ImageId, InstanceId},
+    settings::RecordTable,
     share::{Image, PrincipalAccess, Source, Target},
 };
 use aws_sdk_dynamodb::{Client, error::ProvideErrorMetadata, types::AttributeValue};
