@@ -1,7 +1,7 @@
 //! DescribeUsageReport: looks whether EC2's report on who uses the image is there, and reads what it says
 //! of the targets.
 
-use std::{collections::BTreeSet, time::SystemTime};
+use std::collections::BTreeSet;
 
 use ami_share_core::{
     Error, Hub, aws,
@@ -72,7 +72,7 @@ pub async fn describe_usage_report(hub: &Hub, input: Input) -> Result<Output, Er
             Ok(Output { state: State::Available, wait_seconds: 0, reported: reported(&ec2, &input).await? })
         }
         Some("pending") => {
-            let age = DateTime::from(SystemTime::now()).secs() - report.creation_time().map_or(0, DateTime::secs);
+            let age = DateTime::from(hub.now()).secs() - report.creation_time().map_or(0, DateTime::secs);
             let age = u64::try_from(age).unwrap_or_default();
             if age > USAGE_REPORT.patience {
                 return Err(unknown(&input, "it has been pending for over six hours"));

@@ -6,15 +6,13 @@
 
 mod source;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::UNIX_EPOCH,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ami_share_core::{
     Error, Hub,
     hub::Actions,
     ids::{AccountId, ExecutionName},
+    mark::Mark,
     revoke::{Phase, Progress, ROUND, RevokeRequest, RevokedAccount, RevokedTargets, Round},
     share::Source,
     take_back::TakenBack,
@@ -84,8 +82,8 @@ pub async fn resolve_revoke(hub: &Hub, input: Input) -> Result<Round, Error> {
         progress.remaining = ahead.accounts.len() + ahead.rest + ahead.beyond;
         return Ok(round(&execution, &request, false, &[], false, progress));
     }
-    let now = i64::try_from(hub.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or(i64::MAX);
-    let mark = &format!("{execution} {now}");
+    let now = hub.now_ms();
+    let mark = &Mark::new(&execution, now);
     let revoking = progress.phase == Phase::Revoke;
     let request_at_hand = &request;
     let read: Vec<Vec<Note>> = stream::iter(&ahead.accounts)

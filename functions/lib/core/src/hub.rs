@@ -82,6 +82,11 @@ impl Hub {
         self.config.time_source().map_or_else(SystemTime::now, |clock| clock.now())
     }
 
+    /// The same in milliseconds since 1970.
+    pub fn now_ms(&self) -> i64 {
+        millis(self.now())
+    }
+
     /// For clients that act in the hub account, as the function's own role.
     pub fn config(&self) -> &SdkConfig {
         &self.config
@@ -268,6 +273,12 @@ impl Hub {
         );
         Ok(self.config.to_builder().credentials_provider(SharedCredentialsProvider::new(credentials)).build())
     }
+}
+
+/// In milliseconds since 1970, as notes and locks say a time.
+pub fn millis(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// The execution's name as a session name: 2 to 64 characters of `[\w+=,.@-]` (STS API reference,

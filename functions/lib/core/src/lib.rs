@@ -16,6 +16,7 @@
 //! - [`plan`]: what a plan and the steps that carry it out agree on.
 //! - [`polling`]: how long to wait between two looks at what takes its time.
 //! - [`principal_policy`]: the inline policy of a principal that may use one key.
+//! - [`mark`]: what a take-back writes on a note before it looks.
 //! - [`take_back`]: what is taken back, and what became of it.
 //! - [`words`]: what reports say.
 //! - [`step`]: the Lambda adapter.
@@ -31,6 +32,7 @@ pub mod hub;
 pub mod ids;
 pub mod key_actions;
 pub mod key_policy;
+pub mod mark;
 pub mod plan;
 pub mod polling;
 pub mod principal_policy;
