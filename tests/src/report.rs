@@ -106,7 +106,7 @@ impl Run {
         text.push_str(&table(["CALLS IN", "READS", "CHANGES", "REFUSED"], rows));
         let target = self.target();
         if let Some(instance) = target["instanceId"].as_str() {
-            let fate = if target["kept"] == true { "kept" } else { "then terminated" };
+            let fate = if target["instanceStays"] == true { "kept" } else { "then terminated" };
             let image = target["imageId"].as_str().unwrap_or_default();
             let _ = writeln!(text, "\n  Instance {instance} of {image} ran in {}, {fate}.\n", account(TARGET));
             let volumes = target["volumes"].as_array().into_iter().flatten().map(|volume| {

@@ -1,12 +1,12 @@
 //! Who of those that can use an image or a key is not on the hub's allow-list.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ami_share_core::{
-    Error,
+    Error, Hub,
     allow_list::AllowList,
     error::RefusedTarget,
-    ids::{AccountId, OrganizationId, OrganizationalUnitId},
+    ids::{AccountId, ExecutionName, OrganizationId, OrganizationalUnitId},
 };
 
 use crate::{
@@ -23,11 +23,26 @@ pub(crate) struct Refused {
 }
 
 impl Refused {
-    pub(crate) fn of(refused: Vec<RefusedTarget>) -> Self {
+    /// Which of `accounts` may not be targets. Where Organizations cannot be asked, that is said of the accounts that it
+    /// would have to be asked about: it is no reason to say nothing of the rest.
+    pub(crate) async fn ask(
+        hub: &Hub,
+        execution: &ExecutionName,
+        accounts: &BTreeSet<AccountId>,
+    ) -> Result<Self, Error> {
+        match ami_share_allow_list::check(hub, execution, accounts).await {
+            Ok(()) => Ok(Self::default()),
+            Err(Error::TargetNotAllowed { refused, .. }) => Ok(Self::of(refused)),
+            Err(error @ Error::AccessDenied { .. }) => Ok(Self::unknown(&error)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn of(refused: Vec<RefusedTarget>) -> Self {
         Self { accounts: refused.into_iter().map(|target| (target.account_id, target.reason)).collect(), unknown: None }
     }
 
-    pub(crate) fn unknown(error: &Error) -> Self {
+    fn unknown(error: &Error) -> Self {
         Self { accounts: BTreeMap::new(), unknown: Some(error.to_string()) }
     }
 

@@ -15,7 +15,7 @@ use aws_sdk_ec2::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 
-use crate::{CONCURRENCY, grantee::Grantee};
+use crate::{grantee::Grantee, pace::CONCURRENCY};
 
 pub(crate) const DESCRIBE_IMAGES: &str = "ec2:DescribeImages";
 pub(crate) const DESCRIBE_SNAPSHOTS: &str = "ec2:DescribeSnapshots";

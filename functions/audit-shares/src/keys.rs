@@ -13,7 +13,7 @@ use aws_sdk_kms::{Client, error::ProvideErrorMetadata, types::GrantListEntry};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 
-use crate::CONCURRENCY;
+use crate::pace::CONCURRENCY;
 
 pub(crate) const GET_KEY_POLICY: &str = "kms:GetKeyPolicy";
 pub(crate) const LIST_KEYS: &str = "kms:ListKeys";

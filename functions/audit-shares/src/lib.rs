@@ -10,26 +10,18 @@ mod grantee;
 mod images;
 mod keys;
 mod notes;
+mod pace;
 mod report;
 mod run;
 mod shares;
 mod table;
 
-use std::collections::BTreeSet;
-
-use ami_share_core::{
-    Error, Hub,
-    hub::Actions,
-    ids::{AccountId, ExecutionName},
-    request::AuditRequest,
-    share::Source,
-};
+use ami_share_core::{Error, Hub, hub::Actions, ids::ExecutionName, request::AuditRequest, share::Source};
 use ami_share_record::Record;
 use aws_sdk_ec2::config::retry::RetryConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use allowed::Refused;
 use images::Inventory;
 use notes::Notes;
 use run::World;
@@ -50,12 +42,6 @@ pub const ACTIONS: Actions = Actions {
     target: &[],
     launcher: &[],
 };
-
-/// How many calls are made at a time.
-const CONCURRENCY: usize = 8;
-
-/// How often a call is tried that EC2 throttles. The SDK's adaptive mode also slows down for the ones after it.
-const ATTEMPTS: u32 = 10;
 
 /// What it calls in the hub account, as its own role.
 pub const HUB_ACTIONS: [&str; 2] = [ami_share_record::HUB_ACTIONS[0], ami_share_record::SCAN];
@@ -89,7 +75,7 @@ pub async fn audit_shares(hub: &Hub, input: Input) -> Result<Output, Error> {
     let request = read_request(hub, &input.request)?;
     let source = &request.source;
     let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
-    let config = config.to_builder().retry_config(RetryConfig::adaptive().with_max_attempts(ATTEMPTS)).build();
+    let config = config.to_builder().retry_config(RetryConfig::adaptive().with_max_attempts(pace::ATTEMPTS)).build();
     let ec2 = aws_sdk_ec2::Client::new(&config);
     let world = World {
         hub,
@@ -113,15 +99,4 @@ fn read_request(hub: &Hub, request: &Value) -> Result<AuditRequest, Error> {
     let region = hub.region().map_err(|rule| Error::invalid("region", "", rule))?;
     let default_source = Source { account_id: hub.settings.source_account.clone(), region };
     AuditRequest::parse(request, &default_source).map_err(Error::InvalidRequest)
-}
-
-/// Which of `accounts` may not be targets. Where Organizations cannot be asked, that is said of the accounts that it
-/// would have to be asked about: it is no reason to say nothing of the rest.
-async fn refused(hub: &Hub, execution: &ExecutionName, accounts: &BTreeSet<AccountId>) -> Result<Refused, Error> {
-    match ami_share_allow_list::check(hub, execution, accounts).await {
-        Ok(()) => Ok(Refused::default()),
-        Err(Error::TargetNotAllowed { refused, .. }) => Ok(Refused::of(refused)),
-        Err(error @ Error::AccessDenied { .. }) => Ok(Refused::unknown(&error)),
-        Err(error) => Err(error),
-    }
 }

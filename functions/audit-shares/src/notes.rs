@@ -11,7 +11,7 @@ use ami_share_core::{
 use ami_share_record::{Gift, Record};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use crate::CONCURRENCY;
+use crate::pace::CONCURRENCY;
 
 pub(crate) struct Notes {
     record: Record,

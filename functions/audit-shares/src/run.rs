@@ -11,13 +11,12 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CONCURRENCY,
     allowed::Refused,
     grantee::Grantee,
     images::{self, Inventory, Position},
     keys::{self, KeyAccess},
     notes::Notes,
-    refused,
+    pace::CONCURRENCY,
     report::{Finding, Kind, Report, written},
     shares::{self, Seen},
 };
@@ -138,15 +137,8 @@ async fn look_at_images(
     keys.extend(progress.open.keys().cloned());
     let access = keys::read(&world.kms, &world.request.source, &world.source_role, keys).await?;
     // Other images under the keys of the one that was asked for matter only to accounts that nothing else explains.
-    let explained = |progress: &Progress| {
-        let explains = |(key, open): (&KeyArn, &OpenKey)| {
-            open.unknown
-                || access.get(key).is_none_or(|access| shares::left_over(access, Some(&open.launching)).is_empty())
-        };
-        progress.open.iter().all(explains)
-    };
     let siblings = chunk.first().is_some_and(|position| position.sibling);
-    let (chunk, rest) = if siblings && explained(progress) { (&[][..], &[][..]) } else { (chunk, rest) };
+    let (chunk, rest) = if siblings && explained(progress, &access) { (&[][..], &[][..]) } else { (chunk, rest) };
 
     let launching = world.launching(chunk).await?;
     let copying = world.copying(chunk).await?;
@@ -172,8 +164,30 @@ async fn look_at_images(
             });
         }
     }
+    report_on(world, progress, &seen, &under(rest), &access).await?;
+    tracing::info!(images = seen.len(), "looked at");
+    Ok(match (chunk.last(), rest.is_empty(), only) {
+        (Some(last), false, _) => Stage::Images(Some(last.clone())),
+        (_, _, None) => Stage::Keys(None),
+        (_, _, Some(_)) => Stage::Done,
+    })
+}
 
-    let still_open = under(rest);
+/// Whether every account that an open key names can launch an image under it.
+fn explained(progress: &Progress, access: &BTreeMap<KeyArn, KeyAccess>) -> bool {
+    progress.open.iter().all(|(key, open)| {
+        open.unknown || access.get(key).is_none_or(|access| shares::left_over(access, Some(&open.launching)).is_empty())
+    })
+}
+
+/// Says what was found of these images, and of the open keys that none of the images to come is under.
+async fn report_on(
+    world: &World<'_>,
+    progress: &mut Progress,
+    seen: &[Seen<'_>],
+    still_open: &BTreeSet<KeyArn>,
+    access: &BTreeMap<KeyArn, KeyAccess>,
+) -> Result<(), Error> {
     let closed: Vec<(KeyArn, OpenKey)> = progress.open.extract_if(.., |key, _| !still_open.contains(key)).collect();
     let closed: Vec<(&KeyArn, &KeyAccess, OpenKey)> = closed
         .iter()
@@ -188,7 +202,7 @@ async fn look_at_images(
     let refused = world.refused(&in_question, &mut progress.report).await?;
 
     let (list, report) = (&world.hub.settings.allow_list, &mut progress.report);
-    for seen in &seen {
+    for seen in seen {
         report.summary.images += 1;
         report.find(seen.findings());
         let findings = refused.findings(list, seen.grantees(), seen.image_id.as_str());
@@ -199,12 +213,7 @@ async fn look_at_images(
         report.summary.keys += 1;
         close(world, report, &refused, key, access, Some(open));
     }
-    tracing::info!(images = seen.len(), "looked at");
-    Ok(match (chunk.last(), rest.is_empty(), only) {
-        (Some(last), false, _) => Stage::Images(Some(last.clone())),
-        (_, _, None) => Stage::Keys(None),
-        (_, _, Some(_)) => Stage::Done,
-    })
+    Ok(())
 }
 
 /// What is noted of an image is all that can be said of it when it is gone.
@@ -380,7 +389,7 @@ impl World<'_> {
     }
 
     async fn refused(&self, accounts: &BTreeSet<AccountId>, report: &mut Report) -> Result<Refused, Error> {
-        let refused = refused(self.hub, self.execution, accounts).await?;
+        let refused = Refused::ask(self.hub, self.execution, accounts).await?;
         if let Some(reason) = &refused.unknown {
             report.find_once(Finding::new(Kind::AllowListNotChecked, vec![], |_| {
                 format!("Whether accounts that are not listed may be targets is not known: {reason}.")

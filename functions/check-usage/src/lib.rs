@@ -3,10 +3,11 @@
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::{Actions, launch_tokens},
+    hub::Actions,
     ids::{AccountId, ExecutionName, ImageId},
     revoke::{RevokedAccount, Usage, Use, UsingResource},
     share::{EXECUTION_TAG, Source},
+    tokens::launch_tokens,
 };
 use aws_sdk_ec2::{
     Client,

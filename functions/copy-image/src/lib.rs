@@ -4,9 +4,11 @@ mod undo;
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::{Actions, client_token, making_encrypted},
+    hub::Actions,
     ids::{AccountId, ExecutionName, ImageId},
+    key_actions::making_encrypted,
     share::{EXECUTION_TAG, Image, KEY_TAG, SOURCE_IMAGE_TAG, Source, Target},
+    tokens::client_token,
 };
 use aws_sdk_ec2::{
     Client,
@@ -64,7 +66,8 @@ pub async fn copy_image(hub: &Hub, input: Input) -> Result<Output, Error> {
     };
     let config = hub.as_launcher(&target.account_id, &source.region, execution, ACTIONS).await?;
     let token = copy_token(execution, &target.account_id);
-    let tags = [(EXECUTION_TAG, execution.as_str()), (SOURCE_IMAGE_TAG, image.image_id.as_str()), (KEY_TAG, key)];
+    let tags =
+        [(EXECUTION_TAG, execution.as_str()), (SOURCE_IMAGE_TAG, image.image_id.as_str()), (KEY_TAG, key.as_str())];
     let copied = Client::new(&config)
         .copy_image()
         .source_image_id(image.image_id.as_str())
@@ -72,7 +75,7 @@ pub async fn copy_image(hub: &Hub, input: Input) -> Result<Output, Error> {
         .name(copy_name(image, &token))
         .description(format!("Copy of {} of account {}, made by ami-share", image.image_id, source.account_id))
         .encrypted(true)
-        .kms_key_id(key)
+        .kms_key_id(key.as_str())
         .tag_specifications(tagged(ResourceType::Image, &tags))
         .tag_specifications(tagged(ResourceType::Snapshot, &tags))
         .client_token(token)
@@ -84,7 +87,7 @@ pub async fn copy_image(hub: &Hub, input: Input) -> Result<Output, Error> {
         call: COPY,
         source: Some("the answer holds no image id".into()),
     })?;
-    tracing::info!(copy = %copy_id, key, "copy started");
+    tracing::info!(copy = %copy_id, %key, "copy started");
     Ok(Output { copy_id })
 }
 
@@ -156,7 +159,7 @@ fn hides_storage(error: &impl ProvideErrorMetadata) -> bool {
 #[cfg(test)]
 mod tests {
     use ami_share_core::{
-        ids::{AccountId, Region},
+        ids::{AccountId, KeyArn, Region},
         share::{Launch, Mode, SourceChanges},
     };
     use aws_sdk_ec2::error::ErrorMetadata;
@@ -185,7 +188,7 @@ mod tests {
                 principal_changes: Vec::new(),
                 source_changes: SourceChanges::default(),
                 mode: Mode::CopyImage,
-                kms_key_id: Some("alias/app".to_owned()),
+                kms_key_id: KeyArn::parse("arn:aws:kms:eu-west-1:222222222222:key/own").ok(),
                 copy_id: None,
                 launch: Launch::default(),
             },

@@ -4,11 +4,12 @@
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::{Actions, client_token},
+    hub::Actions,
     ids::{ExecutionName, ImageId},
     polling::USAGE_REPORT,
     revoke::{SourceImage, UsageReport, UsingResource},
     share::Source,
+    tokens::client_token,
 };
 use aws_sdk_ec2::{Client, error::ProvideErrorMetadata, types::ImageUsageResourceTypeRequest};
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,5 @@
 //! DescribeCopy: looks whether the target's copy is there, or why it failed.
 
-use std::time::SystemTime;
-
 use ami_share_core::{
     Error, Hub, aws,
     hub::Actions,
@@ -78,7 +76,7 @@ pub async fn describe_copy(hub: &Hub, input: Input) -> Result<Output, Error> {
     match copy.state() {
         Some(ImageState::Available) => Ok(Output { state: State::Available, wait_seconds: 0 }),
         Some(ImageState::Pending | ImageState::Transient) => {
-            let age = age(copy.creation_date(), DateTime::from(SystemTime::now()));
+            let age = age(copy.creation_date(), DateTime::from(hub.now()));
             if age > COPY.patience {
                 return Err(failed(format!(
                     "copy {copy_id} has been pending since {}, over 12 hours; look at its snapshots in account {account}",

@@ -32,7 +32,7 @@ pub struct Input {
     pub target: Target,
     pub instance_id: InstanceId,
     /// What it was launched from: the image, or the target's own copy of it.
-    pub image_id: ImageId,
+    pub launch_image_id: ImageId,
     /// How many this execution has launched in the target, with this one.
     pub launches: u64,
     /// How often it has looked at any of them.
@@ -72,7 +72,7 @@ pub enum State {
     execution = %input.execution, account = %input.target.account_id, instance = %input.instance_id
 ))]
 pub async fn describe_instance(hub: &Hub, input: Input) -> Result<Output, Error> {
-    let Input { execution, source, image, target, instance_id, image_id, launches, .. } = &input;
+    let Input { execution, source, image, target, instance_id, launch_image_id, launches, .. } = &input;
     let account = &target.account_id;
     let config = hub.as_launcher(account, &source.region, execution, ACTIONS).await?;
     let found = match Client::new(&config).describe_instances().instance_ids(instance_id.as_str()).send().await {
@@ -96,7 +96,7 @@ pub async fn describe_instance(hub: &Hub, input: Input) -> Result<Output, Error>
         Some(InstanceStateName::Pending) => match INSTANCE.wait_after(looks) {
             Some(wait_seconds) => answer(State::Pending, wait_seconds),
             None => Err(Error::LaunchFailed {
-                image: image_id.clone(),
+                image: launch_image_id.clone(),
                 account: account.clone(),
                 reason: format!(
                     "instance {instance_id} is pending, and the {launches} launched here were looked at for over 10 \
@@ -111,7 +111,7 @@ pub async fn describe_instance(hub: &Hub, input: Input) -> Result<Output, Error>
                 return answer(state, wait_seconds);
             }
             let attempt = Attempt { hub, launcher: &config, execution, source, image, target };
-            let explanation = explain_launch(attempt, image_id, &state_reason).await;
+            let explanation = explain_launch(attempt, launch_image_id, &state_reason).await;
             Err(Error::InstanceDied {
                 instance: instance_id.clone(),
                 account: account.clone(),
@@ -205,7 +205,7 @@ mod tests {
                 launch: Launch::default(),
             },
             instance_id: InstanceId::parse("i-0123abcd").unwrap(),
-            image_id: ImageId::parse("ami-0123abcd").unwrap(),
+            launch_image_id: ImageId::parse("ami-0123abcd").unwrap(),
             launches,
             looks,
             seen,

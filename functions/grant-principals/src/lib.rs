@@ -4,8 +4,10 @@
 mod undo;
 
 use ami_share_core::{
-    Error, Hub, aws,
-    hub::{Actions, policy_arn},
+    Error, Hub,
+    arns::policy_arn,
+    aws,
+    hub::Actions,
     ids::{AccountId, ExecutionName, PrincipalArn, PrincipalKind},
     principal_policy::{PrincipalPolicy, inline_policy},
     share::{PrincipalAccess, Source, SourceChanges, Target},

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use ami_share_core::{
     Error, Hub,
-    hub::{Actions, policy_arn},
+    arns::policy_arn,
+    hub::Actions,
     ids::{AccountId, PrincipalArn, PrincipalKind},
     principal_policy::inline_policy_name,
     share::PrincipalChange,

@@ -4,9 +4,11 @@ mod undo;
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::{Actions, launch_token, making_encrypted},
+    hub::Actions,
     ids::{ExecutionName, ImageId, InstanceId},
+    key_actions::making_encrypted,
     share::{EXECUTION_TAG, Image, Mode, SOURCE_IMAGE_TAG, Source, Target},
+    tokens::launch_token,
 };
 use aws_sdk_ec2::{
     Client,
@@ -30,7 +32,7 @@ pub struct Input {
     pub image: Image,
     pub target: Target,
     /// The image, or the target's own copy of it.
-    pub image_id: ImageId,
+    pub launch_image_id: ImageId,
     /// How many instances this execution has launched in the target before, and seen die.
     pub launches: u64,
 }
@@ -52,16 +54,16 @@ pub struct Output {
 /// has no room, the request does not fit the account's network or the image, or the instance is gone
 /// already; [`Error::QuotaExceeded`].
 #[tracing::instrument(skip_all, fields(
-    execution = %input.execution, account = %input.target.account_id, image = %input.image_id
+    execution = %input.execution, account = %input.target.account_id, image = %input.launch_image_id
 ))]
 pub async fn launch_instance(hub: &Hub, input: Input) -> Result<Output, Error> {
     hub.settings.allow_list.check_listed([&input.target.account_id])?;
-    let Input { execution, source, target, image_id, .. } = &input;
+    let Input { execution, source, target, launch_image_id, .. } = &input;
     let mappings = block_devices(&input.image, target)?;
     let config = hub.as_launcher(&target.account_id, &source.region, execution, ACTIONS).await?;
     let launched = Client::new(&config)
         .run_instances()
-        .image_id(image_id.as_str())
+        .image_id(launch_image_id.as_str())
         .instance_type(InstanceType::from(target.instance_type(&input.image)))
         .set_subnet_id(target.launch.subnet_id.clone())
         .min_count(1)
@@ -95,7 +97,7 @@ fn block_devices(image: &Image, target: &Target) -> Result<Vec<BlockDeviceMappin
     let mapping = |device: &str| {
         let ebs = EbsBlockDevice::builder().delete_on_termination(true);
         let ebs = match key {
-            Some(key) => ebs.encrypted(true).kms_key_id(key),
+            Some(key) => ebs.encrypted(true).kms_key_id(key.as_str()),
             None => ebs,
         };
         BlockDeviceMapping::builder().device_name(device).ebs(ebs.build()).build()
@@ -113,19 +115,19 @@ fn tagged(kind: ResourceType, input: &Input) -> TagSpecification {
 }
 
 fn failure(input: &Input, error: SdkError<RunInstancesError>) -> Error {
-    let Input { source, image, target, image_id, .. } = input;
+    let Input { source, image, target, launch_image_id, .. } = input;
     let account = target.account_id.clone();
     let code = error.code().unwrap_or_default().to_owned();
     if aws::hides_image(&error) {
-        if *image_id == image.image_id {
-            return aws::not_shared_yet(image_id, source, &account, RUN);
+        if *launch_image_id == image.image_id {
+            return aws::not_shared_yet(launch_image_id, source, &account, RUN);
         }
-        let what = format!("copy {image_id} of image {}", image.image_id);
+        let what = format!("copy {launch_image_id} of image {}", image.image_id);
         return Error::NotYetVisible { what, account, call: RUN };
     }
     match advice(&code) {
         Some(advice) => Error::LaunchFailed {
-            image: image_id.clone(),
+            image: launch_image_id.clone(),
             account,
             reason: format!("{code}: {}; {advice}", error.message().unwrap_or_default().trim_end_matches('.')),
             source: Some(error.into()),
@@ -163,7 +165,7 @@ fn advice(code: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use ami_share_core::{
-        ids::{AccountId, SnapshotId},
+        ids::{AccountId, KeyArn, SnapshotId},
         share::{Launch, SourceChanges, Volume},
     };
 
@@ -183,13 +185,15 @@ mod tests {
         }
     }
 
+    const OWN_KEY: &str = "arn:aws:kms:eu-west-1:222222222222:key/own";
+
     fn target(mode: Mode, key: Option<&str>) -> Target {
         Target {
             account_id: AccountId::parse("222222222222").unwrap(),
             source_changes: SourceChanges::default(),
             principal_changes: Vec::new(),
             mode,
-            kms_key_id: key.map(str::to_owned),
+            kms_key_id: key.map(|key| KeyArn::parse(key).unwrap()),
             copy_id: None,
             launch: Launch::default(),
         }
@@ -206,18 +210,18 @@ mod tests {
 
     #[test]
     fn at_launch_puts_every_volume_under_the_key() {
-        let mappings = block_devices(&image("x86_64"), &target(Mode::AtLaunch, Some("alias/app"))).unwrap();
+        let mappings = block_devices(&image("x86_64"), &target(Mode::AtLaunch, Some(OWN_KEY))).unwrap();
         let devices: Vec<_> = mappings.iter().map(|mapping| mapping.device_name().unwrap()).collect();
         assert_eq!(devices, ["/dev/xvda", "/dev/sdf"]);
         for mapping in &mappings {
-            assert_eq!(mapping.ebs().unwrap().kms_key_id(), Some("alias/app"));
+            assert_eq!(mapping.ebs().unwrap().kms_key_id(), Some(OWN_KEY));
             assert_eq!(mapping.ebs().unwrap().encrypted(), Some(true));
         }
     }
 
     #[test]
     fn otherwise_encryption_is_left_as_it_is_and_volumes_go_with_their_instance() {
-        for target in [target(Mode::None, None), target(Mode::CopyImage, Some("alias/app"))] {
+        for target in [target(Mode::None, None), target(Mode::CopyImage, Some(OWN_KEY))] {
             for mapping in block_devices(&image("x86_64"), &target).unwrap() {
                 let ebs = mapping.ebs().unwrap();
                 assert_eq!((ebs.encrypted(), ebs.kms_key_id()), (None, None));

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::{Actions, launch_tokens},
+    hub::Actions,
     take_back::{FromTarget, Taken, UndoInput, Undone},
+    tokens::launch_tokens,
 };
 use aws_sdk_ec2::{
     Client,

@@ -14,7 +14,7 @@ use ami_share_plan::{Call, written};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::PolicyChange;
+use crate::policies::PolicyChange;
 
 /// What a plan may take: it is handed back beside the next round's [`TakeBack`], and states pass 262,144 bytes to each
 /// other.

@@ -2,7 +2,7 @@
 
 use ami_share_core::{
     Error,
-    hub::policy_arn,
+    arns::policy_arn,
     ids::{PrincipalArn, PrincipalKind, Region},
     key_policy::MAX_BYTES,
     principal_policy::PrincipalPolicy,
@@ -13,7 +13,7 @@ use ami_share_plan::{COPY, Call, INSTANCE, PolicyDiff};
 use aws_sdk_kms::types::GrantOperation;
 use serde_json::{Value, json};
 
-use crate::PolicyChange;
+use crate::policies::PolicyChange;
 
 /// Names that calls have of the deployment.
 #[derive(Debug, Clone, Copy)]

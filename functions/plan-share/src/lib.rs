@@ -6,23 +6,21 @@
 
 mod calls;
 mod plan;
+mod policies;
 
 use ami_share_core::{
-    Error, Hub, aws,
+    Error, Hub,
     hub::Actions,
     ids::ExecutionName,
-    key_policy::{self, KeyPolicy},
     plan::PlannedPolicies,
-    share::{Action, KeyChange, Resolution},
+    share::{Action, Resolution},
 };
 use serde::{Deserialize, Serialize};
 
 use calls::Names;
 use plan::Plan;
 
-pub const ACTIONS: Actions = Actions { source: &[READ], target: &[], launcher: &[] };
-
-const READ: &str = "kms:GetKeyPolicy";
+pub const ACTIONS: Actions = Actions { source: &[policies::READ], target: &[], launcher: &[] };
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -41,16 +39,6 @@ pub struct Output {
     pub policies: PlannedPolicies,
 }
 
-/// A key's policy as it is, and as ShareKey would write it.
-struct PolicyChange<'r> {
-    change: &'r KeyChange,
-    /// As KMS gives it.
-    text: String,
-    before: KeyPolicy,
-    /// Nothing where it would not be written.
-    after: Option<KeyPolicy>,
-}
-
 /// Reads the key policies again, without a lock, and works out the calls.
 ///
 /// # Errors
@@ -59,8 +47,13 @@ struct PolicyChange<'r> {
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn plan_share(hub: &Hub, input: Input) -> Result<Output, Error> {
     let resolution = &input.resolution;
-    let policies = read_policies(hub, &input).await?;
-    let source_role = hub.source_role(&resolution.source.account_id, &resolution.source.region);
+    let source = &resolution.source;
+    let mut policies = Vec::new();
+    if !resolution.key_changes.is_empty() {
+        let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
+        policies = policies::read(&aws_sdk_kms::Client::new(&config), resolution).await?;
+    }
+    let source_role = hub.source_role(&source.account_id, &source.region);
     let names = Names { key_access_policy: &hub.settings.key_access_policy, source_role: &source_role };
     let plan = Plan::new(names, resolution, &policies)?;
     if let Some(planned) = resolution.plan_hash.as_ref().filter(|planned| **planned != plan.plan_hash) {
@@ -75,45 +68,6 @@ pub async fn plan_share(hub: &Hub, input: Input) -> Result<Output, Error> {
     tracing::info!(hash = %plan.plan_hash, calls = plan.calls.len(), "planned");
     Ok(match resolution.action {
         Action::Plan => Output { plan: Some(plan.fitted(plan::MOST_BYTES)), policies: PlannedPolicies::default() },
-        Action::Apply => Output { plan: None, policies: planned(&policies) },
+        Action::Apply => Output { plan: None, policies: policies::planned(&policies) },
     })
-}
-
-async fn read_policies<'r>(hub: &Hub, input: &'r Input) -> Result<Vec<PolicyChange<'r>>, Error> {
-    let Input { execution, resolution } = input;
-    let mut policies = Vec::new();
-    if resolution.key_changes.is_empty() {
-        return Ok(policies);
-    }
-    let source = &resolution.source;
-    let config = hub.as_source(&source.account_id, &source.region, execution, ACTIONS).await?;
-    let kms = aws_sdk_kms::Client::new(&config);
-    for change in &resolution.key_changes {
-        let key = &change.key_arn;
-        let answer = kms
-            .get_key_policy()
-            .key_id(key.as_str())
-            .policy_name("default")
-            .send()
-            .await
-            .map_err(|error| key_policy::explained(key, aws::failure(&source.account_id, READ, error)))?;
-        policies.push(PolicyChange::new(change, answer.policy.unwrap_or_default())?);
-    }
-    Ok(policies)
-}
-
-impl<'r> PolicyChange<'r> {
-    fn new(change: &'r KeyChange, text: String) -> Result<Self, Error> {
-        let before = KeyPolicy::parse(&change.key_arn, &text)?;
-        let after = before.with(&change.account_ids);
-        Ok(Self { change, text, before, after })
-    }
-}
-
-fn planned(policies: &[PolicyChange<'_>]) -> PlannedPolicies {
-    let mut planned = PlannedPolicies::default();
-    for policy in policies {
-        planned.add(&policy.change.key_arn, &policy.before, policy.after.as_ref().unwrap_or(&policy.before));
-    }
-    planned
 }

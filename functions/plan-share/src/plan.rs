@@ -17,9 +17,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    PolicyChange,
     calls::{Names, calls},
-    planned,
+    policies::{PolicyChange, planned},
 };
 
 /// What a plan may take of the 262,144 bytes that states pass to each other: the call of a function has

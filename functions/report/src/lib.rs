@@ -53,7 +53,7 @@ pub struct TargetResult {
     /// How many instances were launched until one ran.
     launches: Option<u64>,
     #[serde(default)]
-    kept: bool,
+    instance_stays: bool,
     #[serde(default)]
     volumes: Vec<EncryptedVolume>,
     failure: Option<Failure>,
@@ -138,7 +138,7 @@ struct TargetReport {
     instance_id: Option<InstanceId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     launches: Option<u64>,
-    kept: bool,
+    instance_stays: bool,
     volumes: Vec<EncryptedVolume>,
     #[serde(skip_serializing_if = "Option::is_none")]
     duration_seconds: Option<f64>,
@@ -310,7 +310,7 @@ fn target_reports(resolution: Option<&Resolution>, results: Vec<TargetResult>, e
             partly_left: ending.is_partly_left(account),
             image_id: None,
             instance_id: None,
-            kept: false,
+            instance_stays: false,
             launches: None,
             volumes: vec![],
             duration_seconds: None,
@@ -335,7 +335,7 @@ fn target_report(result: TargetResult, ending: &Ending, most_of_message: usize) 
         status,
         image_id: result.image_id,
         instance_id: result.instance_id,
-        kept: result.kept,
+        instance_stays: result.instance_stays,
         launches: result.launches,
         volumes: result.volumes,
         cause: result.failure.as_ref().map(|failure| words::cut(&failure.message(), most_of_message)),
@@ -499,7 +499,7 @@ mod tests {
 
     fn proved(account: &str) -> Value {
         json!({
-            "accountId": account, "imageId": "ami-0123abcd", "instanceId": "i-0123abcd", "kept": true, "launches": 2,
+            "accountId": account, "imageId": "ami-0123abcd", "instanceId": "i-0123abcd", "instanceStays": true, "launches": 2,
             "volumes": [{ "deviceName": "/dev/xvda", "volumeId": "vol-1" }],
             "startedAt": "2026-01-01T00:00:00Z", "endedAt": "2026-01-01T00:01:00.500Z"
         })

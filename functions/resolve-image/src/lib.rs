@@ -5,12 +5,10 @@ mod image;
 mod keys;
 mod targets;
 
-use std::collections::BTreeSet;
-
 use ami_share_core::{
     Error, Hub,
     hub::Actions,
-    ids::{AccountId, ExecutionName, KeyArn},
+    ids::{AccountId, ExecutionName},
     request::{Request, RequestedTarget},
     share::{KeyAccess, KeyChange, Mode, Prove, Resolution, SnapshotChange, Source, SourceChanges, Target},
 };
@@ -29,14 +27,7 @@ pub const ACTIONS: Actions = Actions {
         "kms:GetKeyPolicy",
         "kms:ListGrants",
     ],
-    target: &[
-        "iam:ListAttachedRolePolicies",
-        "iam:ListAttachedUserPolicies",
-        "iam:ListRolePolicies",
-        "iam:ListUserPolicies",
-        "ec2:DescribeImages",
-        "kms:DescribeKey",
-    ],
+    target: &targets::ACTIONS,
     launcher: &[],
 };
 
@@ -146,6 +137,23 @@ struct Lacking {
     launch_permissions: Vec<AccountId>,
 }
 
+impl Lacking {
+    /// What of it is one account's.
+    fn of(&self, account: &AccountId) -> SourceChanges {
+        let keys_of = |changes: &[KeyChange]| {
+            let changes = changes.iter().filter(|change| change.account_ids.contains(account));
+            changes.map(|change| change.key_arn.clone()).collect()
+        };
+        let snapshots = self.snapshot_changes.iter().filter(|change| change.account_ids.contains(account));
+        SourceChanges {
+            launch_permission: self.launch_permissions.contains(account),
+            snapshot_ids: snapshots.map(|change| change.snapshot_id.clone()).collect(),
+            key_arns: keys_of(&self.key_changes),
+            grant_key_arns: keys_of(&self.grant_changes),
+        }
+    }
+}
+
 fn resolution(
     execution: ExecutionName,
     request: Request,
@@ -153,38 +161,23 @@ fn resolution(
     states: Vec<TargetState>,
     lacking: Lacking,
 ) -> Resolution {
-    let Lacking { key_changes, grant_changes, snapshot_changes, launch_permissions } = lacking;
-    let mut unfinished: BTreeSet<&AccountId> = launch_permissions.iter().collect();
-    unfinished.extend(key_changes.iter().chain(&grant_changes).flat_map(|change| &change.account_ids));
-    unfinished.extend(snapshot_changes.iter().flat_map(|change| &change.account_ids));
     // Statements that are not as they should be concern whoever they name.
-    let all_unfinished = key_changes.iter().any(|change| change.account_ids.is_empty());
-
+    let all_unfinished = lacking.key_changes.iter().any(|change| change.account_ids.is_empty());
     let mut targets = Vec::new();
     let mut already_shared = Vec::new();
     for (requested, state) in request.targets.into_iter().zip(states) {
         let mode = mode(&requested);
+        let source_changes = lacking.of(&requested.account_id);
         let shared = !all_unfinished
-            && !unfinished.contains(&requested.account_id)
+            && source_changes == SourceChanges::default()
             && state.principal_changes.is_empty()
             && (mode != Mode::CopyImage || state.copy_id.is_some())
             && requested.launch.prove == Prove::OnChange;
         if shared {
             already_shared.push(requested.account_id);
         } else {
-            let account_id = requested.account_id;
-            let source_changes = SourceChanges {
-                launch_permission: launch_permissions.contains(&account_id),
-                snapshot_ids: snapshot_changes
-                    .iter()
-                    .filter(|change| change.account_ids.contains(&account_id))
-                    .map(|change| change.snapshot_id.clone())
-                    .collect(),
-                key_arns: keys_of(&key_changes, &account_id),
-                grant_key_arns: keys_of(&grant_changes, &account_id),
-            };
             targets.push(Target {
-                account_id,
+                account_id: requested.account_id,
                 source_changes,
                 principal_changes: state.principal_changes,
                 mode,
@@ -194,6 +187,7 @@ fn resolution(
             });
         }
     }
+    let Lacking { key_changes, grant_changes, snapshot_changes, launch_permissions } = lacking;
     Resolution {
         execution,
         source: request.source,
@@ -212,11 +206,6 @@ fn resolution(
     }
 }
 
-fn keys_of(changes: &[KeyChange], account: &AccountId) -> Vec<KeyArn> {
-    let changes = changes.iter().filter(|change| change.account_ids.contains(account));
-    changes.map(|change| change.key_arn.clone()).collect()
-}
-
 fn mode(target: &RequestedTarget) -> Mode {
     target.reencrypt.as_ref().map(|reencrypt| reencrypt.mode).into()
 }
@@ -224,7 +213,7 @@ fn mode(target: &RequestedTarget) -> Mode {
 #[cfg(test)]
 mod tests {
     use ami_share_core::{
-        ids::{ImageId, PrincipalArn, Region, SnapshotId},
+        ids::{ImageId, KeyArn, PrincipalArn, Region, SnapshotId},
         request::{MAX_PRINCIPALS, MAX_TARGETS},
         share::{Action, Image, Launch, OnFailure, PrincipalAccess, PrincipalChange, Volume},
     };

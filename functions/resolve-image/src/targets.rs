@@ -1,8 +1,10 @@
 //! The targets: whether their principals and keys are there, and what they lack.
 
 use ami_share_core::{
-    Error, Hub, aws,
-    hub::policy_arn,
+    Error, Hub,
+    arns::policy_arn,
+    aws,
+    hub::Actions,
     ids::{AccountId, ExecutionName, ImageId, KeyArn, PrincipalArn, PrincipalKind},
     principal_policy::inline_policy_name,
     request::{Request, RequestedTarget},
@@ -13,7 +15,15 @@ use aws_sdk_iam::error::ProvideErrorMetadata;
 use aws_sdk_kms::types::{KeySpec, KeyState};
 use futures_util::{StreamExt, stream};
 
-use crate::ACTIONS;
+/// What is asked in a target.
+pub(crate) const ACTIONS: [&str; 6] = [
+    "iam:ListAttachedRolePolicies",
+    "iam:ListAttachedUserPolicies",
+    "iam:ListRolePolicies",
+    "iam:ListUserPolicies",
+    "ec2:DescribeImages",
+    "kms:DescribeKey",
+];
 
 /// How many targets are asked at a time.
 const CONCURRENCY: usize = 16;
@@ -23,7 +33,7 @@ const CONCURRENCY: usize = 16;
 pub(crate) struct TargetState {
     pub(crate) principal_changes: Vec<PrincipalChange>,
     /// The ARN of the request's key.
-    pub(crate) kms_key_id: Option<String>,
+    pub(crate) kms_key_id: Option<KeyArn>,
     pub(crate) copy_id: Option<ImageId>,
 }
 
@@ -61,7 +71,8 @@ async fn find_one(
 ) -> Result<TargetState, Vec<Error>> {
     let account = &target.account_id;
     let region = &request.source.region;
-    let config = hub.as_target(account, region, execution, ACTIONS).await.map_err(|error| vec![error])?;
+    let actions = Actions { target: &ACTIONS, ..Actions::default() };
+    let config = hub.as_target(account, region, execution, actions).await.map_err(|error| vec![error])?;
     let iam = aws_sdk_iam::Client::new(&config);
     let mut errors = Vec::new();
     let mut state = TargetState::default();
@@ -173,7 +184,7 @@ where
 
 /// The ARN of a key that EBS can use: enabled, and symmetric ("Amazon EBS encryption", EBS user
 /// guide).
-async fn find_key(kms: &aws_sdk_kms::Client, account: &AccountId, key_id: &str) -> Result<String, Error> {
+async fn find_key(kms: &aws_sdk_kms::Client, account: &AccountId, key_id: &str) -> Result<KeyArn, Error> {
     let not_usable = |reason: String| Error::KeyNotUsable { key: key_id.to_owned(), reason };
     let metadata = match kms.describe_key().key_id(key_id).send().await {
         Ok(described) => described.key_metadata,
@@ -192,7 +203,7 @@ async fn find_key(kms: &aws_sdk_kms::Client, account: &AccountId, key_id: &str) 
         return Err(not_usable(format!("it is {spec} in account {account}; EBS takes symmetric encryption keys only")));
     }
     metadata
-        .and_then(|key| key.arn)
+        .and_then(|key| KeyArn::parse(key.arn?).ok())
         .ok_or_else(|| not_usable(format!("kms:DescribeKey gives no ARN for it in account {account}")))
 }
 
@@ -201,14 +212,14 @@ async fn find_copy(
     ec2: &aws_sdk_ec2::Client,
     account: &AccountId,
     image: &ImageId,
-    key_arn: &str,
+    key_arn: &KeyArn,
 ) -> Result<Option<ImageId>, Error> {
     let filter = |name: String, value: &str| Filter::builder().name(name).values(value).build();
     let answer = ec2
         .describe_images()
         .owners("self")
         .filters(filter(format!("tag:{SOURCE_IMAGE_TAG}"), image.as_str()))
-        .filters(filter(format!("tag:{KEY_TAG}"), key_arn))
+        .filters(filter(format!("tag:{KEY_TAG}"), key_arn.as_str()))
         .filters(filter("state".to_owned(), ImageState::Available.as_str()))
         .send()
         .await

@@ -8,15 +8,14 @@ mod shares;
 mod source;
 mod target;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::UNIX_EPOCH,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ami_share_core::{
     Error, Hub,
+    arns::policy_arn,
     hub::Actions,
-    ids::{AccountId, ExecutionName, KeyArn},
+    ids::{AccountId, ExecutionName, KeyArn, Region},
+    mark::Mark,
     revoke::{
         Phase, Progress, RevokeRequest, RevokedAccount, RevokedImages, RevokedTargets, Round, ShareId, SourceImage,
     },
@@ -29,9 +28,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 use serde_json::Value;
 
-use shares::Ahead;
+use shares::{Ahead, is_of};
 use source::SourceState;
-use target::unnoted_principals;
 
 pub const ACTIONS: Actions = Actions {
     source: &[
@@ -99,8 +97,8 @@ pub async fn resolve_revoke(hub: &Hub, input: Input) -> Result<Round, Error> {
         progress.remaining = ahead.accounts.len() + ahead.rest + ahead.beyond;
         return Ok(without_image(execution, &request, progress));
     };
-    let now = i64::try_from(hub.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or(i64::MAX);
-    let mark = &format!("{execution} {now}");
+    let now = hub.now_ms();
+    let mark = &Mark::new(&execution, now);
     let revoking = progress.phase == Phase::Revoke;
     let at_hand = &AtHand { request: &request, image: &image, mark };
     let read: Vec<Vec<Note>> = stream::iter(&ahead.accounts)
@@ -117,7 +115,9 @@ pub async fn resolve_revoke(hub: &Hub, input: Input) -> Result<Round, Error> {
     let asking =
         Asking { hub, execution: &execution, actions: ACTIONS, source, image: image_id, state: STATE, patient: true };
     let needs = needs(&asking, &notes).await?;
-    let state = source::find(hub, &execution, &image, &notes, &needs).await?;
+    let config = hub.as_source(&source.account_id, &source.region, &execution, ACTIONS).await?;
+    let role = hub.source_role(&source.account_id, &source.region);
+    let state = source::find(&config, &role, &image, &notes, &needs).await?;
     let noted = notes.values().flatten().any(|note| is_of(&image, note));
     if !state.image_found && !noted && progress.after.is_none() && ahead.rest + ahead.beyond == 0 {
         let Source { account_id, region } = image.source;
@@ -227,11 +227,7 @@ async fn of_no_share(
 struct AtHand<'a> {
     request: &'a RevokeRequest,
     image: &'a SourceImage,
-    mark: &'a str,
-}
-
-fn is_of(image: &SourceImage, note: &Note) -> bool {
-    *note.image() == image.image_id && note.gift.source == image.source
+    mark: &'a Mark,
 }
 
 /// The notes of a target, after those of the image at hand were marked.
@@ -255,9 +251,9 @@ fn as_marked(mut notes: Vec<Note>, at_hand: &AtHand<'_>) -> Vec<Note> {
     for note in &mut notes {
         let image = shares::image_of(note);
         if image == *at_hand.image {
-            note.going = Some(at_hand.mark.to_owned());
+            note.going = Some(at_hand.mark.clone());
         } else if image < *at_hand.image && at_hand.request.is_of(&image) {
-            note.going.get_or_insert_with(|| "before".to_owned());
+            note.going.get_or_insert_with(|| Mark::noted("before"));
         }
     }
     notes
@@ -328,6 +324,20 @@ fn unnoted_permission(image: &SourceImage, account: &AccountId, key: &KeyArn) ->
         ),
     };
     not_noted(account, &error)
+}
+
+/// What `account` has of the managed policy, and no note of it says.
+async fn unnoted_principals(
+    hub: &Hub,
+    execution: &ExecutionName,
+    region: &Region,
+    account: &AccountId,
+    notes: &[Note],
+) -> Result<Option<Left>, Error> {
+    let config = hub.as_target(account, region, execution, ACTIONS).await?;
+    let policy = policy_arn(account, region, &hub.settings.key_access_policy);
+    let found = target::unnoted_principals(&config, account, &policy, notes).await?;
+    Ok(found.map(|error| not_noted(account, &error)))
 }
 
 fn not_noted(account: &AccountId, error: &Error) -> Left {

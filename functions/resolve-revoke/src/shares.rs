@@ -13,6 +13,10 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 /// How many targets' notes are read at a time.
 const CONCURRENCY: usize = 16;
 
+pub(crate) fn is_of(image: &SourceImage, note: &Note) -> bool {
+    *note.image() == image.image_id && note.gift.source == image.source
+}
+
 pub(crate) fn image_of(note: &Note) -> SourceImage {
     SourceImage { source: note.gift.source.clone(), image_id: note.image().clone() }
 }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ami_share_core::{
-    Error, Hub, aws,
-    ids::{AccountId, ExecutionName, KeyArn, SnapshotId},
+    Error, aws,
+    ids::{AccountId, KeyArn, SnapshotId},
     key_policy::KeyPolicy,
     revoke::SourceImage,
 };
@@ -12,11 +12,12 @@ use ami_share_key_grants::KeyGrant;
 use ami_share_launchable as launchable;
 use ami_share_record::Note;
 use ami_share_take_back::Need;
+use aws_config::SdkConfig;
 use aws_sdk_ec2::types::{Filter, ImageAttributeName, ImageState};
 use aws_sdk_kms::error::ProvideErrorMetadata;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use crate::{ACTIONS, is_of};
+use crate::shares::is_of;
 
 pub(crate) const DESCRIBE_IMAGES: &str = launchable::DESCRIBE_IMAGES;
 pub(crate) const DESCRIBE_SNAPSHOTS: &str = launchable::DESCRIBE_SNAPSHOTS;
@@ -67,15 +68,14 @@ enum PolicyState {
 }
 
 pub(crate) async fn find(
-    hub: &Hub,
-    execution: &ExecutionName,
+    config: &SdkConfig,
+    retiring: &str,
     image: &SourceImage,
     notes: &BTreeMap<AccountId, Vec<Note>>,
     needs: &BTreeMap<AccountId, Need>,
 ) -> Result<SourceState, Error> {
     let source = &image.source;
-    let config = hub.as_source(&source.account_id, &source.region, execution, ACTIONS).await?;
-    let (ec2, kms) = (aws_sdk_ec2::Client::new(&config), aws_sdk_kms::Client::new(&config));
+    let (ec2, kms) = (aws_sdk_ec2::Client::new(config), aws_sdk_kms::Client::new(config));
     let mut state = SourceState::default();
     let mut image_keys = BTreeSet::new();
     if let Some(snapshots) = image_snapshots(&ec2, image).await? {
@@ -85,7 +85,6 @@ pub(crate) async fn find(
     }
     state.snapshots = snapshots(&ec2, image, notes).await?;
 
-    let retiring = hub.source_role(&source.account_id, &source.region);
     let keys_of = |account: &AccountId, notes: &[Note]| {
         let mut keys = noted_keys(image, needs.get(account), notes);
         keys.extend(image_keys.iter().cloned());
@@ -107,7 +106,7 @@ pub(crate) async fn find(
         PolicyState::Gone => false,
     };
     state.statements = pairs.iter().filter(in_policy).cloned().collect();
-    let (kms, retiring, gone_keys) = (&kms, retiring.as_str(), &state.gone_keys);
+    let (kms, gone_keys) = (&kms, &state.gone_keys);
     let granted: Vec<Option<(AccountId, KeyArn)>> =
         stream::iter(pairs.into_iter().filter(|(_, key)| !gone_keys.contains(key)))
             .map(|(account, key)| async move {

@@ -3,36 +3,31 @@
 use std::collections::BTreeSet;
 
 use ami_share_core::{
-    Error, Hub, aws,
-    hub::policy_arn,
-    ids::{AccountId, ExecutionName, PrincipalArn, PrincipalKind, Region},
-    take_back::Left,
+    Error, aws,
+    ids::{AccountId, PrincipalArn, PrincipalKind},
 };
 use ami_share_record::Note;
+use aws_config::SdkConfig;
 use aws_sdk_iam::{Client, error::ProvideErrorMetadata};
-
-use crate::{ACTIONS, not_noted};
 
 pub(crate) const LIST_ENTITIES: &str = "iam:ListEntitiesForPolicy";
 
 /// The most principals that are named.
 const NAMED: usize = 3;
 
-/// The principals of `account` that the managed policy is attached to, and that none of `notes`, which are all of the
+/// Names the principals of `account` that the managed policy is attached to, and that none of `notes`, which are all of the
 /// account, says were given it; nothing where there are none.
 ///
 /// # Errors
 /// What the target answers: it may have no such roles, or be gone.
 pub(crate) async fn unnoted_principals(
-    hub: &Hub,
-    execution: &ExecutionName,
-    region: &Region,
+    config: &SdkConfig,
     account: &AccountId,
+    policy: &str,
     notes: &[Note],
-) -> Result<Option<Left>, Error> {
-    let iam = Client::new(&hub.as_target(account, region, execution, ACTIONS).await?);
-    let policy = policy_arn(account, region, &hub.settings.key_access_policy);
-    let mut pages = iam.list_entities_for_policy().policy_arn(&policy).into_paginator().send();
+) -> Result<Option<Error>, Error> {
+    let iam = Client::new(config);
+    let mut pages = iam.list_entities_for_policy().policy_arn(policy).into_paginator().send();
     let mut attached = BTreeSet::new();
     while let Some(page) = pages.next().await {
         let page = match page {
@@ -51,12 +46,11 @@ pub(crate) async fn unnoted_principals(
     let mut names: Vec<String> = attached.iter().take(NAMED).cloned().collect();
     names.extend((more > 0).then(|| format!("{more} more")));
     let (kind, name) = one.split_once(' ').unwrap_or_default();
-    let error = Error::NotNoted {
+    Ok(Some(Error::NotNoted {
         account: account.clone(),
         has: format!("has {policy} attached to {}", names.join(", ")),
         command: format!("aws iam detach-{kind}-policy --{kind}-name {name} --policy-arn {policy}"),
-    };
-    Ok(Some(not_noted(account, &error)))
+    }))
 }
 
 /// As IAM lists it: without its path.

@@ -92,21 +92,21 @@ fn a_look_ahead_sees_the_notes_of_the_images_before_as_marked() {
         }))
         .unwrap(),
         noted_at: 0,
-        going: going.map(str::to_owned),
+        going: going.map(Mark::noted),
         confirmed: true,
         stays: ami_share_record::Stays::default(),
     };
     let default_source = image(0).source;
     let parse = |request: Value| RevokeRequest::parse(&request, &default_source).unwrap();
-    let going = |request: &RevokeRequest, notes: Vec<Note>| -> Vec<Option<String>> {
-        let at_hand = AtHand { request, image: &image(2), mark: "mine" };
+    let going = |request: &RevokeRequest, notes: Vec<Note>| -> Vec<Option<Mark>> {
+        let at_hand = AtHand { request, image: &image(2), mark: &Mark::noted("mine") };
         as_marked(notes, &at_hand).into_iter().map(|note| note.going).collect()
     };
     let notes = || vec![note(0, Some("theirs")), note(1, None), note(2, Some("theirs")), note(3, None)];
     let all = parse(json!({ "images": "all", "targets": [account(0)] }));
     let expected = [Some("theirs"), Some("before"), Some("mine"), None];
-    assert_eq!(going(&all, notes()), expected.map(|going| going.map(str::to_owned)));
+    assert_eq!(going(&all, notes()), expected.map(|going| going.map(Mark::noted)));
     let one = parse(json!({ "imageId": image(2).image_id, "targets": [account(0)] }));
     let expected = [Some("theirs"), None, Some("mine"), None];
-    assert_eq!(going(&one, notes()), expected.map(|going| going.map(str::to_owned)));
+    assert_eq!(going(&one, notes()), expected.map(|going| going.map(Mark::noted)));
 }

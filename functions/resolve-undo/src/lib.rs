@@ -3,15 +3,13 @@
 //!
 //! What the notes say is what was given. Of it stays what others have come to need, as the library `take-back` finds out.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::UNIX_EPOCH,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ami_share_core::{
     Error, Hub,
-    hub::Actions,
-    ids::{AccountId, ExecutionName},
+    hub::{Actions, millis},
+    ids::{AccountId, ExecutionName, ImageId},
+    mark::Mark,
     share::{Mode, Resolution, SourceChanges, Target},
     take_back::{FromTarget, Left, MadeCopy, MadeInstance, TakeBack, TakenBack},
 };
@@ -84,30 +82,16 @@ pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
     let Resolution { source, image, .. } = resolution;
     let record = &Record::open(hub)?;
     let ahead = ahead(&input);
-    let mark = &mark(hub, execution.as_str());
+    let mark = &Mark::new(execution, hub.now_ms());
 
-    let read: Vec<(&Target, Result<Vec<Note>, Error>)> = stream::iter(&ahead)
-        .map(|target| async move {
-            let account = &target.account_id;
-            let marked = record.mark(account, &image.image_id, execution, mark).await;
-            let notes = match marked {
-                Ok(()) => record.notes_of(account).await,
-                Err(error) => Err(error),
-            };
-            (*target, notes)
-        })
-        .buffered(CONCURRENCY)
-        .collect()
-        .await;
-    let begun = hub.now().checked_sub(hub.since("begun", &input.begun)?).unwrap_or(UNIX_EPOCH);
-    let begun = begun.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    let begun = i64::try_from(begun).unwrap_or(i64::MAX);
+    let age = hub.since("begun", &input.begun)?;
+    let begun = hub.now().checked_sub(age).map_or(0, millis);
     let mut notes: BTreeMap<AccountId, Vec<Note>> = BTreeMap::new();
     let mut unread = BTreeMap::new();
-    for (target, read) in read {
+    for (target, read) in marked(record, execution, &image.image_id, mark, &ahead).await {
         match read {
             Ok(mut read) => {
-                if !read.iter().any(|note| note.going.as_deref() == Some(mark)) {
+                if !read.iter().any(|note| note.going.as_ref() == Some(mark)) {
                     read.push(unnoted(resolution, target, mark, begun));
                 }
                 let read = read.into_iter().map(|note| given(note, target, mark, failure.as_ref())).collect();
@@ -119,24 +103,12 @@ pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
             }
         }
     }
-    let losing: BTreeMap<AccountId, Vec<Note>> = notes
-        .iter()
-        .filter(|(_, notes)| loses_access(notes))
-        .map(|(account, notes)| (account.clone(), notes.clone()))
-        .collect();
+    let mut losing = notes.clone();
+    losing.retain(|_, notes| loses_access(notes));
     let asking = Asking { hub, execution, actions: ACTIONS, source, image: &image.image_id, state: STATE, patient };
     let needs: BTreeMap<AccountId, Need> = needs(&asking, &losing).await?;
 
-    let asked = Asked {
-        source,
-        image: &image.image_id,
-        mark,
-        begun,
-        copies: true,
-        instances: true,
-        with_gone_images: false,
-        force: false,
-    };
+    let asked = asked(resolution, mark, begun);
     let taken: Vec<FromAccount> = ahead
         .iter()
         .map(|target| {
@@ -163,10 +135,40 @@ pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
     Ok(Output { take_back, more: fitting < taken.len(), after, so_far })
 }
 
-/// Of a take-back that begins now.
-fn mark(hub: &Hub, by: &str) -> String {
-    let now = hub.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    format!("{by} {now}")
+/// Each target with all its notes, after that of the execution was marked.
+async fn marked<'t>(
+    record: &Record,
+    execution: &ExecutionName,
+    image: &ImageId,
+    mark: &Mark,
+    targets: &[&'t Target],
+) -> Vec<(&'t Target, Result<Vec<Note>, Error>)> {
+    stream::iter(targets)
+        .map(|target| async move {
+            let account = &target.account_id;
+            let notes = match record.mark(account, image, execution, mark).await {
+                Ok(()) => record.notes_of(account).await,
+                Err(error) => Err(error),
+            };
+            (*target, notes)
+        })
+        .buffered(CONCURRENCY)
+        .collect()
+        .await
+}
+
+/// What the execution gave and made, and nothing else.
+fn asked<'a>(resolution: &'a Resolution, mark: &'a Mark, begun: i64) -> Asked<'a> {
+    Asked {
+        source: &resolution.source,
+        image: &resolution.image.image_id,
+        mark,
+        begun,
+        copies: true,
+        instances: true,
+        with_gone_images: false,
+        force: false,
+    }
 }
 
 /// The targets that have not been dealt with, in the order of their accounts.
@@ -200,16 +202,16 @@ fn reached(failure: Option<&Failure>) -> Reached {
 }
 
 /// As it was noted, where the note is gone: an execution that was taken back and redriven may have given it again.
-fn unnoted(resolution: &Resolution, target: &Target, mark: &str, begun: i64) -> Note {
+fn unnoted(resolution: &Resolution, target: &Target, mark: &Mark, begun: i64) -> Note {
     let Resolution { execution, source, image, principal_access, .. } = resolution.clone();
     let gift = Gift { execution, source, image, principal_access, target: target.clone() };
-    Note { gift, noted_at: begun, going: Some(mark.to_owned()), confirmed: false, stays: Stays::default() }
+    Note { gift, noted_at: begun, going: Some(mark.clone()), confirmed: false, stays: Stays::default() }
 }
 
 /// The note of this execution, without what it has not come to. What an earlier take-back has taken from it counts again:
 /// an execution that was redriven since may have given it again.
-fn given(mut note: Note, target: &Target, mark: &str, failure: Option<&Failure>) -> Note {
-    if note.going.as_deref() != Some(mark) {
+fn given(mut note: Note, target: &Target, mark: &Mark, failure: Option<&Failure>) -> Note {
+    if note.going.as_ref() != Some(mark) {
         return note;
     }
     note.gift.target = target.clone();

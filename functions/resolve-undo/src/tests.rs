@@ -64,6 +64,10 @@ fn the_targets_that_failed_are_taken_back_or_all() {
     assert_eq!(accounts(&rest), [&account(4)]);
 }
 
+fn mine() -> Mark {
+    Mark::noted("me 1")
+}
+
 fn note(going: Option<&str>) -> Note {
     let gift = Gift {
         execution: ExecutionName::parse("nightly-0123abcd").unwrap(),
@@ -77,7 +81,7 @@ fn note(going: Option<&str>) -> Note {
         principal_access: PrincipalAccess::Attach,
         target: Target { source_changes: SourceChanges::default(), ..target(2) },
     };
-    Note { gift, noted_at: 1, going: going.map(str::to_owned), confirmed: false, stays: Stays::default() }
+    Note { gift, noted_at: 1, going: going.map(Mark::noted), confirmed: false, stays: Stays::default() }
 }
 
 fn failure(state: &str, error: &str) -> Failure {
@@ -87,10 +91,10 @@ fn failure(state: &str, error: &str) -> Failure {
 /// What an earlier take-back has taken counts again, as a redriven execution may have given it again.
 #[test]
 fn a_note_of_its_own_says_what_the_execution_was_to_give() {
-    let own = given(note(Some("me 1")), &target(2), "me 1", None);
+    let own = given(note(Some("me 1")), &target(2), &mine(), None);
     assert_eq!(own.gift.target.source_changes, target(2).source_changes);
     assert!(!own.gift.target.launch.keep, "its instance goes whatever was to become of it");
-    let others = given(note(Some("me 0")), &target(2), "me 1", None);
+    let others = given(note(Some("me 0")), &target(2), &mine(), None);
     assert_eq!(others, note(Some("me 0")));
 }
 
@@ -98,7 +102,7 @@ fn a_note_of_its_own_says_what_the_execution_was_to_give() {
 fn what_the_share_has_not_come_to_was_not_given() {
     let given_after = |state: &str, error: &str| {
         let failure = failure(state, error);
-        let target = given(note(Some("me 1")), &target(2), "me 1", Some(&failure)).gift.target;
+        let target = given(note(Some("me 1")), &target(2), &mine(), Some(&failure)).gift.target;
         let SourceChanges { launch_permission, snapshot_ids, key_arns, .. } = target.source_changes;
         (key_arns.len(), snapshot_ids.len(), launch_permission, target.mode)
     };
@@ -119,6 +123,6 @@ fn what_was_made_goes_where_its_note_is_gone() {
     assert_eq!((made.instances.len(), made.copies.len(), made.copies[0].noted_at), (1, 1, 7));
     with_what_was_made(&mut taken, &input, &target(2), 7);
     assert_eq!(taken.target.unwrap(), made, "once is enough");
-    let unnoted = unnoted(&input.resolution, &target(2), "me 1", 7);
-    assert_eq!((unnoted.noted_at, unnoted.going.as_deref(), unnoted.confirmed), (7, Some("me 1"), false));
+    let unnoted = unnoted(&input.resolution, &target(2), &mine(), 7);
+    assert_eq!((unnoted.noted_at, unnoted.going, unnoted.confirmed), (7, Some(mine()), false));
 }

@@ -99,7 +99,8 @@ fn rewrite_of(execution: &ExecutionName, note: &NoteChange, left: &[Left]) -> Re
     let of_note: Vec<&Left> =
         undone.filter(|left| left.account_id.as_ref().is_none_or(|account| *account == note.account_id)).collect();
     if of_note.iter().any(|left| left.state == "UndoShareImage") {
-        return if is_marked_by(execution, note) { Rewrite::Unmark } else { Rewrite::Nothing };
+        // Others' notes only lose what nobody needs any more.
+        return if note.going.is_by(execution) { Rewrite::Unmark } else { Rewrite::Nothing };
     }
     if !of_note.is_empty() {
         return Rewrite::Nothing;
@@ -110,15 +111,13 @@ fn rewrite_of(execution: &ExecutionName, note: &NoteChange, left: &[Left]) -> Re
     }
 }
 
-/// Whether the share that it is a note of is this take-back's: others' notes only lose what nobody needs any more.
-fn is_marked_by(execution: &ExecutionName, note: &NoteChange) -> bool {
-    note.going.split_once(' ').is_some_and(|(by, _)| by == execution.as_str())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ami_share_core::ids::{AccountId, ImageId};
+    use ami_share_core::{
+        ids::{AccountId, ImageId},
+        mark::Mark,
+    };
 
     fn account(digit: u8) -> AccountId {
         AccountId::parse(digit.to_string().repeat(12)).unwrap()
@@ -129,7 +128,7 @@ mod tests {
             account_id: account(2),
             image_id: ImageId::parse("ami-0123abcd").unwrap(),
             execution: ExecutionName::parse("nightly").unwrap(),
-            going: "undo-1 1764273600000".to_owned(),
+            going: Mark::noted("undo-1 1764273600000"),
             gift: gift.map(str::to_owned),
         }
     }
@@ -169,7 +168,7 @@ mod tests {
         let image = left("UndoShareImage", None);
         assert_eq!(rewrite_of(&note(None), &[left("UndoShareKey", None), image.clone()]), Rewrite::Unmark);
         assert_eq!(rewrite_of(&note(Some("{}")), &[image]), Rewrite::Unmark);
-        let of_another = NoteChange { going: "undo-2 1764273600000".to_owned(), ..note(Some("{}")) };
+        let of_another = NoteChange { going: Mark::noted("undo-2 1764273600000"), ..note(Some("{}")) };
         assert_eq!(rewrite_of(&of_another, &[left("UndoShareImage", None)]), Rewrite::Nothing);
     }
 

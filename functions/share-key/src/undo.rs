@@ -9,7 +9,7 @@ use ami_share_core::{
 };
 use serde::Deserialize;
 
-use crate::{Policies, not_yet_visible};
+use crate::policies::{Policies, not_yet_visible};
 
 pub const UNDO_ACTIONS: Actions =
     Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], target: &[], launcher: &[] };

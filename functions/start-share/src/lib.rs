@@ -18,13 +18,12 @@ use serde::{Deserialize, Serialize};
 
 use profile::Profile;
 
+pub use profile::PROFILE_TAG;
+
 pub const ACTIONS: Actions = Actions { source: &[DESCRIBE_IMAGES], target: &[], launcher: &[] };
 
 /// What it calls in the hub account, as its own role.
 pub const HUB_ACTIONS: [&str; 2] = [GET_PARAMETER, START_EXECUTION];
-
-/// The image's tag that names its profile.
-pub const PROFILE_TAG: &str = "ami-share:profile";
 
 const DESCRIBE_IMAGES: &str = "ec2:DescribeImages";
 const GET_PARAMETER: &str = "ssm:GetParameter";

@@ -1,14 +1,14 @@
 //! A profile: a request without its image, kept under a name.
 
 use ami_share_core::{
-    Error, Problem,
+    Error, Problem, digest,
     ids::{ExecutionName, ImageId},
     share::Source,
 };
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
-use crate::PROFILE_TAG;
+/// The image's tag that names its profile.
+pub const PROFILE_TAG: &str = "ami-share:profile";
 
 /// The longest name of an execution (Step Functions API reference, StartExecution).
 const EXECUTION_NAME_LENGTH: usize = 80;
@@ -50,7 +50,7 @@ impl Profile {
     pub(crate) fn execution_name(&self, image: &ImageId) -> Result<ExecutionName, Error> {
         let mut name = format!("{image}-{}", self.0);
         if name.len() > EXECUTION_NAME_LENGTH {
-            let hash: String = Sha256::digest(&name).iter().map(|byte| format!("{byte:02x}")).collect();
+            let hash = digest::sha256(&name);
             name.truncate(EXECUTION_NAME_LENGTH - HASH_LENGTH - 1);
             name = format!("{name}-{}", &hash[..HASH_LENGTH]);
         }

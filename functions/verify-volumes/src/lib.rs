@@ -8,13 +8,11 @@ use ami_share_core::{
 };
 use aws_config::SdkConfig;
 use aws_sdk_ec2::types::{Filter, Volume};
-use aws_sdk_kms::error::ProvideErrorMetadata;
 use serde::{Deserialize, Serialize};
 
-pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &[DESCRIBE_VOLUMES, DESCRIBE_KEY] };
+pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &[DESCRIBE_VOLUMES] };
 
 const DESCRIBE_VOLUMES: &str = "ec2:DescribeVolumes";
-const DESCRIBE_KEY: &str = "kms:DescribeKey";
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -38,8 +36,7 @@ pub struct Output {
 ///
 /// # Errors
 /// [`Error::VolumeNotReencrypted`] for each volume that is not as it should be;
-/// [`Error::NotYetVisible`] when a volume of the image is not attached; [`Error::KeyNotUsable`] when
-/// there is no such key.
+/// [`Error::NotYetVisible`] when a volume of the image is not attached.
 #[tracing::instrument(skip_all, fields(
     execution = %input.execution, account = %input.target.account_id, instance = %input.instance_id
 ))]
@@ -47,10 +44,6 @@ pub async fn verify_volumes(hub: &Hub, input: Input) -> Result<Output, Error> {
     let Input { execution, source, image, target, instance_id } = &input;
     let account = &target.account_id;
     let config = hub.as_launcher(account, &source.region, execution, ACTIONS).await?;
-    let asked = match &target.kms_key_id {
-        Some(key) => Some(resolve(&config, account, key).await?),
-        None => None,
-    };
     let volumes = attached(&config, account, instance_id).await?;
     let missing: Vec<&str> = image
         .volumes
@@ -65,23 +58,8 @@ pub async fn verify_volumes(hub: &Hub, input: Input) -> Result<Output, Error> {
             call: DESCRIBE_VOLUMES,
         });
     }
-    Error::all_of(differences(image, account, &volumes, asked.as_ref()))?;
+    Error::all_of(differences(image, account, &volumes, target.kms_key_id.as_ref()))?;
     Ok(Output { volumes })
-}
-
-/// The ARN of the target's key, which the request may name by id or alias.
-async fn resolve(config: &SdkConfig, account: &AccountId, key: &str) -> Result<KeyArn, Error> {
-    let not_usable = |reason: &str| Error::KeyNotUsable { key: key.to_owned(), reason: reason.to_owned() };
-    let answer = aws_sdk_kms::Client::new(config).describe_key().key_id(key).send().await;
-    let metadata = match answer {
-        Ok(answer) => answer.key_metadata,
-        Err(error) if error.code() == Some("NotFoundException") => {
-            return Err(not_usable(&format!("account {account} has none of that name (kms:DescribeKey)")));
-        }
-        Err(error) => return Err(aws::failure(account, DESCRIBE_KEY, error)),
-    };
-    KeyArn::parse(metadata.as_ref().and_then(|key| key.arn()).unwrap_or_default())
-        .map_err(|rule| not_usable(&format!("what kms:DescribeKey in account {account} gives is not {rule}")))
 }
 
 async fn attached(

@@ -7,10 +7,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use ami_share_core::{
-    Error, Hub,
-    hub::{Invocation, Settings},
-};
+use ami_share_core::{Error, Hub, hub::Invocation, settings::Settings};
 use ami_share_sandbox::sts;
 use aws_config::{
     BehaviorVersion, Region, SdkConfig, retry::RetryConfig, stalled_stream_protection::StalledStreamProtectionConfig,

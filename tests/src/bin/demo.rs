@@ -320,7 +320,7 @@ async fn check_success(local: &Local, world: &World, scenario: &Scenario, run: &
     expect("status of the execution", &json!(run.ended.status.as_str()), &json!("SUCCEEDED"));
     let target = run.target();
     expect("status of the target", &target["status"], &json!("proved"));
-    expect("instance kept", &target["kept"], &json!(scenario.keep));
+    expect("instance kept", &target["instanceStays"], &json!(scenario.keep));
     let volumes: Vec<Value> = target["volumes"].as_array().cloned().unwrap_or_default();
     let keys: BTreeMap<&str, &str> = volumes
         .iter()

@@ -6,8 +6,8 @@ use ami_share_allow_list::check;
 use ami_share_core::{
     Error, Hub,
     allow_list::AllowList,
-    hub::{OrganizationsReader, Settings},
     ids::{AccountId, ExecutionName},
+    settings::{OrganizationsReader, Settings},
 };
 use ami_share_sandbox::{Sandbox, world::Organization};
 use ami_share_tests::{HUB, Result, SOURCE, clients::root_of};

@@ -54,7 +54,7 @@ fn target() -> Value {
             "keyArns": ["arn:aws:kms:eu-west-1:111111111111:key/1234"]
         }],
         "mode": "copyImage",
-        "kmsKeyId": "alias/app",
+        "kmsKeyId": "arn:aws:kms:eu-west-1:222222222222:key/5678",
         "copyId": "ami-0123456789abcdef1",
         "launch": { "instanceType": "t3.micro", "subnetId": "subnet-0abc", "keep": true, "prove": "always" }
     })

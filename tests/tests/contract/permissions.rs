@@ -2,8 +2,10 @@
 //! accounts/*.yaml, and nothing more is; every function's role in template.yaml may assume exactly
 //! the roles that its step calls as.
 
+use std::fs;
+
 use ami_share_core::{hub::Actions, key_policy};
-use ami_share_tests::template::resources;
+use ami_share_tests::{engine::checkout, template::resources};
 use serde_json::{Value, json};
 
 use crate::{
@@ -26,15 +28,17 @@ fn properties(template: &Value, id: &str) -> Value {
     resource["Properties"].clone()
 }
 
-/// How a function's code uses the allow-list. An undo, which is not in src/lib.rs, must not: what was given can be
-/// taken back.
+/// Whether a function's code makes that call. An undo must not look at the allow-list: what was given can be taken back.
 fn uses(name: &str, call: &str) -> bool {
     if name.starts_with("Undo") {
         let package = kebab(name.trim_start_matches("Undo"));
         assert!(!text(&format!("functions/{package}/src/undo.rs")).contains("allow_list"), "{name} is restricted");
         return false;
     }
-    text(&format!("functions/{}/src/lib.rs", kebab(name))).contains(call)
+    let sources = fs::read_dir(checkout().join(format!("functions/{}/src", kebab(name)))).unwrap();
+    let of_the_step =
+        sources.map(|entry| entry.unwrap().path()).filter(|path| path.is_file() && !path.ends_with("undo.rs"));
+    of_the_step.map(fs::read_to_string).any(|text| text.unwrap().contains(call))
 }
 
 /// Whether the function asks AWS Organizations about accounts that are not listed.
@@ -737,7 +741,7 @@ fn functions_are_told_every_setting_that_they_read() {
     told.insert("RECORD_TABLE_ARN".to_owned());
     // Of none: it is for engines whose waits are shorter than AWS's.
     told.insert("STALE_READ_SECONDS".to_owned());
-    let read: Set = crate::text("functions/lib/core/src/hub.rs")
+    let read: Set = crate::text("functions/lib/core/src/settings.rs")
         .split('"')
         .filter(|text| text.contains('_') && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
         .map(str::to_owned)

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use ami_share_core::{
-    hub::SOURCE_KEY_ACTIONS,
     ids::{AccountId, KeyArn},
+    key_actions::SOURCE_KEY_ACTIONS,
     key_policy::KeyPolicy,
     principal_policy::{inline_policy, inline_policy_name},
     share::{KEY_TAG, SOURCE_IMAGE_TAG},

@@ -74,7 +74,7 @@ async fn volumes_are_under_the_key_that_the_mode_says_and_the_proof_stays_if_ask
             ["/dev/sdf", "/dev/sdg", "/dev/xvda"].map(|device| (device.to_owned(), key.clone())).into();
         assert_eq!(reported_volumes(&run), expected, "{name}");
         assert_eq!(volumes(&stage), if keep { expected } else { Vec::new() }, "{name}");
-        assert_eq!(run.report()["targets"][0]["kept"], keep, "{name}");
+        assert_eq!(run.report()["targets"][0]["instanceStays"], keep, "{name}");
         let instances = &run.after[TARGET]["ec2"][REGION]["instances"];
         let running: Vec<&Value> = instances.as_object().into_iter().flat_map(|map| map.values()).collect();
         assert_eq!(running.len(), usize::from(keep), "{name}: {instances:#}");

@@ -5,7 +5,7 @@ use super::*;
 fn launched(stage: &Stage, image: &Value, execution: &str, launches: u64) -> String {
     let target = json!({ "accountId": TARGET, "principalChanges": [], "mode": "none", "launch": {} });
     let input = json!({
-        "execution": execution, "source": source(), "image": image, "target": target, "imageId": image["imageId"],
+        "execution": execution, "source": source(), "image": image, "target": target, "launchImageId": image["imageId"],
         "launches": launches,
     });
     let ended = stage.call("LaunchInstance", &input);

@@ -1,8 +1,8 @@
 //! The undos in the source account: what each says that it took is what was there.
 
 use ami_share_core::{
-    hub::SOURCE_KEY_ACTIONS,
     ids::{AccountId, KeyArn},
+    key_actions::SOURCE_KEY_ACTIONS,
     key_policy::KeyPolicy,
 };
 

@@ -88,12 +88,11 @@ pub enum Error {
     KeyNotUsable { key: String, reason: String },
 
     #[error(
-        "the policy of key {key} would have {bytes} bytes, over KMS's limit of {} (kms:PutKeyPolicy \
+        "the policy of key {key} would have {bytes} bytes, over KMS's limit of {most} (kms:PutKeyPolicy \
          was not called); take targets or statements out of it, use a key of its own for this image, \
-         or ask for keyAccess grant, which leaves the policy alone",
-        crate::key_policy::MAX_BYTES
+         or ask for keyAccess grant, which leaves the policy alone"
     )]
-    KeyPolicyTooLarge { key: KeyArn, bytes: usize },
+    KeyPolicyTooLarge { key: KeyArn, bytes: usize, most: usize },
 
     #[error("the policy of key {key} cannot be changed as it is: {reason}")]
     KeyPolicyConflict { key: KeyArn, reason: String },

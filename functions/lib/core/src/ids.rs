@@ -3,9 +3,8 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::hub::hexadecimal;
+use crate::digest;
 
 /// Why a string is not the identifier it should be: a rule, worded to follow "must be".
 pub type Rule = String;
@@ -189,14 +188,14 @@ impl ExecutionName {
     /// StartExecution). Tags and client tokens outlive both, so the name of up to 80 characters is
     /// told apart by its execution's ARN and start time.
     pub fn unique(name: &str, arn: &str, start_time: &str) -> Result<Self, Rule> {
-        let digest = Sha256::digest(format!("{arn}\n{start_time}"));
-        Self::parse(format!("{name}-{}", &hexadecimal(&digest)[..8]))
+        let digest = digest::sha256(format!("{arn}\n{start_time}"));
+        Self::parse(format!("{name}-{}", &digest[..8]))
     }
 }
 
 impl PlanHash {
     pub(crate) fn of(text: &str) -> Self {
-        Self(hexadecimal(&Sha256::digest(text)))
+        Self(digest::sha256(text))
     }
 }
 

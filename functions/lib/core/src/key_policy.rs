@@ -13,11 +13,11 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::{
     Error,
-    hub::{account_root, hexadecimal},
+    arns::account_root,
+    digest,
     ids::{AccountId, KeyArn, PrincipalArn},
 };
 
@@ -166,7 +166,7 @@ impl KeyPolicy {
         document.insert("Statement".to_owned(), Value::Array(self.statements.clone()));
         let text = Value::Object(document).to_string();
         if text.len() > MAX_BYTES {
-            return Err(Error::KeyPolicyTooLarge { key: self.key.clone(), bytes: text.len() });
+            return Err(Error::KeyPolicyTooLarge { key: self.key.clone(), bytes: text.len(), most: MAX_BYTES });
         }
         Ok(text)
     }
@@ -175,7 +175,7 @@ impl KeyPolicy {
     pub fn digest(&self) -> String {
         let statements: Vec<String> =
             self.statements.iter().map(|statement| canonical(statement).to_string()).collect();
-        hexadecimal(&Sha256::digest(statements.join("\n"))[..8])
+        digest::sha256(statements.join("\n"))[..16].to_owned()
     }
 
     fn obstacles(&self) -> Vec<String> {
@@ -322,7 +322,7 @@ fn our_statement(key: &KeyArn, sid: &str, principals: &[String]) -> Value {
 }
 
 fn root_arn(key: &KeyArn, account: &AccountId) -> String {
-    account_root(&key.region(), account)
+    account_root(account, &key.region())
 }
 
 fn account_of(principal: &str) -> Option<AccountId> {

@@ -8,12 +8,15 @@
 //! - [`revoke`]: the same of revoke-share, and its request.
 //! - [`error`]: the one error enum; its names are the contract with `statemachine/share-ami.asl.json`.
 //! - [`aws`]: from an SDK error to one of ours.
-//! - [`hub`]: settings of the deployment, and the roles a step assumes.
+//! - [`settings`]: settings of the deployment.
+//! - [`hub`]: the roles a step assumes, and the clock.
+//! - [`arns`], [`digest`], [`tokens`], [`key_actions`]: what calls of several steps name.
 //! - [`allow_list`]: who may ever be a target.
 //! - [`key_policy`]: reading, merging and taking back statements of a key policy.
 //! - [`plan`]: what a plan and the steps that carry it out agree on.
 //! - [`polling`]: how long to wait between two looks at what takes its time.
 //! - [`principal_policy`]: the inline policy of a principal that may use one key.
+//! - [`mark`]: what a take-back writes on a note before it looks.
 //! - [`take_back`]: what is taken back, and what became of it.
 //! - [`words`]: what reports say.
 //! - [`step`]: the Lambda adapter.
@@ -21,19 +24,25 @@
 //! This crate has no EC2, KMS or IAM client: a step's `Cargo.toml` shows which services it reaches.
 
 pub mod allow_list;
+pub mod arns;
 pub mod aws;
+pub mod digest;
 pub mod error;
 pub mod hub;
 pub mod ids;
+pub mod key_actions;
 pub mod key_policy;
+pub mod mark;
 pub mod plan;
 pub mod polling;
 pub mod principal_policy;
 pub mod request;
 pub mod revoke;
+pub mod settings;
 pub mod share;
 pub mod step;
 pub mod take_back;
+pub mod tokens;
 pub mod words;
 
 pub use error::{Error, Problem};

@@ -222,7 +222,7 @@ pub struct Target {
     /// The ARN of the key to re-encrypt with; nothing when the mode is `none`. Not an alias: an
     /// alias may be another key tomorrow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kms_key_id: Option<String>,
+    pub kms_key_id: Option<KeyArn>,
     /// A copy that an earlier execution made, under the same key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_id: Option<ImageId>,

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::{
     ids::{AccountId, ExecutionName, ImageId, InstanceId},
+    mark::Mark,
     share::{Kept, KeyChange, PrincipalChange, SnapshotChange, Source},
     words,
 };
@@ -113,7 +114,7 @@ pub struct NoteChange {
     /// The note's execution.
     pub execution: ExecutionName,
     /// The note's mark, as it was read or made: nobody has changed the note since, or marked it anew.
-    pub going: String,
+    pub going: Mark,
     /// What the target still has, as JSON; nothing where that is nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gift: Option<String>,

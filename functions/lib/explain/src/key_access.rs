@@ -257,7 +257,7 @@ fn strings(value: &Value) -> Vec<&str> {
 
 #[cfg(test)]
 mod tests {
-    use ami_share_core::{hub::SOURCE_KEY_ACTIONS, key_policy::KeyPolicy};
+    use ami_share_core::{key_actions::SOURCE_KEY_ACTIONS, key_policy::KeyPolicy};
 
     use super::*;
 

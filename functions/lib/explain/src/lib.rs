@@ -5,18 +5,18 @@
 //! the attempt needed, and each answer is judged. A question that gets no answer is named, and never
 //! hides what the others found.
 
+mod attempt;
+mod findings;
 mod key_access;
 mod source;
 mod target;
 
-use ami_share_core::{
-    Hub,
-    hub::Actions,
-    ids::{ExecutionName, ImageId},
-    share::{Image, Source, Target},
-};
+use ami_share_core::{hub::Actions, ids::ImageId};
 use ami_share_key_grants::LIST_GRANTS;
-use aws_config::SdkConfig;
+
+use findings::Findings;
+
+pub use attempt::Attempt;
 
 /// What [`explain_launch`] calls; its launcher actions must be among those of the session it is given.
 pub const LAUNCH_ACTIONS: Actions = Actions {
@@ -27,24 +27,16 @@ pub const LAUNCH_ACTIONS: Actions = Actions {
 
 /// What [`explain_copy`] calls; its launcher actions must be among those of the session it is given.
 pub const COPY_ACTIONS: Actions = Actions {
-    source: &["ec2:DescribeImageAttribute", SNAPSHOT_ATTRIBUTE, "kms:DescribeKey", "kms:GetKeyPolicy", LIST_GRANTS],
+    source: &[
+        "ec2:DescribeImageAttribute",
+        source::SNAPSHOT_ATTRIBUTE,
+        "kms:DescribeKey",
+        "kms:GetKeyPolicy",
+        LIST_GRANTS,
+    ],
     target: &["iam:SimulatePrincipalPolicy"],
     launcher: &["kms:DescribeKey", "kms:GetKeyPolicy"],
 };
-
-const SNAPSHOT_ATTRIBUTE: &str = "ec2:DescribeSnapshotAttribute";
-
-/// An attempt that failed in a target.
-#[derive(Clone, Copy)]
-pub struct Attempt<'a> {
-    pub hub: &'a Hub,
-    /// The session of the step that asks, as the launcher.
-    pub launcher: &'a SdkConfig,
-    pub execution: &'a ExecutionName,
-    pub source: &'a Source,
-    pub image: &'a Image,
-    pub target: &'a Target,
-}
 
 /// Why an instance of `launched` (the image, or the target's own copy of it) died.
 ///
@@ -57,7 +49,7 @@ pub async fn explain_launch(attempt: Attempt<'_>, launched: &ImageId, state_reas
     if *launched == attempt.image.image_id {
         source::examine(attempt, LAUNCH_ACTIONS, &mut findings).await;
     }
-    target::examine(attempt, *launched == attempt.image.image_id, &mut findings).await;
+    target::examine(attempt, LAUNCH_ACTIONS, *launched == attempt.image.image_id, &mut findings).await;
     findings.sentence(attempt)
 }
 
@@ -72,7 +64,7 @@ pub fn may_pass(state_reason: &str) -> bool {
 pub async fn explain_copy(attempt: Attempt<'_>) -> String {
     let mut findings = Findings::default();
     source::examine(attempt, COPY_ACTIONS, &mut findings).await;
-    target::examine(attempt, true, &mut findings).await;
+    target::examine(attempt, COPY_ACTIONS, true, &mut findings).await;
     findings.sentence(attempt)
 }
 
@@ -96,55 +88,6 @@ fn not_about_sharing(state_reason: &str) -> Option<&'static str> {
     const CAPACITY: &str = "capacity, not the share: EC2 has no room for this instance type there now; \
                             ask for another launch.instanceType or launch.subnetId, or start the execution later";
     CAUSES.iter().find(|(code, _)| state_reason.contains(code)).map(|(_, cause)| *cause)
-}
-
-/// What the questions brought to light.
-#[derive(Debug, Default)]
-struct Findings {
-    /// What is wrong, with what to do about it.
-    causes: Vec<String>,
-    /// What could not be asked, or depends on what cannot be seen.
-    doubts: Vec<String>,
-}
-
-impl Findings {
-    fn sentence(self, attempt: Attempt<'_>) -> String {
-        let (a, b) = (&attempt.source.account_id, &attempt.target.account_id);
-        let mut parts = Vec::new();
-        if !self.causes.is_empty() {
-            parts.push(format!("likely cause: {}", self.causes.join("; ")));
-        }
-        if !self.doubts.is_empty() {
-            parts.push(format!("could not be judged: {}", self.doubts.join("; ")));
-        }
-        if self.causes.is_empty() {
-            let looked =
-                if self.doubts.is_empty() { "all that can be asked looks right" } else { "the rest looks right" };
-            parts.push(format!(
-                "{looked}, so it may be a change that had not reached every server yet (start the execution again), \
-                 or a policy that cannot be seen from here (an organization's SCP or RCP, a VPC endpoint's, the \
-                 default EBS key of account {b}); look in CloudTrail of accounts {a} and {b} for CreateGrant, Decrypt, \
-                 ReEncrypt and GenerateDataKeyWithoutPlaintext with an errorCode"
-            ));
-        }
-        parts.join("; ")
-    }
-}
-
-/// Actions with the same thing to say about them, together: `kms:Decrypt, kms:CreateGrant denied by …`.
-fn grouped<'a>(said: impl IntoIterator<Item = (&'a str, String)>) -> Vec<String> {
-    by_clause(said).into_iter().map(|(actions, clause)| format!("{} {clause}", actions.join(", "))).collect()
-}
-
-fn by_clause<T>(said: impl IntoIterator<Item = (T, String)>) -> Vec<(Vec<T>, String)> {
-    let mut groups: Vec<(Vec<T>, String)> = Vec::new();
-    for (subject, clause) in said {
-        match groups.iter_mut().find(|(_, known)| *known == clause) {
-            Some((subjects, _)) => subjects.push(subject),
-            None => groups.push((vec![subject], clause)),
-        }
-    }
-    groups
 }
 
 #[cfg(test)]
@@ -182,18 +125,5 @@ mod tests {
         ] {
             assert_eq!(not_about_sharing(reason), None, "{reason}");
         }
-    }
-
-    #[test]
-    fn actions_of_one_fate_are_said_together() {
-        let said = [
-            ("kms:Decrypt", "denied by statement X".to_owned()),
-            ("kms:CreateGrant", "not allowed".to_owned()),
-            ("kms:DescribeKey", "denied by statement X".to_owned()),
-        ];
-        assert_eq!(
-            grouped(said),
-            ["kms:Decrypt, kms:DescribeKey denied by statement X", "kms:CreateGrant not allowed"]
-        );
     }
 }

@@ -1,19 +1,18 @@
 //! What the source account says: permissions on the image and its snapshots, state and policy of
 //! each key.
 
-use ami_share_core::{
-    Error, aws,
-    hub::{Actions, SOURCE_KEY_ACTIONS},
-    ids::KeyArn,
-};
+use ami_share_core::{Error, aws, hub::Actions, ids::KeyArn, key_actions::SOURCE_KEY_ACTIONS};
 use aws_config::SdkConfig;
 use aws_sdk_ec2::types::{ImageAttributeName, PermissionGroup, SnapshotAttributeName};
 use aws_sdk_kms::types::{GrantOperation, KeyState};
 
 use crate::{
-    Attempt, Findings, SNAPSHOT_ATTRIBUTE, grouped,
+    attempt::Attempt,
+    findings::{Findings, grouped},
     key_access::{Call, Through, Verdict, judge},
 };
+
+pub(crate) const SNAPSHOT_ATTRIBUTE: &str = "ec2:DescribeSnapshotAttribute";
 
 /// `actions` are those of a copy or those of a launch, which needs no snapshot permission.
 pub(crate) async fn examine(attempt: Attempt<'_>, actions: Actions, findings: &mut Findings) {

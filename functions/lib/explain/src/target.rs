@@ -2,21 +2,23 @@
 
 use ami_share_core::{
     Error, aws,
-    hub::{OWN_KEY_ACTIONS, SOURCE_KEY_ACTIONS},
+    hub::Actions,
     ids::{KeyArn, PrincipalArn},
+    key_actions::{OWN_KEY_ACTIONS, SOURCE_KEY_ACTIONS},
 };
 use aws_sdk_iam::types::{ContextEntry, ContextKeyTypeEnum, EvaluationResult, PolicyEvaluationDecisionType};
 use aws_sdk_kms::{error::ProvideErrorMetadata, types::KeySpec};
 
 use crate::{
-    Attempt, Findings, LAUNCH_ACTIONS, by_clause, grouped,
+    attempt::Attempt,
+    findings::{Findings, by_clause, grouped},
     key_access::Call,
     source::{policy_findings, state_problem},
 };
 
 /// `with_source_keys` when the source account's keys were needed: not for a launch of the target's
 /// own copy.
-pub(crate) async fn examine(attempt: Attempt<'_>, with_source_keys: bool, findings: &mut Findings) {
+pub(crate) async fn examine(attempt: Attempt<'_>, actions: Actions, with_source_keys: bool, findings: &mut Findings) {
     let target = &attempt.target.account_id;
     let principal = match attempt.hub.launcher(target, &attempt.source.region) {
         Ok(principal) => principal,
@@ -27,12 +29,13 @@ pub(crate) async fn examine(attempt: Attempt<'_>, with_source_keys: bool, findin
         needed.extend(attempt.image.keys().into_iter().map(|key| (key, SOURCE_KEY_ACTIONS.to_vec())));
     }
     if let Some(key) = &attempt.target.kms_key_id {
-        needed.extend(examine_own_key(attempt, &principal, key, findings).await);
+        let actions = examine_own_key(attempt, &principal, key, findings).await;
+        needed.extend(actions.map(|actions| (key.clone(), actions)));
     }
     if needed.iter().all(|(_, actions)| actions.is_empty()) {
         return;
     }
-    let asked = attempt.hub.as_target(target, &attempt.source.region, attempt.execution, LAUNCH_ACTIONS).await;
+    let asked = attempt.hub.as_target(target, &attempt.source.region, attempt.execution, actions).await;
     let iam = match asked {
         Ok(config) => aws_sdk_iam::Client::new(&config),
         Err(error) => return findings.doubts.push(format!("the launcher's IAM policies ({error})")),
@@ -55,12 +58,12 @@ pub(crate) async fn examine(attempt: Attempt<'_>, with_source_keys: bool, findin
 async fn examine_own_key(
     attempt: Attempt<'_>,
     principal: &PrincipalArn,
-    key: &str,
+    key: &KeyArn,
     findings: &mut Findings,
-) -> Option<(KeyArn, Vec<&'static str>)> {
+) -> Option<Vec<&'static str>> {
     let target = &attempt.target.account_id;
     let kms = aws_sdk_kms::Client::new(attempt.launcher);
-    let metadata = match kms.describe_key().key_id(key).send().await {
+    let metadata = match kms.describe_key().key_id(key.as_str()).send().await {
         Ok(answer) => answer.key_metadata,
         Err(error) if error.code() == Some("NotFoundException") => {
             findings.causes.push(format!(
@@ -75,23 +78,22 @@ async fn examine_own_key(
             return None;
         }
     }?;
-    let arn = KeyArn::parse(metadata.arn().unwrap_or_default()).ok()?;
-    findings.causes.extend(state_problem(arn.as_str(), metadata.key_state()));
+    findings.causes.extend(state_problem(key.as_str(), metadata.key_state()));
     if metadata.key_spec().is_some_and(|spec| *spec != KeySpec::SymmetricDefault) {
-        findings.causes.push(format!("key state: key {arn} is not symmetric, and EBS takes no other; name another"));
+        findings.causes.push(format!("key state: key {key} is not symmetric, and EBS takes no other; name another"));
     }
-    let actions = match kms.get_key_policy().key_id(arn.as_str()).send().await {
+    let actions = match kms.get_key_policy().key_id(key.as_str()).send().await {
         Ok(answer) => {
-            let calls = OWN_KEY_ACTIONS.map(|action| Call { principal, key: &arn, action });
+            let calls = OWN_KEY_ACTIONS.map(|action| Call { principal, key, action });
             policy_findings(&answer.policy.unwrap_or_default(), &calls, findings)
         }
         Err(error) => {
             let error = aws::failure(target, "kms:GetKeyPolicy", error);
-            findings.doubts.push(format!("the policy of key {arn} ({error})"));
+            findings.doubts.push(format!("the policy of key {key} ({error})"));
             OWN_KEY_ACTIONS.to_vec()
         }
     };
-    Some((arn, actions))
+    Some(actions)
 }
 
 /// The actions that the principal's IAM policies do not allow EC2 on `key`, and why not.

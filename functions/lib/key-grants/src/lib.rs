@@ -7,9 +7,11 @@
 use std::collections::BTreeSet;
 
 use ami_share_core::{
-    Error, aws,
-    hub::{SOURCE_KEY_ACTIONS, account_root},
+    Error,
+    arns::account_root,
+    aws,
     ids::{AccountId, KeyArn},
+    key_actions::SOURCE_KEY_ACTIONS,
 };
 use aws_sdk_kms::{
     Client,
@@ -40,7 +42,7 @@ impl KeyGrant<'_> {
     /// The target's account, which lets its own principals use the grant, as it does with a statement
     /// of a key policy.
     pub fn grantee(&self) -> String {
-        account_root(&self.key.region(), self.account)
+        account_root(self.account, &self.key.region())
     }
 
     /// What EC2 calls in a principal's name, by the names that grants have for it ("Grant operations",
@@ -108,7 +110,7 @@ pub fn explained(key: &KeyArn, error: Error) -> Error {
 /// # Errors
 /// Whatever AWS answers.
 pub async fn to_account(kms: &Client, key: &KeyArn, account: &AccountId) -> Result<Vec<GrantListEntry>, Error> {
-    list(kms, key, Some(account_root(&key.region(), account))).await
+    list(kms, key, Some(account_root(account, &key.region()))).await
 }
 
 /// Every grant on `key`, whoever made it for whom: one call for each hundred.

@@ -9,13 +9,14 @@
 
 mod writes;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::RecordTable,
+    hub::millis,
     ids::{ExecutionName, KeyArn},
     key_policy::KeyPolicy,
+    settings::RecordTable,
     share::Source,
 };
 use aws_sdk_dynamodb::{Client, error::ProvideErrorMetadata, types::AttributeValue};
@@ -63,11 +64,12 @@ impl<'h> KeyLock<'h> {
             me: format!("{execution}#{}", invocation.id),
             writes: Writes::default(),
         };
+        let number = |ms: i64| AttributeValue::N(ms.to_string());
         let update = lock
             .update("SET heldBy = :me, heldUntil = :until")
             .condition_expression("attribute_not_exists(heldBy) OR heldBy = :me OR heldUntil < :now")
-            .expression_attribute_values(":now", millis(hub.now()))
-            .expression_attribute_values(":until", millis(invocation.deadline + AFTER_TIMEOUT))
+            .expression_attribute_values(":now", number(hub.now_ms()))
+            .expression_attribute_values(":until", number(millis(invocation.deadline + AFTER_TIMEOUT)))
             .return_values(aws_sdk_dynamodb::types::ReturnValue::AllNew);
         let taken = update.send().await.map_err(|error| lock.failure(error))?;
         let text = taken.attributes().and_then(|item| item.get("writes")?.as_s().ok()).map(String::as_str);
@@ -91,7 +93,7 @@ impl<'h> KeyLock<'h> {
     /// # Errors
     /// [`Error::NotYetVisible`] for a policy that was replaced lately, or may have been.
     pub fn look(&mut self, key: &KeyArn, policy: &KeyPolicy) -> Result<(), Error> {
-        if self.writes.is_current(key, &policy.digest(), self.hub.now()) {
+        if self.writes.is_current(key, &policy.digest(), self.hub.now_ms()) {
             return Ok(());
         }
         Err(Error::NotYetVisible {
@@ -112,7 +114,7 @@ impl<'h> KeyLock<'h> {
     /// [`Error::Unavailable`] where the invocation has no time for it; [`Error::KeyPoliciesLocked`] where somebody has
     /// taken the lock away; whatever DynamoDB answers. Nothing may be written then.
     pub async fn begin(&mut self, key: &KeyArn, before: &KeyPolicy, after: &KeyPolicy) -> Result<(), Error> {
-        let now = self.hub.now();
+        let now = self.hub.now_ms();
         self.writes.begin(&self.execution, key, &before.digest(), &after.digest(), now);
         let update = self
             .update("SET writes = :writes")
@@ -184,8 +186,4 @@ impl<'h> KeyLock<'h> {
             _ => aws::failure(&self.table.account, UPDATE, error),
         }
     }
-}
-
-fn millis(time: SystemTime) -> AttributeValue {
-    AttributeValue::N(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis().to_string())
 }

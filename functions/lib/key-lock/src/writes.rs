@@ -5,10 +5,7 @@
 //! writer that gets no answer from kms:PutKeyPolicy, or crashes, cannot tell the next one how it ended. So each write is
 //! noted before it begins, as pending.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use ami_share_core::ids::{ExecutionName, KeyArn};
 use serde::{Deserialize, Serialize};
@@ -16,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// For how long a write is known at all: longer than an execution tries again.
 const KNOWN_FOR: Duration = Duration::from_secs(3_600);
 
-/// Each key's writes, the oldest first.
+/// Each key's writes, the oldest first. Times are in milliseconds since 1970.
 #[derive(Debug, Default)]
 pub(crate) struct Writes {
     by_key: BTreeMap<KeyArn, Vec<Write>>,
@@ -31,8 +28,8 @@ struct Write {
     by: ExecutionName,
     before: String,
     after: String,
-    /// When it was begun, in milliseconds since 1970.
-    begun_at: u64,
+    /// When it was begun.
+    begun_at: i64,
     /// Whether nobody knows how it ended.
     pending: bool,
 }
@@ -49,7 +46,7 @@ impl Writes {
     /// Whether a policy of that digest, read now, is the key's policy. What a pending write leads to settles it. What a
     /// write replaced is out of date until the time for that is over; then it is believed, as somebody may have put it
     /// back, and a pending write that it should have been replaced by has not come about.
-    pub(crate) fn is_current(&mut self, key: &KeyArn, digest: &str, now: SystemTime) -> bool {
+    pub(crate) fn is_current(&mut self, key: &KeyArn, digest: &str, now: i64) -> bool {
         let Some(writes) = self.by_key.get_mut(key) else { return true };
         for write in writes.iter_mut().filter(|write| write.after == digest) {
             write.pending = false;
@@ -71,7 +68,7 @@ impl Writes {
     }
 
     /// Notes a write as pending, and forgets what is old.
-    pub(crate) fn begin(&mut self, by: &ExecutionName, key: &KeyArn, before: &str, after: &str, now: SystemTime) {
+    pub(crate) fn begin(&mut self, by: &ExecutionName, key: &KeyArn, before: &str, after: &str, now: i64) {
         for writes in self.by_key.values_mut() {
             writes.retain(|write| age(write, now) <= KNOWN_FOR);
         }
@@ -80,7 +77,7 @@ impl Writes {
             by: by.clone(),
             before: before.to_owned(),
             after: after.to_owned(),
-            begun_at: now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis().try_into().unwrap_or(u64::MAX),
+            begun_at: now,
             pending: true,
         });
     }
@@ -100,8 +97,8 @@ impl Writes {
     }
 }
 
-fn age(write: &Write, now: SystemTime) -> Duration {
-    now.duration_since(UNIX_EPOCH + Duration::from_millis(write.begun_at)).unwrap_or_default()
+fn age(write: &Write, now: i64) -> Duration {
+    Duration::from_millis(u64::try_from(now - write.begun_at).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -118,8 +115,8 @@ mod tests {
         ExecutionName::parse(name).unwrap()
     }
 
-    fn at(seconds: u64) -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds)
+    fn at(seconds: i64) -> i64 {
+        (1_000_000 + seconds) * 1_000
     }
 
     /// One write from `a` to `b`, begun at second 0.
@@ -129,7 +126,7 @@ mod tests {
         writes
     }
 
-    fn is_current(writes: &mut Writes, digest: &str, seconds: u64) -> bool {
+    fn is_current(writes: &mut Writes, digest: &str, seconds: i64) -> bool {
         writes.is_current(&key("1"), digest, at(seconds))
     }
 

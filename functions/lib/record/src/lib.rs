@@ -10,8 +10,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ami_share_core::{
     Error, Hub, aws,
-    hub::RecordTable,
     ids::{AccountId, ExecutionName, ImageId, InstanceId},
+    mark::Mark,
+    settings::RecordTable,
     share::{Image, PrincipalAccess, Source, Target},
 };
 use aws_sdk_dynamodb::{Client, error::ProvideErrorMetadata, types::AttributeValue};
@@ -60,7 +61,7 @@ pub struct Note {
     /// In milliseconds since 1970.
     pub noted_at: i64,
     /// Who is taking it back, and since when; nothing of a share that stands.
-    pub going: Option<String>,
+    pub going: Option<Mark>,
     /// Whether the target's last state has confirmed it: until then the share is under way.
     pub confirmed: bool,
     /// What the target's last state has noted of what stays.
@@ -119,7 +120,7 @@ impl Record {
         account: &AccountId,
         image: &ImageId,
         execution: &ExecutionName,
-        mark: &str,
+        mark: &Mark,
     ) -> Result<(), Error> {
         let update = self
             .client
@@ -129,7 +130,7 @@ impl Record {
             .key("part", AttributeValue::S(format!("{image}#{execution}")))
             .condition_expression("attribute_exists(id)")
             .update_expression("SET going = :going")
-            .expression_attribute_values(":going", AttributeValue::S(mark.to_owned()));
+            .expression_attribute_values(":going", AttributeValue::S(mark.to_string()));
         match update.send().await {
             Ok(_) => Ok(()),
             Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(()),
@@ -229,7 +230,7 @@ fn note_of(item: &HashMap<String, AttributeValue>) -> Result<Note, serde_json::E
     Ok(Note {
         gift: serde_json::from_str(text("gift").unwrap_or_default())?,
         noted_at: item.get("notedAt").and_then(|at| at.as_n().ok()?.parse().ok()).unwrap_or_default(),
-        going: text("going").map(str::to_owned),
+        going: text("going").map(Mark::noted),
         confirmed: item.contains_key("confirmed"),
         stays: text("stays").map_or(Ok(Stays::default()), serde_json::from_str)?,
     })

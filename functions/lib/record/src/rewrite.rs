@@ -91,6 +91,6 @@ fn values(note: &NoteChange) -> (AttributeValue, AttributeValue, AttributeValue)
     (
         AttributeValue::S(format!("{TARGET_PREFIX}{}", note.account_id)),
         AttributeValue::S(format!("{}#{}", note.image_id, note.execution)),
-        AttributeValue::S(note.going.clone()),
+        AttributeValue::S(note.going.to_string()),
     )
 }

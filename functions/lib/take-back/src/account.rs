@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ami_share_core::{
     ids::{AccountId, ImageId, KeyArn, PrincipalArn, SnapshotId},
+    mark::Mark,
     share::{Kept, Mode, PrincipalAccess, PrincipalChange, Source, SourceChanges, Target},
     take_back::{FromTarget, Left, MadeCopy, MadeInstance, NoteChange},
 };
@@ -17,7 +18,7 @@ pub struct Asked<'a> {
     pub source: &'a Source,
     pub image: &'a ImageId,
     /// Of the notes whose shares are to go.
-    pub mark: &'a str,
+    pub mark: &'a Mark,
     /// In milliseconds since 1970: what others have noted for the image since then, and not marked, they have given too.
     /// What was noted before, and was missing all the same, somebody has taken away.
     pub begun: i64,
@@ -77,7 +78,7 @@ impl FromAccount {
                 if let Some(image) = need.keys.get(&key) {
                     let account_id = self.account_id.clone();
                     self.kept.get_or_insert_with(|| Kept { account_id, image_id: image.clone() });
-                } else if let Some(left) = need.unknown_of(&key).filter(|_| !asked.force) {
+                } else if let Some((_, left)) = need.unknown_of(&key).filter(|_| !asked.force) {
                     if !self.left.contains(left) {
                         self.left.push(left.clone());
                     }
@@ -102,8 +103,8 @@ impl FromAccount {
 pub fn from_account(asked: Asked<'_>, account: &AccountId, notes: &[Note], need: &Need) -> FromAccount {
     let mut decision = Decision::new(asked, account, notes, need);
     for note in notes {
-        if note.going.is_some() {
-            decision.take(note);
+        if let Some(going) = &note.going {
+            decision.take(note, going);
         } else if asked.with_gone_images && decision.is_gone(note) {
             decision.access(note.gift.clone());
         }
@@ -162,21 +163,20 @@ impl<'a> Decision<'a> {
             && !self.need.images.contains(note.image())
     }
 
-    fn take(&mut self, note: &Note) {
+    fn take(&mut self, note: &Note, going: &Mark) {
         let mut stay = note.gift.clone();
-        if note.going.as_deref() == Some(self.asked.mark) {
+        if going == self.asked.mark {
             self.permissions(&mut stay.target.source_changes);
             self.made(note, &mut stay.target);
         }
         let stay = self.access(stay);
-        let going = note.going.clone().unwrap_or_default();
         let gift = (!says_nothing(&stay)).then(|| stay.to_text());
         if gift.is_none() || stay != note.gift {
             self.taken.notes.push(NoteChange {
                 account_id: self.taken.account_id.clone(),
                 image_id: note.image().clone(),
                 execution: note.gift.execution.clone(),
-                going,
+                going: going.clone(),
                 gift,
             });
         }
@@ -277,7 +277,7 @@ impl<'a> Decision<'a> {
             return self.keep(image);
         }
         match self.need.unknown_of(key) {
-            Some(left) if !self.asked.force => self.leave([left]),
+            Some(unknown) if !self.asked.force => self.leave([unknown]),
             _ => Fate::Goes,
         }
     }
@@ -294,7 +294,7 @@ impl<'a> Decision<'a> {
         if self.need.unknown.is_empty() || self.asked.force {
             return Fate::Goes;
         }
-        self.leave(self.need.unknown.values())
+        self.leave(&self.need.unknown)
     }
 
     fn keep(&mut self, image: &ImageId) -> Fate {
@@ -303,12 +303,8 @@ impl<'a> Decision<'a> {
         Fate::Stays
     }
 
-    fn leave(&mut self, left: impl IntoIterator<Item = &'a Left>) -> Fate {
-        for left in left {
-            if let Some((source, left)) = self.need.unknown.iter().find(|(_, known)| *known == left) {
-                self.unknown.insert(source, left);
-            }
-        }
+    fn leave(&mut self, unknown: impl IntoIterator<Item = (&'a Source, &'a Left)>) -> Fate {
+        self.unknown.extend(unknown);
         Fate::Stays
     }
 

@@ -46,10 +46,10 @@ pub struct Need {
 }
 
 impl Need {
-    /// Why nobody can say whether the key is needed.
-    pub(crate) fn unknown_of(&self, key: &KeyArn) -> Option<&Left> {
+    /// The source that the key is in, and why nobody can say whether the key is needed.
+    pub(crate) fn unknown_of(&self, key: &KeyArn) -> Option<(&Source, &Left)> {
         let source = Source { account_id: key.account_id(), region: key.region() };
-        self.unknown.get(&source)
+        self.unknown.get_key_value(&source)
     }
 }
 
@@ -68,8 +68,7 @@ pub async fn needs(
             places.entry(place).or_default().insert(account.clone());
         }
     }
-    let now = asking.hub.now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis();
-    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    let now = asking.hub.now_ms();
     let mut needs: BTreeMap<AccountId, Need> =
         notes.iter().map(|(account, notes)| (account.clone(), under_way(asking, notes, now))).collect();
     for (place, accounts) in places {

@@ -1,7 +1,11 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::LazyLock,
+};
 
 use ami_share_core::{
     ids::{AccountId, ExecutionName, ImageId, KeyArn, PrincipalArn, Region, SnapshotId},
+    mark::Mark,
     share::{Image, Kept, Launch, Mode, PrincipalAccess, PrincipalChange, Source, SourceChanges, Target, Volume},
     take_back::{Left, MOST_TO_TAKE, bytes_of},
 };
@@ -62,17 +66,22 @@ fn note(of: &str, going: Option<&str>) -> Note {
             launch: Launch { keep: true, ..Launch::default() },
         },
     };
-    Note { gift, noted_at: 100, going: going.map(str::to_owned), confirmed: true, stays: Stays::default() }
+    Note { gift, noted_at: 100, going: going.map(Mark::noted), confirmed: true, stays: Stays::default() }
 }
 
 const MINE: &str = "me 200";
+
+fn mine() -> &'static Mark {
+    static MARK: LazyLock<Mark> = LazyLock::new(|| Mark::noted(MINE));
+    &MARK
+}
 
 fn asked(source: &Source) -> Asked<'_> {
     static IMAGE: std::sync::OnceLock<ImageId> = std::sync::OnceLock::new();
     Asked {
         source,
         image: IMAGE.get_or_init(|| image("a")),
-        mark: MINE,
+        mark: mine(),
         begun: 200,
         copies: true,
         instances: true,
@@ -128,7 +137,7 @@ fn all_of_a_marked_note_goes_where_nobody_needs_it() {
     assert_eq!((&target.instances[0].execution, &target.copies[0].execution), (&execution("a"), &execution("a")));
     assert_eq!((&target.copies[0].of, target.copies[0].noted_at), (&image("a"), 100));
     assert_eq!(noted(&taken, "a"), None);
-    assert_eq!(taken.notes[0].going, MINE);
+    assert_eq!(taken.notes[0].going.as_str(), MINE);
 }
 
 #[test]
@@ -196,7 +205,7 @@ fn what_stayed_for_this_image_goes_with_it() {
     assert_eq!(taken.target.as_ref().unwrap().copies.len(), 1);
     let stays = noted(&taken, "b").unwrap();
     assert!(stays.target.source_changes.launch_permission && stays.target.source_changes.key_arns.is_empty());
-    assert_eq!(taken.notes.iter().find(|note| note.image_id == image("b")).unwrap().going, "somebody 150");
+    assert_eq!(taken.notes.iter().find(|note| note.image_id == image("b")).unwrap().going.as_str(), "somebody 150");
 }
 
 #[test]

@@ -1,0 +1,18 @@
+//! The actions on keys that EC2 needs in a caller's name.
+
+/// What EC2 calls in the launcher's name on a key that a snapshot of the image is encrypted with ("How
+/// Amazon EBS encryption works" and "Requirements", EBS user guide).
+pub const SOURCE_KEY_ACTIONS: [&str; 5] =
+    ["kms:DescribeKey", "kms:CreateGrant", "kms:Decrypt", "kms:ReEncryptFrom", "kms:GenerateDataKeyWithoutPlaintext"];
+
+/// The same on the target's own key, which volumes are put under and copies are read from.
+pub const OWN_KEY_ACTIONS: [&str; 6] = {
+    let [describe, grant, decrypt, from, generate] = SOURCE_KEY_ACTIONS;
+    [describe, grant, decrypt, from, "kms:ReEncryptTo", generate]
+};
+
+/// The launcher's actions for `call`, which makes something of encrypted snapshots and tags it.
+pub const fn making_encrypted(call: &'static str) -> [&'static str; 8] {
+    let [describe, grant, decrypt, from, to, generate] = OWN_KEY_ACTIONS;
+    [call, "ec2:CreateTags", describe, grant, decrypt, from, to, generate]
+}
