@@ -103,9 +103,11 @@ pub struct Record {
     pub cause: Option<String>,
     /// The states as they were entered; those of a Map's iterations are interleaved.
     pub entered: Vec<String>,
+    /// When each of them was, by the time of day.
+    pub entered_ms: Vec<u64>,
     pub redrives: u64,
     /// When it ended, by the time of day.
-    pub(crate) stopped_ms: Option<u64>,
+    pub stopped_ms: Option<u64>,
     events: u64,
 }
 
@@ -117,6 +119,7 @@ impl Record {
             error: None,
             cause: None,
             entered: Vec::new(),
+            entered_ms: Vec::new(),
             redrives: 0,
             stopped_ms: None,
             events: 0,
@@ -239,7 +242,7 @@ impl Execution {
                     .get(&at)
                     .ok_or_else(|| failed("States.Runtime", format!("there is no state {at}")))?;
                 let clock = &runner.services.clock;
-                self.enter(&at)?;
+                self.enter(&at, clock.epoch_ms())?;
                 let entered = Entered { state: at, at: clock.timestamp(), retries: 0, item: item.clone() };
                 // One that ends the execution takes no time: nobody can stop it there.
                 if !matches!(state.kind, Kind::Succeed | Kind::Fail { .. }) {
@@ -262,8 +265,12 @@ impl Execution {
         })
     }
 
-    fn enter(&self, state: &str) -> Result<(), Failed> {
-        self.record.borrow_mut().entered.push(state.to_owned());
+    fn enter(&self, state: &str, now_ms: u64) -> Result<(), Failed> {
+        {
+            let mut record = self.record.borrow_mut();
+            record.entered.push(state.to_owned());
+            record.entered_ms.push(now_ms);
+        }
         self.count_events(2)
     }
 
