@@ -12,6 +12,7 @@ mod crowd;
 mod deployed;
 mod faulty;
 mod locked;
+mod needs;
 mod planned;
 mod proof;
 mod request;
