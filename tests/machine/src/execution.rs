@@ -164,7 +164,7 @@ pub(crate) struct Execution {
     pub(crate) started_ms: u64,
     pub(crate) scope: Rc<RefCell<Scope>>,
     pub(crate) control: Arc<Control>,
-    pub(crate) stop_in: RefCell<Option<String>>,
+    pub(crate) stop_in: RefCell<Option<(String, Stop)>>,
     pub(crate) record: RefCell<Record>,
     /// Who is to be told of its end.
     pub(crate) waiting: RefCell<Vec<oneshot::Sender<()>>>,
@@ -275,8 +275,8 @@ impl Execution {
     }
 
     fn stop_here(&self, state: &str) {
-        if self.stop_in.borrow_mut().take_if(|stop_in| stop_in == state).is_some() {
-            self.control.stop(Stop::default());
+        if let Some((_, stop)) = self.stop_in.borrow_mut().take_if(|(at, _)| at == state) {
+            self.control.stop(stop);
         }
         self.control.pass();
     }

@@ -227,7 +227,7 @@ impl Machine {
 
     /// Stops an execution when it enters that state.
     pub fn stop_in(&self, arn: &str, state: &str) {
-        *self.execution(arn).stop_in.borrow_mut() = Some(state.to_owned());
+        *self.execution(arn).stop_in.borrow_mut() = Some((state.to_owned(), Stop::default()));
     }
 
     /// Stops an execution at its point of that number: each state that it enters is one, and each call that it or a
@@ -239,6 +239,11 @@ impl Machine {
     /// Fails an execution at its point of that number, by a limit that its definition cannot see: it runs no Catch.
     pub fn fail_at(&self, arn: &str, point: u64) {
         self.execution(arn).control.stop_at(point, execution::failure());
+    }
+
+    /// Fails an execution when it enters that state, as [`Machine::fail_at`] does.
+    pub fn fail_in(&self, arn: &str, state: &str) {
+        *self.execution(arn).stop_in.borrow_mut() = Some((state.to_owned(), execution::failure()));
     }
 
     /// Stops an execution that is still to be started, by whomever, at its point of that number: the next one of that

@@ -85,7 +85,7 @@ fn settled(tally: &Tally, plan: Plan) -> Checked {
     let stage = plan.world.stage();
     let request = plan.request.request(&stage);
     let unreadable = plan.unreadable.map(|index| TARGETS[index]);
-    unreadable.into_iter().for_each(|account| note_unreadably(&stage, account));
+    unreadable.into_iter().for_each(|account| stage.note_unreadably(account));
     let before = check::picture(&stage);
     let arn = stage.machine.start("ShareAmi", "first", request.json.clone(), 0)?;
     stage.machine.set_faults(plan.faults.clone());
@@ -152,18 +152,6 @@ fn one_fails(request: &Request, bad: Option<&str>, standing: &BTreeSet<String>) 
         return Ok(());
     }
     Err(format!("{bad} was bad, and {standing:?} stand, not {expected:?}"))
-}
-
-/// A note of another execution's, which somebody has written by hand.
-fn note_unreadably(stage: &Stage, account: &str) {
-    let image = &stage.images[0].id;
-    stage.machine.table().put(&json!({
-        "id": { "S": format!("target#{account}") },
-        "part": { "S": format!("{image}#by-hand-0123abcd") },
-        "imageId": { "S": image },
-        "notedAt": { "N": "1700000000000" },
-        "gift": { "S": "{\"execution\":" },
-    }));
 }
 
 /// Where nobody can say what a target has, nothing is taken from it that it was given, which is reported.

@@ -7,7 +7,8 @@ use ami_share_tests::{HUB, REGION, SOURCE, TARGET};
 use serde_json::{Value, json};
 
 use crate::{
-    check, deployed,
+    check,
+    deployed::{self, TARGETS},
     request::Asked,
     world::{self, ELSEWHERE, Stage, role},
 };
@@ -232,6 +233,42 @@ fn where_nobody_can_be_asked_what_another_execution_gave_too_stays() {
             Unasked::Ec2Refuses | Unasked::Ec2Throttles => stage.machine.world().faults.clear(),
         }
         succeed(&[run(&stage, "RevokeShare", "revoke", revoke(&stage, 0, true))]);
+        check::unchanged(&before, &check::picture(&stage), &check::Kept::new()).unwrap();
+    }
+}
+
+/// Its target keeps what it has until the note is put right or removed; others keep nothing.
+#[test]
+fn a_note_that_nobody_can_read_stops_the_take_back_of_its_target_alone() {
+    let both = [TARGET, TARGETS[1]];
+    for by in ["RevokeShare", "UndoShare"] {
+        let stage = stage(10, false);
+        let before = check::picture(&stage);
+        let mut request = share(&stage, 0, "apply");
+        request["targets"] = json!([{ "accountId": TARGET, "principals": [role(TARGET)] }, { "accountId": both[1] }]);
+        let arn = stage.machine.start("ShareAmi", "share", request, 0).unwrap();
+        stage.note_unreadably(TARGET);
+        if by == "UndoShare" {
+            stage.machine.fail_in(&arn, "SettleShare");
+        }
+        stage.machine.run().unwrap();
+        let take_back = |name: &str| {
+            let revoke = json!({ "imageId": stage.images[0].id, "targets": both, "force": true });
+            let undo = json!({ "detail": { "executionArn": arn } });
+            run(&stage, by, name, if by == "UndoShare" { undo } else { revoke })
+        };
+        let ended = take_back("unread");
+        let (error, state) =
+            if by == "UndoShare" { ("UndoIncomplete", "ResolveUndo") } else { ("RevokeIncomplete", "ResolveRevoke") };
+        assert_eq!(ended.error.as_deref(), Some(error), "{}", cause(&ended));
+        for said in [format!("{state} in account {TARGET} failed with Aws"), "cannot be read".to_owned()] {
+            assert!(cause(&ended).contains(&said), "{said} is not in {}", cause(&ended));
+        }
+        assert!(!cause(&ended).contains(both[1]), "{}", cause(&ended));
+        assert_usable(&stage, 0);
+        check::others_unchanged(&before, &check::picture(&stage), &stage, &[TARGET.to_owned()].into()).unwrap();
+        stage.remove_unreadable(TARGET);
+        succeed(&[take_back("read")]);
         check::unchanged(&before, &check::picture(&stage), &check::Kept::new()).unwrap();
     }
 }

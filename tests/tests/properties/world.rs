@@ -222,7 +222,27 @@ impl Stage {
     pub(crate) fn backups(&self) -> MutexGuard<'_, Vec<Backup>> {
         self.backups.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Notes of the target what nobody can read, as somebody has done by hand.
+    pub(crate) fn note_unreadably(&self, account: &str) {
+        let image = &self.images[0].id;
+        self.machine.table().put(&json!({
+            "id": { "S": format!("target#{account}") },
+            "part": { "S": format!("{image}#{UNREADABLE}") },
+            "imageId": { "S": image },
+            "notedAt": { "N": "1700000000000" },
+            "gift": { "S": "{\"execution\":" },
+        }));
+    }
+
+    pub(crate) fn remove_unreadable(&self, account: &str) {
+        let part = format!("{}#{UNREADABLE}", self.images[0].id);
+        self.machine.table().remove(&format!("target#{account}"), &part);
+    }
 }
+
+/// The execution that a note is of which nobody can read.
+const UNREADABLE: &str = "by-hand-0123abcd";
 
 pub(crate) struct Image {
     pub(crate) id: String,
