@@ -101,15 +101,15 @@ pub async fn resolve_revoke(hub: &Hub, input: Input) -> Result<Round, Error> {
     let mark = &Mark::new(&execution, now);
     let revoking = progress.phase == Phase::Revoke;
     let at_hand = &AtHand { request: &request, image: &image, mark };
-    let read: Vec<Vec<Note>> = stream::iter(&ahead.accounts)
+    let read: Vec<Result<Vec<Note>, Error>> = stream::iter(&ahead.accounts)
         .map(|account| async move {
             let notes = record.notes_of(account).await?;
             if revoking { marked(record, account, notes, at_hand).await } else { Ok(as_marked(notes, at_hand)) }
         })
         .buffered(CONCURRENCY)
-        .try_collect()
-        .await?;
-    let notes: BTreeMap<AccountId, Vec<Note>> = ahead.accounts.iter().cloned().zip(read).collect();
+        .collect()
+        .await;
+    let (notes, unread) = readable(ahead.accounts.iter().zip(read))?;
 
     let SourceImage { source, image_id } = &image;
     let asking =
@@ -119,7 +119,7 @@ pub async fn resolve_revoke(hub: &Hub, input: Input) -> Result<Round, Error> {
     let role = hub.source_role(&source.account_id, &source.region);
     let state = source::find(&config, &role, &image, &notes, &needs).await?;
     let noted = notes.values().flatten().any(|note| is_of(&image, note));
-    if !state.image_found && !noted && progress.after.is_none() && ahead.rest + ahead.beyond == 0 {
+    if !state.image_found && !noted && unread.is_empty() && progress.after.is_none() && ahead.rest + ahead.beyond == 0 {
         let Source { account_id, region } = image.source;
         return Err(Error::ImageNotFound { image: image.image_id, account: account_id, region: region.to_string() });
     }
@@ -139,11 +139,11 @@ pub async fn resolve_revoke(hub: &Hub, input: Input) -> Result<Round, Error> {
     for (taken, left) in taken.iter_mut().zip(unnoted) {
         taken.left.extend(left);
     }
+    taken.extend(unread);
+    taken.sort_by(|one, other| one.account_id.cmp(&other.account_id));
     let not_ours = |account: &AccountId| {
-        state.permitted.contains(account)
-            && !notes[account]
-                .iter()
-                .any(|note| is_of(&image, note) && note.gift.target.source_changes.launch_permission)
+        let ours = |note: &Note| is_of(&image, note) && note.gift.target.source_changes.launch_permission;
+        state.permitted.contains(account) && notes.get(account).is_some_and(|notes| !notes.iter().any(ours))
     };
     let (take_back, fitting) = gather(&execution, source, image_id, &taken);
     let taken = &taken[..fitting];
@@ -228,6 +228,24 @@ struct AtHand<'a> {
     request: &'a RevokeRequest,
     image: &'a SourceImage,
     mark: &'a Mark,
+}
+
+/// The notes by target, and what stays of those targets that have a note which nobody can read: somebody has to look into
+/// it, and the others need not wait for that.
+fn readable<'a>(
+    read: impl Iterator<Item = (&'a AccountId, Result<Vec<Note>, Error>)>,
+) -> Result<(BTreeMap<AccountId, Vec<Note>>, Vec<FromAccount>), Error> {
+    let (mut notes, mut unread) = (BTreeMap::new(), Vec::new());
+    for (account, read) in read {
+        match read {
+            Ok(read) => {
+                notes.insert(account.clone(), read);
+            }
+            Err(error @ Error::Aws { .. }) => unread.push(FromAccount::unread(account.clone(), STATE, &error)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((notes, unread))
 }
 
 /// The notes of a target, after those of the image at hand were marked.

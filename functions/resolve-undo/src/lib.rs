@@ -11,7 +11,7 @@ use ami_share_core::{
     ids::{AccountId, ExecutionName, ImageId},
     mark::Mark,
     share::{Mode, Resolution, SourceChanges, Target},
-    take_back::{FromTarget, Left, MadeCopy, MadeInstance, TakeBack, TakenBack},
+    take_back::{FromTarget, MadeCopy, MadeInstance, TakeBack, TakenBack},
 };
 use ami_share_record::{Gift, Note, Record, Stays};
 use ami_share_take_back::{Asked, Asking, FromAccount, Need, from_account, gather, needs};
@@ -116,7 +116,7 @@ pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
             let need = needs.get(account).cloned().unwrap_or_default();
             let mut taken = match unread.get(account) {
                 None => from_account(asked, account, &notes[account], &need),
-                Some(error) => nobody_can_say(account, error),
+                Some(error) => FromAccount::unread(account.clone(), STATE, error),
             };
             if reached(failure.as_ref()) == Reached::Targets {
                 with_what_was_made(&mut taken, &input, target, asked.begun);
@@ -242,13 +242,6 @@ fn loses_access(notes: &[Note]) -> bool {
         let SourceChanges { key_arns, grant_key_arns, .. } = &note.gift.target.source_changes;
         !(key_arns.is_empty() && grant_key_arns.is_empty() && note.gift.target.principal_changes.is_empty())
     })
-}
-
-fn nobody_can_say(account: &AccountId, error: &Error) -> FromAccount {
-    let cause = format!("what it was given stays, as its notes, and what others need of it, cannot be told: {error}");
-    let left =
-        Left { account_id: Some(account.clone()), state: STATE.to_owned(), error: error.name().to_owned(), cause };
-    FromAccount { left: vec![left], ..FromAccount::new(account.clone()) }
 }
 
 /// What the execution made in the target goes whatever its note says: it may be gone.

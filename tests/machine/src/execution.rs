@@ -103,9 +103,11 @@ pub struct Record {
     pub cause: Option<String>,
     /// The states as they were entered; those of a Map's iterations are interleaved.
     pub entered: Vec<String>,
+    /// When each of them was, by the time of day.
+    pub entered_ms: Vec<u64>,
     pub redrives: u64,
     /// When it ended, by the time of day.
-    pub(crate) stopped_ms: Option<u64>,
+    pub stopped_ms: Option<u64>,
     events: u64,
 }
 
@@ -117,6 +119,7 @@ impl Record {
             error: None,
             cause: None,
             entered: Vec::new(),
+            entered_ms: Vec::new(),
             redrives: 0,
             stopped_ms: None,
             events: 0,
@@ -161,7 +164,7 @@ pub(crate) struct Execution {
     pub(crate) started_ms: u64,
     pub(crate) scope: Rc<RefCell<Scope>>,
     pub(crate) control: Arc<Control>,
-    pub(crate) stop_in: RefCell<Option<String>>,
+    pub(crate) stop_in: RefCell<Option<(String, Stop)>>,
     pub(crate) record: RefCell<Record>,
     /// Who is to be told of its end.
     pub(crate) waiting: RefCell<Vec<oneshot::Sender<()>>>,
@@ -239,7 +242,7 @@ impl Execution {
                     .get(&at)
                     .ok_or_else(|| failed("States.Runtime", format!("there is no state {at}")))?;
                 let clock = &runner.services.clock;
-                self.enter(&at)?;
+                self.enter(&at, clock.epoch_ms())?;
                 let entered = Entered { state: at, at: clock.timestamp(), retries: 0, item: item.clone() };
                 // One that ends the execution takes no time: nobody can stop it there.
                 if !matches!(state.kind, Kind::Succeed | Kind::Fail { .. }) {
@@ -262,14 +265,18 @@ impl Execution {
         })
     }
 
-    fn enter(&self, state: &str) -> Result<(), Failed> {
-        self.record.borrow_mut().entered.push(state.to_owned());
+    fn enter(&self, state: &str, now_ms: u64) -> Result<(), Failed> {
+        {
+            let mut record = self.record.borrow_mut();
+            record.entered.push(state.to_owned());
+            record.entered_ms.push(now_ms);
+        }
         self.count_events(2)
     }
 
     fn stop_here(&self, state: &str) {
-        if self.stop_in.borrow_mut().take_if(|stop_in| stop_in == state).is_some() {
-            self.control.stop(Stop::default());
+        if let Some((_, stop)) = self.stop_in.borrow_mut().take_if(|(at, _)| at == state) {
+            self.control.stop(stop);
         }
         self.control.pass();
     }

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     REGION,
-    services::{Connector, Control, Services},
+    services::{Answer, Connector, Control, Services, tell},
     simulation::Simulation,
     steps::Step,
 };
@@ -43,14 +43,14 @@ pub(crate) fn invoke(
     payload: Value,
 ) -> oneshot::Receiver<Result<Value, (String, String)>> {
     let (answer, answered) = oneshot::channel();
+    let answer: Answer = Arc::new(Mutex::new(Some(answer)));
     let (services, control) = (services.clone(), Arc::clone(control));
     simulation.spawn(async move {
         let clock = services.clock.clone();
         clock.sleep(clock.latency()).await;
-        let result = run(&services, &control, &step, &function, payload).await;
+        let result = run(&services, &control, &step, &function, payload, &answer).await;
         clock.sleep(clock.latency()).await;
-        // The execution may have ended, or waited for long enough.
-        let _ = answer.send(result);
+        tell(&answer, result);
     });
     answered
 }
@@ -61,12 +61,14 @@ async fn run(
     step: &Step,
     function: &Function,
     payload: Value,
+    answer: &Answer,
 ) -> Result<Value, (String, String)> {
     let (crash, crashed) = oneshot::channel();
     let connector = Connector {
         services: services.clone(),
         control: Arc::clone(control),
         crash: Arc::new(Mutex::new(Some(crash))),
+        answer: Arc::clone(answer),
     };
     let hub = hub(services, connector, step, function).map_err(|error| ("Runtime.ExitError".to_owned(), error))?;
     let time_limit = services.clock.sleep(function.timeout_seconds * 1_000);

@@ -189,7 +189,7 @@ impl Machine {
     /// The numbers of the calls that functions made of an operation of KMS or DynamoDB, such as `PutKeyPolicy`.
     pub fn calls_of(&self, operation: &str) -> Vec<u64> {
         let traffic = self.runner.services.traffic();
-        let of = |target: &&String| target.rsplit('.').next() == Some(operation);
+        let of = |target: &&String| services::operation(target) == operation;
         traffic.targets.iter().filter(|(_, target)| of(target)).map(|(number, _)| *number).collect()
     }
 
@@ -198,6 +198,23 @@ impl Machine {
         let mut traffic = self.runner.services.traffic();
         let calls = traffic.calls;
         traffic.faults = faults.into_iter().map(|(number, fault)| (calls + number, fault)).collect();
+    }
+
+    /// Strikes calls that functions make of an operation of KMS or DynamoDB, by their number, counted from the next one.
+    pub fn set_faults_of(&self, operation: &str, faults: impl IntoIterator<Item = (u64, Fault)>) {
+        let faults = faults.into_iter().map(|(number, fault)| (number - 1, fault)).collect();
+        self.runner.services.traffic().of_operations.insert(operation.to_owned(), faults);
+    }
+
+    /// The faults that have struck, and when.
+    pub fn struck(&self) -> Vec<(Time, Fault)> {
+        self.runner.services.traffic().struck.clone()
+    }
+
+    /// Lets somebody do something to the accounts after `delay`, whatever is under way then.
+    pub fn meanwhile(&self, delay: Time, act: impl FnOnce(&mut World) + Send + 'static) {
+        let services = self.runner.services.clone();
+        self.runner.simulation.clock.after(delay, move || act(&mut services.world()));
     }
 
     /// Starts an execution of that state machine after `delay`; returns its ARN.
@@ -210,7 +227,7 @@ impl Machine {
 
     /// Stops an execution when it enters that state.
     pub fn stop_in(&self, arn: &str, state: &str) {
-        *self.execution(arn).stop_in.borrow_mut() = Some(state.to_owned());
+        *self.execution(arn).stop_in.borrow_mut() = Some((state.to_owned(), Stop::default()));
     }
 
     /// Stops an execution at its point of that number: each state that it enters is one, and each call that it or a
@@ -222,6 +239,11 @@ impl Machine {
     /// Fails an execution at its point of that number, by a limit that its definition cannot see: it runs no Catch.
     pub fn fail_at(&self, arn: &str, point: u64) {
         self.execution(arn).control.stop_at(point, execution::failure());
+    }
+
+    /// Fails an execution when it enters that state, as [`Machine::fail_at`] does.
+    pub fn fail_in(&self, arn: &str, state: &str) {
+        *self.execution(arn).stop_in.borrow_mut() = Some((state.to_owned(), execution::failure()));
     }
 
     /// Stops an execution that is still to be started, by whomever, at its point of that number: the next one of that

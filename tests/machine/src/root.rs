@@ -10,11 +10,17 @@ use crate::REGION;
 pub struct Caller {
     access_key: String,
     token: Option<String>,
+    region: String,
 }
 
 impl Caller {
     pub fn root(account: &str) -> Self {
-        Self { access_key: account.to_owned(), token: None }
+        Self { access_key: account.to_owned(), token: None, region: REGION.to_owned() }
+    }
+
+    /// In another Region than that of the hub.
+    pub fn in_region(self, region: &str) -> Self {
+        Self { region: region.to_owned(), ..self }
     }
 
     /// A role that nobody has to let assume it.
@@ -23,7 +29,7 @@ impl Caller {
     /// Where there is none.
     pub fn role(world: &mut World, arn: &str) -> Result<Self, String> {
         let key = sts::issue_session(world, arn, "somebody").ok_or_else(|| format!("there is no role {arn}"))?;
-        Ok(Self { access_key: key.id, token: key.token })
+        Ok(Self { access_key: key.id, token: key.token, region: REGION.to_owned() })
     }
 
     /// # Errors
@@ -32,7 +38,8 @@ impl Caller {
         let account = arn.split(':').nth(4).unwrap_or_default();
         let name = arn.rsplit('/').next().unwrap_or_default();
         let key = Self::root(account).call(world, "iam", "CreateAccessKey", &[("UserName", name)])?;
-        Ok(Self { access_key: element(&key, "AccessKeyId").unwrap_or_default(), token: None })
+        let access_key = element(&key, "AccessKeyId").unwrap_or_default();
+        Ok(Self { access_key, token: None, region: REGION.to_owned() })
     }
 
     /// A call of EC2 or IAM, by the names that parameters have on the wire; returns the answer's XML.
@@ -67,7 +74,8 @@ impl Caller {
     }
 
     fn request(&self, service: &str) -> Request {
-        let scope = format!("AWS4-HMAC-SHA256 Credential={}/20260101/{REGION}/{service}/aws4_request", self.access_key);
+        let Self { access_key, region, .. } = self;
+        let scope = format!("AWS4-HMAC-SHA256 Credential={access_key}/20260101/{region}/{service}/aws4_request");
         let token = self.token.iter().map(|token| ("x-amz-security-token".to_owned(), token.clone()));
         Request {
             method: "POST".to_owned(),

@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::{
-    simulation::Clock,
+    simulation::{Clock, Time},
     table::{self, Refused, Table},
 };
 
@@ -49,6 +49,8 @@ pub enum Fault {
     CrashBefore,
     /// The function crashes just after it was done.
     CrashAfter,
+    /// Step Functions gives up on the function, which runs on.
+    GivenUp,
 }
 
 /// The longest that a call is under way, in milliseconds: less than undo-share waits for.
@@ -60,10 +62,22 @@ pub(crate) struct Traffic {
     pub(crate) calls: u64,
     /// By the number of the call, from 1.
     pub(crate) faults: BTreeMap<u64, Fault>,
-    /// How many of them have struck.
-    pub(crate) struck: u64,
+    /// What strikes calls of an operation: by its name, and how many of them are still to be made before.
+    pub(crate) of_operations: BTreeMap<String, BTreeMap<u64, Fault>>,
+    /// Those that have struck, and when.
+    pub(crate) struck: Vec<(Time, Fault)>,
     /// What functions called in JSON, such as `TrentService.PutKeyPolicy`, by the number of the call.
     pub(crate) targets: BTreeMap<u64, String>,
+}
+
+impl Traffic {
+    /// The fault that strikes the next call of that operation.
+    fn fault_of(&mut self, operation: &str) -> Option<Fault> {
+        let faults = self.of_operations.get_mut(operation)?;
+        let fault = faults.remove(&0);
+        *faults = std::mem::take(faults).into_iter().map(|(ahead, fault)| (ahead - 1, fault)).collect();
+        fault
+    }
 }
 
 #[derive(Clone)]
@@ -73,6 +87,11 @@ pub(crate) struct Services {
     table: Arc<Mutex<Table>>,
     traffic: Arc<Mutex<Traffic>>,
     table_arn: Arc<str>,
+}
+
+/// Of `TrentService.PutKeyPolicy`, `PutKeyPolicy`.
+pub(crate) fn operation(target: &str) -> &str {
+    target.rsplit('.').next().unwrap_or_default()
 }
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -107,13 +126,18 @@ impl Services {
     }
 
     /// A call begins: the fault that strikes it.
-    fn begin(&self, control: &Control) -> Option<Fault> {
+    fn begin(&self, control: &Control, target: Option<&str>) -> Option<Fault> {
         control.pass();
+        let now = self.clock.now();
         let mut traffic = self.traffic();
         traffic.calls += 1;
         let number = traffic.calls;
-        let fault = traffic.faults.get(&number).copied();
-        traffic.struck += u64::from(fault.is_some());
+        if let Some(target) = target {
+            traffic.targets.insert(number, target.to_owned());
+        }
+        let of_operation = target.and_then(|target| traffic.fault_of(operation(target)));
+        let fault = traffic.faults.get(&number).copied().or(of_operation);
+        traffic.struck.extend(fault.map(|fault| (now, fault)));
         fault
     }
 
@@ -128,7 +152,7 @@ impl Services {
         act: impl FnOnce() -> Result<Value, Refused>,
     ) -> Result<Value, (String, String)> {
         let failed = |name: &str| Err((format!("{service}.{name}"), "it was to fail".to_owned()));
-        let fault = self.begin(control);
+        let fault = self.begin(control, None);
         self.clock.sleep(self.clock.latency()).await;
         if matches!(fault, Some(Fault::Throttled)) {
             return failed("ThrottlingException");
@@ -301,6 +325,18 @@ pub(crate) struct Connector {
     pub(crate) control: Arc<Control>,
     /// Ends the invocation.
     pub(crate) crash: Arc<Mutex<Option<oneshot::Sender<()>>>>,
+    /// Who waits for the invocation's answer.
+    pub(crate) answer: Answer,
+}
+
+/// Where the answer of an invocation goes, unless it has one.
+pub(crate) type Answer = Arc<Mutex<Option<oneshot::Sender<Result<Value, (String, String)>>>>>;
+
+/// The execution may have ended, or waited for long enough.
+pub(crate) fn tell(answer: &Answer, result: Result<Value, (String, String)>) {
+    if let Some(waiting) = lock(answer).take() {
+        let _ = waiting.send(result);
+    }
 }
 
 impl fmt::Debug for Connector {
@@ -320,15 +356,13 @@ impl Connector {
 
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let fault = self.services.begin(&self.control);
-        if let Some(target) = request.headers().get("x-amz-target") {
-            let mut traffic = self.services.traffic();
-            let number = traffic.calls;
-            traffic.targets.insert(number, target.to_owned());
-        }
+        let fault = self.services.begin(&self.control, request.headers().get("x-amz-target"));
         if fault == Some(Fault::CrashBefore) {
             self.crash();
             return HttpConnectorFuture::new(future::pending());
+        }
+        if fault == Some(Fault::GivenUp) {
+            tell(&self.answer, Err(("Lambda.Unknown".to_owned(), "the connection to the function broke".to_owned())));
         }
         let clock = self.services.clock.clone();
         let late = if fault == Some(Fault::Late) { clock.chance(|random| random.below(LATE_MS)) } else { 0 };

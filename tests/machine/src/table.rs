@@ -38,6 +38,11 @@ impl Table {
         self.put_item(&json!({ "Item": item })).unwrap_or_else(|refused| panic!("{refused:?}"));
     }
 
+    /// Removes an item that has this key, as somebody who may do anything.
+    pub fn remove(&mut self, id: &str, part: &str) {
+        self.items.remove(&(id.to_owned(), part.to_owned()));
+    }
+
     pub(crate) fn put_item(&mut self, arguments: &Value) -> Result<Value, Refused> {
         let known =
             ["TableName", "Item", "ConditionExpression", "ExpressionAttributeNames", "ExpressionAttributeValues"];

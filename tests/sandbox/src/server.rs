@@ -340,6 +340,8 @@ fn perform_with_fault(
         write_journal(world, caller, call, &reply, None);
         reply
     } else {
+        // What comes due happens to the account, and not to an earlier state of it that a stale read is answered from.
+        ec2::settle(world);
         let earlier = match fault {
             Some(FaultKind::Stale { writes }) if journal::is_read(&action) => {
                 world.faults.earlier(&caller.account, *writes)
@@ -369,11 +371,6 @@ fn begin(world: &mut World, call: &ApiCall, request_id: &str) {
 /// Hands the call to its service and writes the journal.
 fn perform(world: &mut World, caller: &Caller, call: &ApiCall, via: Option<&str>) -> Reply {
     world.account_mut(&caller.account);
-    ec2::settle(world);
-    // What came due on its own is not this call's doing.
-    world.call.changed = false;
-    world.call.resources.clear();
-    world.call.implied.clear();
     let before = world.faults.needs_history(&caller.account).then(|| world.account(&caller.account).cloned()).flatten();
     let reply = match (&call.service, &call.input) {
         (Service::Ec2, Input::Query(params)) => ec2::handle(world, caller, &call.region, &call.action, params),
@@ -397,6 +394,7 @@ fn run_hooks(world: &mut World, when: When, caller: &Caller, action: &str) {
             let reply = ApiCall::of_root(root_call).and_then(|call| {
                 let request_id = world.next_uuid();
                 begin(world, &call, &request_id);
+                ec2::settle(world);
                 perform(world, &root, &call, Some("hook"))
             });
             if let Err(error) = reply {

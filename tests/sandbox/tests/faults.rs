@@ -5,6 +5,7 @@ use ami_share_sandbox::faults::{Fault, FaultKind, Hook, Matcher, RootCall, When}
 use ami_share_sandbox::journal::Outcome;
 use ami_share_sandbox::world::{Organization, RateLimit};
 use ami_share_sandbox::{Sandbox, Settings};
+use aws_sdk_ec2::types::VolumeState;
 use aws_sdk_kms::types::GrantOperation;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -104,6 +105,24 @@ async fn a_stale_read_shows_what_was_before_the_latest_writes() {
     assert!(one_write_ago.contains("333333333333") && !one_write_ago.contains("444444444444"));
     assert_eq!(read().await, original);
     assert!(read().await.contains("444444444444"));
+}
+
+/// A stale read is answered from an earlier state, and what comes due meanwhile happens to the account all the same.
+#[tokio::test]
+async fn what_comes_due_at_a_stale_read_is_not_lost() {
+    let sandbox = sandbox().await;
+    let ec2 = root(&sandbox, A).ec2;
+    sandbox.world().set_now_ms(0);
+    let stale = Fault::once(Matcher::action("ec2:DescribeVolumes"), FaultKind::Stale { writes: 1 });
+    sandbox.world().faults.add(stale);
+    ec2.create_volume().availability_zone("eu-west-1a").size(8).send().await.unwrap();
+    sandbox.world().set_now_ms(60_000);
+    let states = async || {
+        let volumes = ec2.describe_volumes().send().await.unwrap().volumes.unwrap_or_default();
+        volumes.into_iter().filter_map(|volume| volume.state).collect::<Vec<_>>()
+    };
+    assert_eq!(states().await, []);
+    assert_eq!(states().await, [VolumeState::Available]);
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ fn at_once(tally: &Tally, mut plan: Plan) -> Checked {
         plan.requests[1].0 = plan.requests[0].0.clone();
     }
     let requests: Vec<Request> = plan.requests.iter().map(|(request, ..)| request.request(&stage)).collect();
-    let before = check::picture(&mut stage.machine.world());
+    let before = check::picture(&stage);
     let mut arns = Vec::new();
     for (index, (request, (_, delay, stop))) in requests.iter().zip(&plan.requests).enumerate() {
         let arn = stage.machine.start("ShareAmi", &format!("share-{index}"), request.json.clone(), *delay)?;
@@ -54,10 +54,10 @@ fn at_once(tally: &Tally, mut plan: Plan) -> Checked {
     let held_up = !plan.faults.is_empty();
     stage.machine.set_faults(plan.faults);
     if let Some(broken) = plan.broken {
-        break_call(&mut stage.machine.world(), broken);
+        break_call(&mut stage.machine.world(), broken, None);
     }
     stage.machine.run()?;
-    let after = check::picture(&mut stage.machine.world());
+    let after = check::picture(&stage);
     let journal = stage.machine.world().journal.entries().to_vec();
     add(&tally.executions, (arns.len() + stage.machine.executions("UndoShare").len()) as u64);
     add(&tally.calls, stage.machine.calls());
@@ -76,7 +76,7 @@ fn at_once(tally: &Tally, mut plan: Plan) -> Checked {
 
     let succeeded = |index: usize| stage.machine.record(&arns[index]).status == Status::Succeeded;
     // What is there of these accounts is for the ones that succeeded, or was asked to be kept.
-    let mut shared: BTreeSet<String> = check::kept(&stage);
+    let mut shared: BTreeSet<String> = check::kept(&stage).into_keys().collect();
     for (index, request) in requests.iter().enumerate().filter(|(index, request)| succeeded(*index) || request.keep) {
         add(&tally.succeeded, u64::from(succeeded(index)));
         shared.extend(request.targets.iter().map(|target| target.account.clone()));
@@ -84,7 +84,8 @@ fn at_once(tally: &Tally, mut plan: Plan) -> Checked {
     for index in (0..requests.len()).filter(|index| !succeeded(*index)) {
         shared.extend(check::standing(&stage, &format!("share-{index}")));
     }
-    check::others_unchanged(&before, &after, &shared)?;
+    check::others_unchanged(&before, &after, &stage, &shared)?;
+    check::backups_stay(&stage)?;
     let mut world = stage.machine.world();
     check::administrators_keep_access(&mut world, &stage)?;
     for (index, request) in requests.iter().enumerate().filter(|(index, _)| succeeded(*index)) {

@@ -2,7 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ami_share_core::key_policy::{GRANT_SID, USE_SID};
+use ami_share_core::{
+    ids::KeyArn,
+    key_policy::{GRANT_SID, USE_SID},
+    principal_policy::inline_policy_name,
+};
 use ami_share_machine::{
     root::{Caller, element},
     table::Item,
@@ -11,30 +15,63 @@ use ami_share_sandbox::{
     World,
     journal::{Entry, Outcome},
 };
-use ami_share_tests::{HUB, REGION, SOURCE};
+use ami_share_tests::{HUB, SOURCE};
 use serde_json::{Value, json};
 
 use crate::{
     deployed::{self, UNLISTED},
     request::{Asked, Request},
-    world::{Image, OTHER, Stage, launcher},
+    world::{Backup, Image, OTHER, Stage, launcher, owner_of},
 };
 
 pub(crate) type Checked = Result<(), String>;
 
-/// Every account as it is.
-pub(crate) fn picture(world: &mut World) -> BTreeMap<String, Value> {
+/// Every account as it is, without what the targets' owners have backed up.
+pub(crate) fn picture(stage: &Stage) -> BTreeMap<String, Value> {
     let accounts: Vec<&str> = deployed::accounts().chain([OTHER]).collect();
-    accounts.into_iter().map(|account| (account.to_owned(), world.snapshot(account))).collect()
+    let mut world = stage.machine.world();
+    let mut picture: BTreeMap<String, Value> =
+        accounts.into_iter().map(|account| (account.to_owned(), world.snapshot(account))).collect();
+    for Backup { account, region, kind, id } in stage.backups().iter() {
+        let regions = picture.get_mut(*account).map(|picture| &mut picture["ec2"]);
+        let Some(regions) = regions.and_then(Value::as_object_mut) else { continue };
+        if let Some(all) = regions.get_mut(*region).and_then(|region| region[kind].as_object_mut()) {
+            all.remove(id);
+        }
+        let nothing = |value: &Value| {
+            value.is_null() || value == &json!(false) || value.as_object().is_some_and(serde_json::Map::is_empty)
+        };
+        regions.retain(|_, region| region.as_object().is_none_or(|region| !region.values().all(nothing)));
+    }
+    picture
 }
+
+/// What the targets' owners have backed up is there, whatever tags it has inherited.
+pub(crate) fn backups_stay(stage: &Stage) -> Checked {
+    let mut world = stage.machine.world();
+    let gone =
+        |Backup { account, region, kind, id }: &&Backup| world.snapshot(account)["ec2"][region][kind][id].is_null();
+    match stage.backups().iter().find(gone) {
+        Some(backup) => Err(format!("{backup:?} is gone")),
+        None => Ok(()),
+    }
+}
+
+/// All accounts before and after.
+pub(crate) type Pictures<'a> = (&'a BTreeMap<String, Value>, &'a BTreeMap<String, Value>);
+
+/// What the reports sent so far say could not be taken back.
+pub(crate) fn left(stage: &Stage) -> Vec<String> {
+    let left = reports(stage).flat_map(|report| report["left"].as_array().cloned().unwrap_or_default());
+    left.filter_map(|left| left.as_str().map(str::to_owned)).collect()
+}
+
+/// Which accounts keep access, and to which keys.
+pub(crate) type Kept = BTreeMap<String, BTreeSet<String>>;
 
 /// Invariant 3: as it was before, everywhere, but for the access to keys of those who keep it, as another image needs it
 /// (docs/decisions.md, "Marks before any look").
-pub(crate) fn unchanged(
-    before: &BTreeMap<String, Value>,
-    after: &BTreeMap<String, Value>,
-    kept: &BTreeSet<String>,
-) -> Checked {
+pub(crate) fn unchanged(before: &BTreeMap<String, Value>, after: &BTreeMap<String, Value>, kept: &Kept) -> Checked {
     for (account, was) in before {
         let (was, is) = (without_access_of(was, account, kept), without_access_of(&after[account], account, kept));
         if let Some(difference) = difference(&was, &is, account) {
@@ -49,10 +86,27 @@ fn reports(stage: &Stage) -> impl Iterator<Item = Value> {
     notices.filter_map(|notice| serde_json::from_str::<Value>(notice["Message"].as_str()?).ok())
 }
 
-/// The accounts that the reports sent so far say keep access.
-pub(crate) fn kept(stage: &Stage) -> BTreeSet<String> {
+/// The accounts that the reports sent so far say keep access, with the keys under what they can launch or have noted.
+pub(crate) fn kept(stage: &Stage) -> Kept {
     let kept = reports(stage).flat_map(|report| report["kept"].as_array().cloned().unwrap_or_default());
-    kept.filter_map(|kept| kept["accountId"].as_str().map(str::to_owned)).collect()
+    let accounts: BTreeSet<String> = kept.filter_map(|kept| kept["accountId"].as_str().map(str::to_owned)).collect();
+    let source = stage.machine.world().snapshot(SOURCE);
+    let needed = |account: &String| needed_keys(&source, account);
+    accounts.into_iter().map(|account| (account.clone(), needed(&account))).collect()
+}
+
+/// The keys under the images that the account can launch, or that are shared with an organization which it may be in.
+fn needed_keys(source: &Value, account: &str) -> BTreeSet<String> {
+    let mut keys = BTreeSet::new();
+    for region in source["ec2"].as_object().into_iter().flat_map(|regions| regions.values()) {
+        let permits = |whom: &Value| whom == account || whom.as_str().is_some_and(|whom| whom.starts_with("arn:"));
+        let images = region["images"].as_object().into_iter().flat_map(|images| images.values());
+        let open = images.filter(|image| listed(&image["launchPermissions"]).iter().any(permits));
+        let snapshots = open.flat_map(|image| listed(&image["snapshots"]));
+        let key = |snapshot: Value| region["snapshots"][snapshot.as_str()?]["key"].as_str().map(str::to_owned);
+        keys.extend(snapshots.filter_map(key));
+    }
+    keys
 }
 
 /// The targets that the last report of an execution says stand, proved, although others failed.
@@ -87,42 +141,56 @@ pub(crate) fn partly(
     if standing.is_empty() {
         return unchanged(before, after, &kept);
     }
-    others_unchanged(before, after, &kept.union(standing).cloned().collect())?;
+    others_unchanged(before, after, stage, &kept.into_keys().chain(standing.iter().cloned()).collect())?;
     let mut stands = request.clone();
     stands.targets.retain(|target| standing.contains(&target.account));
     usable(&mut stage.machine.world(), stage, &stands)
 }
 
-fn without_access_of(picture: &Value, account: &str, kept: &BTreeSet<String>) -> Value {
+fn without_access_of(picture: &Value, account: &str, kept: &Kept) -> Value {
     let mut picture = picture.clone();
-    for key in picture["kms"][REGION].as_object_mut().into_iter().flat_map(|keys| keys.values_mut()) {
+    for (arn, key) in keys_mut(&mut picture) {
+        let keeps = |account: &str| kept.get(account).is_some_and(|keys| keys.contains(arn));
         let mut statements = listed(&key["policy"]["Statement"].take());
         for statement in statements.iter_mut().filter(|statement| is_ours(statement)) {
             let mut named = listed(&statement["Principal"]["AWS"]);
-            named.retain(|arn| !kept.contains(arn.as_str().and_then(|arn| arn.split(':').nth(4)).unwrap_or_default()));
+            named.retain(|arn| !keeps(arn.as_str().and_then(|arn| arn.split(':').nth(4)).unwrap_or_default()));
             statement["Principal"]["AWS"] = json!(named);
         }
         statements.retain(|statement| !is_ours(statement) || statement["Principal"]["AWS"] != json!([]));
         key["policy"]["Statement"] = json!(statements);
-        let of_kept = |name: &str| name.strip_prefix("ami-share-").is_some_and(|account| kept.contains(account));
         if let Some(grants) = key["grants"].as_array_mut() {
-            grants.retain(|grant| !grant["name"].as_str().is_some_and(of_kept));
+            grants.retain(|grant| {
+                !grant["name"].as_str().and_then(|name| name.strip_prefix("ami-share-")).is_some_and(keeps)
+            });
         }
     }
-    if kept.contains(account) {
-        without_policies_of_ours(&mut picture);
+    if let Some(keys) = kept.get(account).filter(|keys| !keys.is_empty()) {
+        let names: BTreeSet<String> = keys
+            .iter()
+            .filter_map(|key| KeyArn::parse(key.as_str()).ok())
+            .map(|key| inline_policy_name(&key))
+            .collect();
+        without_policies_of_ours(&mut picture, |name| names.contains(name));
     }
     picture
 }
 
-fn without_policies_of_ours(picture: &mut Value) {
+/// Of all Regions, each with its ARN.
+fn keys_mut(picture: &mut Value) -> impl Iterator<Item = (&String, &mut Value)> {
+    let regions = picture["kms"].as_object_mut().into_iter().flat_map(|regions| regions.values_mut());
+    regions.filter_map(Value::as_object_mut).flatten()
+}
+
+/// Without the managed policy, and without the inline ones of those names.
+fn without_policies_of_ours(picture: &mut Value, is_meant: impl Fn(&str) -> bool) {
     for kind in ["roles", "users"] {
         for principal in picture["iam"][kind].as_object_mut().into_iter().flat_map(|all| all.values_mut()) {
             if let Some(attached) = principal["attached"].as_array_mut() {
                 attached.retain(|arn| !arn.as_str().is_some_and(|arn| arn.ends_with("policy/AmiShareKeyAccess")));
             }
             if let Some(inline) = principal["inline"].as_object_mut() {
-                inline.retain(|name, _| !name.starts_with("AmiShare-"));
+                inline.retain(|name, _| !(name.starts_with("AmiShare-") && is_meant(name)));
             }
         }
     }
@@ -132,12 +200,15 @@ fn without_policies_of_ours(picture: &mut Value) {
 pub(crate) fn others_unchanged(
     before: &BTreeMap<String, Value>,
     after: &BTreeMap<String, Value>,
+    stage: &Stage,
     shared: &BTreeSet<String>,
 ) -> Checked {
     let targets: BTreeSet<&str> = shared.iter().map(String::as_str).collect();
+    let all: BTreeSet<String> = stage.keys.iter().cloned().collect();
+    let kept: Kept = shared.iter().map(|account| (account.clone(), all.clone())).collect();
     for (account, was) in before.iter().filter(|(account, _)| !shared.contains(*account)) {
         let [was, is] = [was, &after[account]].map(|picture| {
-            let mut picture = without_access_of(picture, account, shared);
+            let mut picture = without_access_of(picture, account, &kept);
             without_permissions_of(&mut picture, &targets);
             picture
         });
@@ -207,7 +278,7 @@ pub(crate) fn foreign_is_kept(
 /// What is not ours of an account, and of what was there before.
 fn foreign(account: &str, picture: &Value, before: &Value, targets: &BTreeSet<&str>) -> Value {
     let mut picture = picture.clone();
-    for key in picture["kms"][REGION].as_object_mut().into_iter().flat_map(|keys| keys.values_mut()) {
+    for (_, key) in keys_mut(&mut picture) {
         let statements = key["policy"]["Statement"].take();
         let kept: Vec<Value> = listed(&statements).into_iter().filter(|statement| !is_ours(statement)).collect();
         key["policy"]["Statement"] = json!(kept);
@@ -217,31 +288,39 @@ fn foreign(account: &str, picture: &Value, before: &Value, targets: &BTreeSet<&s
     }
     without_permissions_of(&mut picture, targets);
     if targets.contains(account) {
+        without_what_was_made(&mut picture, before);
+        without_policies_of_ours(&mut picture, |_| true);
+    }
+    picture
+}
+
+/// Of a target's EC2, what was there before.
+fn without_what_was_made(picture: &mut Value, before: &Value) {
+    let nothing = serde_json::Map::new();
+    let there = before["ec2"].as_object().unwrap_or(&nothing);
+    if let Some(regions) = picture["ec2"].as_object_mut() {
+        regions.retain(|region, _| there.contains_key(region));
+    }
+    for (region, before) in there {
+        let picture = &mut picture["ec2"][region];
+        if picture.is_null() {
+            *picture = before.clone();
+        }
+        picture["defaultKey"] = before["defaultKey"].clone();
         for kind in ["images", "snapshots", "instances", "volumes"] {
-            let there = before["ec2"][REGION][kind].as_object().cloned().unwrap_or_default();
-            if let Some(found) = picture["ec2"][REGION][kind].as_object_mut() {
-                found.retain(|id, _| there.contains_key(id));
+            if let Some(found) = picture[kind].as_object_mut() {
+                found.retain(|id, _| before[kind].get(id).is_some());
             }
         }
     }
-    if targets.contains(account) {
-        if picture["ec2"].is_null() || picture["ec2"][REGION].is_null() {
-            picture["ec2"] = before["ec2"].clone();
-        } else {
-            picture["ec2"][REGION]["defaultKey"] = before["ec2"][REGION]["defaultKey"].clone();
-        }
-        if before["ec2"][REGION].is_null() {
-            picture["ec2"] = before["ec2"].clone();
-        }
-        without_policies_of_ours(&mut picture);
-    }
-    picture
 }
 
 /// Without the launch and snapshot permissions of these accounts.
 fn without_permissions_of(picture: &mut Value, accounts: &BTreeSet<&str>) {
     for (kind, permissions) in [("images", "launchPermissions"), ("snapshots", "createVolumePermissions")] {
-        for thing in picture["ec2"][REGION][kind].as_object_mut().into_iter().flat_map(|all| all.values_mut()) {
+        let regions = picture["ec2"].as_object_mut().into_iter().flat_map(|regions| regions.values_mut());
+        let all = regions.filter_map(|region| region[kind].as_object_mut());
+        for thing in all.flat_map(|all| all.values_mut()) {
             if let Some(list) = thing[permissions].as_array_mut() {
                 list.retain(|entry| !accounts.contains(entry.as_str().unwrap_or_default()));
             }
@@ -262,7 +341,8 @@ fn is_ours(statement: &Value) -> bool {
 
 /// Everybody else's statements as they are written, by key, in their order.
 fn foreign_statements(source: &Value) -> BTreeMap<String, Vec<String>> {
-    let keys = source["kms"][REGION].as_object().into_iter().flatten();
+    let regions = source["kms"].as_object().into_iter().flat_map(|regions| regions.values());
+    let keys = regions.filter_map(Value::as_object).flatten();
     let foreign = |key: &Value| {
         listed(&key["policy"]["Statement"]).iter().filter(|one| !is_ours(one)).map(Value::to_string).collect()
     };
@@ -280,8 +360,8 @@ pub(crate) fn outsiders_have_nothing(after: &BTreeMap<String, Value>) -> Checked
 
 /// Invariant 6: the account that owns the keys can still read and write their policies.
 pub(crate) fn administrators_keep_access(world: &mut World, stage: &Stage) -> Checked {
-    let root = Caller::root(SOURCE);
     for key in &stage.keys {
+        let root = owner_of(key);
         let read = root.call_kms(world, "GetKeyPolicy", &json!({ "KeyId": key, "PolicyName": "default" }));
         let policy = read.map_err(|error| format!("the policy of {key} cannot be read any more: {error}"))?;
         let put = json!({ "KeyId": key, "PolicyName": "default", "Policy": policy["Policy"] });
@@ -329,7 +409,7 @@ pub(crate) fn usable(world: &mut World, stage: &Stage, request: &Request) -> Che
         can_launch(world, image, target)?;
         if target.mode == Some("copyImage") {
             let own = world.snapshot(&target.account);
-            let copies = own["ec2"][REGION]["images"].as_object().into_iter().flatten();
+            let copies = own["ec2"][image.region]["images"].as_object().into_iter().flatten();
             let is_copy = |copy: &Value| {
                 let tags = copy["tags"].as_object();
                 copy["state"] == "available"
@@ -346,18 +426,19 @@ pub(crate) fn usable(world: &mut World, stage: &Stage, request: &Request) -> Che
 /// The launcher and each principal that was asked for.
 pub(crate) fn can_launch(world: &mut World, image: &Image, target: &Asked) -> Checked {
     for principal in target.principals.iter().chain([&launcher(&target.account)]) {
-        launch(world, &image.id, &image.devices, target, principal)
+        launch(world, image, target, principal)
             .map_err(|why| format!("{principal} cannot launch {}, and the share succeeded: {why}", image.id))?;
     }
     Ok(())
 }
 
 /// Launches, waits, and looks; what was launched is terminated.
-fn launch(world: &mut World, image: &str, devices: &[String], target: &Asked, principal: &str) -> Checked {
+fn launch(world: &mut World, image: &Image, target: &Asked, principal: &str) -> Checked {
     let caller =
         if principal.contains(":user/") { Caller::user(world, principal) } else { Caller::role(world, principal) }?;
+    let caller = caller.in_region(image.region);
     let mut parameters = vec![
-        ("ImageId".to_owned(), image.to_owned()),
+        ("ImageId".to_owned(), image.id.clone()),
         ("InstanceType".to_owned(), "t3.micro".to_owned()),
         ("MinCount".to_owned(), "1".to_owned()),
         ("MaxCount".to_owned(), "1".to_owned()),
@@ -370,7 +451,7 @@ fn launch(world: &mut World, image: &str, devices: &[String], target: &Asked, pr
         parameters.push((format!("{of}.Tag.1.Value"), "check".to_owned()));
     }
     if target.mode == Some("atLaunch") {
-        for (index, device) in devices.iter().enumerate() {
+        for (index, device) in image.devices.iter().enumerate() {
             let of = format!("BlockDeviceMapping.{}", index + 1);
             parameters.push((format!("{of}.DeviceName"), device.clone()));
             parameters.push((format!("{of}.Ebs.Encrypted"), "true".to_owned()));
@@ -383,7 +464,7 @@ fn launch(world: &mut World, image: &str, devices: &[String], target: &Asked, pr
     let instance = element(&launched, "instanceId").ok_or("no instance")?;
     let later = world.now_ms() + 60_000;
     world.set_now_ms(later);
-    let root = Caller::root(&target.account);
+    let root = Caller::root(&target.account).in_region(image.region);
     let described = root.call(world, "ec2", "DescribeInstances", &[("InstanceId.1", &instance)])?;
     root.call(world, "ec2", "TerminateInstances", &[("InstanceId.1", &instance)])?;
     if described.contains("<name>running</name>") {

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A function's time-out and a minute: the longest that a holder which died keeps the others waiting.
-const LEASE_MS: u64 = 170_000;
+pub(crate) const LEASE_MS: u64 = 170_000;
 
 fn stage(seed: u64) -> Stage {
     world::crowd(deployed::deployment(false), seed)

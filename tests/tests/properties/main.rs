@@ -2,8 +2,8 @@
 //! tests/machine.
 //!
 //! Each property has a seed of its own, so that every run tries the same cases; `AMI_SHARE_CASES=10` tries ten times as
-//! many. A case that fails is made as small as it can be, and its seed is kept in `proptest-regressions/` beside this
-//! file, to be tried first from then on.
+//! many, and `AMI_SHARE_CASES=0.1` a tenth. A case that fails is made as small as it can be, and its seed is kept in
+//! `proptest-regressions/` beside this file, to be tried first from then on.
 
 mod agreement;
 mod at_once;
@@ -12,6 +12,7 @@ mod crowd;
 mod deployed;
 mod faulty;
 mod locked;
+mod needs;
 mod planned;
 mod proof;
 mod request;
@@ -51,9 +52,9 @@ fn hold<P: Debug>(
 ) {
     let regressions = checkout().join(format!("tests/tests/properties/proptest-regressions/{file}.txt"));
     let regressions = regressions.to_string_lossy().into_owned().leak();
-    let times: u32 = env::var("AMI_SHARE_CASES").ok().map_or(1, |times| times.parse().unwrap());
+    let times: f64 = env::var("AMI_SHARE_CASES").ok().map_or(1.0, |times| times.parse().unwrap());
     let config = Config {
-        cases: cases * times,
+        cases: (f64::from(cases) * times).ceil() as u32,
         rng_seed: RngSeed::Fixed(seed),
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(regressions))),
         max_shrink_iters: 100,

@@ -23,11 +23,11 @@ fn a_plan_changes_nothing_and_is_applied_as_it_is_or_not_at_all() {
 fn planned(tally: &Tally, (world, request, meddled): Plan) -> Checked {
     let stage = world.stage();
     let mut request = request.request(&stage);
-    let before = check::picture(&mut stage.machine.world());
+    let before = check::picture(&stage);
     request.json["action"] = "plan".into();
     let arn = run(tally, &stage, "plan", &request)?;
     let plan = stage.machine.record(&arn);
-    check::unchanged(&before, &check::picture(&mut stage.machine.world()), &Default::default())?;
+    check::unchanged(&before, &check::picture(&stage), &Default::default())?;
     if let Some(entry) = stage.machine.world().journal.entries().iter().find(|entry| entry.write) {
         return Err(format!("a plan called {}", entry.action));
     }
@@ -37,7 +37,7 @@ fn planned(tally: &Tally, (world, request, meddled): Plan) -> Checked {
     if meddled {
         meddle(&stage, &request)?;
     }
-    let before = check::picture(&mut stage.machine.world());
+    let before = check::picture(&stage);
     request.json["action"] = "apply".into();
     request.json["planHash"] = plan.output.unwrap_or_default()["planHash"].clone();
     let arn = run(tally, &stage, "apply", &request)?;
@@ -46,13 +46,13 @@ fn planned(tally: &Tally, (world, request, meddled): Plan) -> Checked {
         if record.error.as_deref() != Some("PlanChanged") {
             return Err(format!("another plan was applied: {:?} {:?} {:?}", record.status, record.error, record.cause));
         }
-        return check::unchanged(&before, &check::picture(&mut stage.machine.world()), &Default::default());
+        return check::unchanged(&before, &check::picture(&stage), &Default::default());
     }
     if record.status == Status::Succeeded {
         add(&tally.succeeded, 1);
         return check::usable(&mut stage.machine.world(), &stage, &request);
     }
-    if request.inline && !world.inline_policies {
+    if request.inline && !world.inline_policies || world.copies_too_early(&request) {
         return Ok(());
     }
     Err(format!("the plan was not applied: {:?} {:?}", record.error, record.cause))
@@ -72,7 +72,7 @@ fn meddle(stage: &Stage, request: &Request) -> Checked {
     let image = &stage.images[request.image].id;
     let account = request.targets[0].account.as_str();
     let mut world = stage.machine.world();
-    let root = Caller::root(SOURCE);
+    let root = Caller::root(SOURCE).in_region(stage.images[request.image].region);
     let asked = [("ImageId", image.as_str()), ("Attribute", "launchPermission")];
     let permitted = root.call(&mut world, "ec2", "DescribeImageAttribute", &asked)?.contains(account);
     let change = if permitted { "LaunchPermission.Remove.1.UserId" } else { "LaunchPermission.Add.1.UserId" };

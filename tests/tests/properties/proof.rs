@@ -62,7 +62,7 @@ fn a_proof_that_dies_three_times_is_explained_and_taken_back() {
     let cases = (late(), any::<u64>()).no_shrink();
     let property = |tally: &Tally, (late, seed): (Late, u64)| {
         let stage = world::crowd(deployed::deployment(false), seed);
-        let before = check::picture(&mut stage.machine.world());
+        let before = check::picture(&stage);
         late.by(&stage, 3_600);
         let (record, journal) = share(tally, &stage, "never", &json!({}))?;
         expect(&record.error.as_deref(), &Some("InstanceDied"), &record)?;
@@ -72,7 +72,7 @@ fn a_proof_that_dies_three_times_is_explained_and_taken_back() {
         }
         expect(&count(&journal, "ec2:RunInstances"), &3, &record)?;
         nothing_runs(&mut stage.machine.world())?;
-        let after = check::picture(&mut stage.machine.world());
+        let after = check::picture(&stage);
         check::unchanged(&before, &after, &check::kept(&stage))
     };
     hold("a proof that dies three times is taken back", (6, 20_260_111), "never", cases, property);
@@ -85,7 +85,7 @@ fn a_share_that_is_stopped_leaves_none_of_its_launches() {
     let cases = (late(), 50..95_u64, fault, any::<u64>());
     let property = |tally: &Tally, (late, point, fault, seed): (Late, u64, Option<(u64, Fault)>, u64)| {
         let stage = world::crowd(deployed::deployment(false), seed);
-        let before = check::picture(&mut stage.machine.world());
+        let before = check::picture(&stage);
         late.by(&stage, 80);
         let arn = stage.machine.start("ShareAmi", "stopped", request(&stage, &json!({})), 0)?;
         stage.machine.stop_at(&arn, point);
@@ -100,7 +100,7 @@ fn a_share_that_is_stopped_leaves_none_of_its_launches() {
         if record.entered("SettleShare") {
             return Ok(());
         }
-        let after = check::picture(&mut stage.machine.world());
+        let after = check::picture(&stage);
         check::unchanged(&before, &after, &check::kept(&stage))
     };
     hold("a share that is stopped leaves none of its launches", (40, 20_260_114), "launches", cases, property);

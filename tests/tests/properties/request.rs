@@ -83,6 +83,7 @@ pub(crate) struct Request {
     pub(crate) wrong: bool,
     pub(crate) inline: bool,
     pub(crate) keep: bool,
+    pub(crate) all: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -105,6 +106,7 @@ impl RequestPlan {
         }
         let mut json = json!({
             "imageId": stage.images[image].id,
+            "source": stage.images[image].source(),
             "targets": listed,
             "keyAccess": if self.grants { "grant" } else { "policy" },
             "principalAccess": if self.inline { "inline" } else { "attach" },
@@ -122,6 +124,7 @@ impl RequestPlan {
             wrong: self.wrong.is_some(),
             inline: self.inline,
             keep: self.keep,
+            all: self.all,
         }
     }
 }

@@ -1,57 +1,112 @@
-//! A share, and its revoke.
+//! Shares, and their revokes.
 
-use ami_share_machine::Status;
-use serde_json::json;
+use std::collections::BTreeSet;
+
+use ami_share_machine::{Record, Status};
+use proptest::{collection::vec, prelude::*};
+use serde_json::{Value, json};
 
 use crate::{
     Tally, add,
     check::{self, Checked},
     hold,
-    request::{RequestPlan, good_requests},
-    world::{WorldPlan, untouched_worlds},
+    request::{Request, RequestPlan, good_requests},
+    world::{Stage, WorldPlan, untouched_worlds},
 };
+
+/// The requests one after the other, and whether they are revoked in that order.
+type Plan = (WorldPlan, Vec<RequestPlan>, bool);
 
 #[test]
 fn what_is_shared_and_revoked_is_as_before() {
-    let plans = (untouched_worlds(), good_requests());
+    let requests = prop_oneof![2 => vec(good_requests(), 1), 1 => vec(good_requests(), 2)];
+    let plans = (untouched_worlds(), requests, any::<bool>());
     hold("what is shared and revoked is as before", (1_000, 20_260_108), "revokes", plans, revoked);
 }
 
 /// In worlds where nothing was half shared: what was there under our names before is ours by definition, and goes with
 /// the rest.
-fn revoked(tally: &Tally, (world, request): (WorldPlan, RequestPlan)) -> Checked {
+fn revoked(tally: &Tally, (world, requests, in_order): Plan) -> Checked {
     let stage = world.stage();
-    let request = request.request(&stage);
-    let before = check::picture(&mut stage.machine.world());
-    let share = stage.machine.start("ShareAmi", "share", request.json.clone(), 0)?;
-    stage.machine.run()?;
-    let inline_refused = request.inline && !world.inline_policies;
-    if stage.machine.record(&share).status != Status::Succeeded && !inline_refused {
-        return Err(format!("not shared: {:?}", stage.machine.record(&share).cause));
-    }
-    let targets: Vec<&str> = request.targets.iter().map(|target| target.account.as_str()).collect();
-    let revoke = json!({ "imageId": stage.images[request.image].id, "targets": targets,
-        "copies": true, "instances": true, "force": true });
-    let mut ended = Vec::new();
-    for name in ["first", "second"] {
-        let seen = stage.machine.world().journal.last_seq();
-        let arn = stage.machine.start("RevokeShare", name, revoke.clone(), 0)?;
-        stage.machine.run()?;
-        let record = stage.machine.record(&arn);
-        if record.status != Status::Succeeded {
-            return Err(format!(
-                "the {name} revoke ended in {:?}: {:?} {:?}",
-                record.status, record.error, record.cause
-            ));
+    let requests: Vec<Request> = requests.iter().map(|request| request.request(&stage)).collect();
+    let before = check::picture(&stage);
+    let mut stands = Vec::new();
+    for (index, request) in requests.iter().enumerate() {
+        let share = run(tally, &stage, "ShareAmi", &format!("share-{index}"), &request.json)?;
+        let refused = request.inline && !world.inline_policies || world.copies_too_early(request);
+        match share.status {
+            Status::Succeeded => stands.push(request),
+            _ if refused => {}
+            _ => return Err(format!("not shared: {:?} {:?}", share.error, share.cause)),
         }
-        let world = stage.machine.world();
-        ended.push(world.journal.since(seen).iter().filter(|entry| entry.changed).count());
     }
-    add(&tally.executions, 3);
-    add(&tally.succeeded, 2);
-    add(&tally.calls, stage.machine.calls());
-    if ended[1] > 0 {
-        return Err(format!("the second revoke changed {} things", ended[1]));
+    let mut order: Vec<&Request> = requests.iter().collect();
+    if !in_order {
+        order.reverse();
     }
-    check::unchanged(&before, &check::picture(&mut stage.machine.world()), &Default::default())
+    for (index, request) in order.into_iter().enumerate() {
+        revoke(tally, &stage, &format!("revoke-{index}"), request)?;
+        stands.retain(|other| other.image != request.image);
+        for other in &stands {
+            is_whole(tally, &stage, &format!("plan-{index}"), other)?;
+        }
+    }
+    check::backups_stay(&stage)?;
+    let kept = check::kept(&stage);
+    check::unchanged(&before, &check::picture(&stage), &kept)?;
+    if kept.is_empty() {
+        return Ok(());
+    }
+    // What an organization needed goes when its images are not shared with it any more.
+    stage.images.iter().for_each(|image| image.close(&mut stage.machine.world()));
+    for (index, request) in requests.iter().enumerate() {
+        revoke(tally, &stage, &format!("rest-{index}"), request)?;
+    }
+    stage.images.iter().for_each(|image| image.open(&mut stage.machine.world()));
+    check::unchanged(&before, &check::picture(&stage), &check::Kept::new())
+}
+
+fn run(tally: &Tally, stage: &Stage, machine: &str, name: &str, input: &Value) -> Result<Record, String> {
+    let calls = stage.machine.calls();
+    let arn = stage.machine.start(machine, name, input.clone(), 0)?;
+    stage.machine.run()?;
+    let record = stage.machine.record(&arn);
+    add(&tally.executions, 1);
+    add(&tally.succeeded, u64::from(record.status == Status::Succeeded));
+    add(&tally.calls, stage.machine.calls() - calls);
+    Ok(record)
+}
+
+/// Takes everything back that the request gave; a second time there is nothing.
+fn revoke(tally: &Tally, stage: &Stage, name: &str, request: &Request) -> Checked {
+    let targets: BTreeSet<&str> = request.targets.iter().map(|target| target.account.as_str()).collect();
+    let image = &stage.images[request.image];
+    let revoke = json!({ "imageId": image.id, "source": image.source(), "targets": targets,
+        "copies": true, "instances": true, "force": true });
+    for (nth, name) in [format!("{name}-first"), format!("{name}-second")].iter().enumerate() {
+        let seen = stage.machine.world().journal.last_seq();
+        let record = run(tally, stage, "RevokeShare", name, &revoke)?;
+        if record.status != Status::Succeeded {
+            return Err(format!("{name} ended in {:?}: {:?} {:?}", record.status, record.error, record.cause));
+        }
+        let changed = stage.machine.world().journal.since(seen).iter().filter(|entry| entry.changed).count();
+        if nth > 0 && changed > 0 {
+            return Err(format!("{name} changed {changed} things"));
+        }
+    }
+    Ok(())
+}
+
+/// Whatever else was revoked: nothing of this share is missing.
+fn is_whole(tally: &Tally, stage: &Stage, name: &str, request: &Request) -> Checked {
+    let mut plan = request.json.clone();
+    plan["action"] = json!("plan");
+    for target in plan["targets"].as_array_mut().into_iter().flatten() {
+        target["launch"] = json!({});
+    }
+    let record = run(tally, stage, "ShareAmi", name, &plan)?;
+    match record.output.map(|plan| plan["calls"].clone()) {
+        Some(calls) if calls == json!([]) => Ok(()),
+        calls => Err(format!("{name} says that something is missing: {calls:?} {:?}", record.cause)),
+    }
 }

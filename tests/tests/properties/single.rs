@@ -18,15 +18,17 @@ fn a_share_is_whole_or_not_there() {
 fn whole(tally: &Tally, (world, request): (WorldPlan, RequestPlan)) -> Checked {
     let stage = world.stage();
     let request = request.request(&stage);
-    let before = check::picture(&mut stage.machine.world());
+    let before = check::picture(&stage);
     let arn = stage.machine.start("ShareAmi", "first", request.json.clone(), 0)?;
     stage.machine.run()?;
     let record = stage.machine.record(&arn);
-    let after = check::picture(&mut stage.machine.world());
+    let after = check::picture(&stage);
     let journal = stage.machine.world().journal.entries().to_vec();
     add(&tally.executions, 1);
     add(&tally.calls, stage.machine.calls());
     let refusable = request.wrong || request.unlisted || (request.inline && !world.inline_policies);
+    let refusable = refusable || world.copies_too_early(&request);
+    check::backups_stay(&stage)?;
     check::foreign_is_kept(&before, &after, &[&request])?;
     check::outsiders_have_nothing(&after)?;
     check::roles_suffice(&journal, request.inline && !world.inline_policies)?;

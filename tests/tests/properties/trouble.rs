@@ -18,6 +18,7 @@ pub(crate) fn faults(most: usize) -> impl Strategy<Value = Vec<(u64, Fault)>> {
         Fault::Hangs,
         Fault::CrashBefore,
         Fault::CrashAfter,
+        Fault::GivenUp,
     ]);
     vec((1..150_u64, kind), 0..=most)
 }
@@ -36,13 +37,15 @@ pub(crate) fn broken() -> impl Strategy<Value = Option<usize>> {
     prop::option::weighted(0.4, 0..BROKEN.len())
 }
 
-/// Breaks it; without a code, what the call starts fails later.
-pub(crate) fn break_call(world: &mut World, broken: usize) {
+/// Breaks it for ami-share's roles, in one account where one is named; without a code, what the call starts fails later.
+pub(crate) fn break_call(world: &mut World, broken: usize, account: Option<&str>) {
     let (action, code) = BROKEN[broken];
     let kind = if code.is_empty() {
         FaultKind::Fail { reason: "it was to fail".to_owned() }
     } else {
         FaultKind::Error { code: code.to_owned(), message: "it was to fail".to_owned(), status: 400 }
     };
-    world.faults.add(SandboxFault::always(Matcher::action(action), kind));
+    let ours = Matcher::action(action).by_principal("*/AmiShare*");
+    let matcher = account.into_iter().fold(ours, Matcher::in_account);
+    world.faults.add(SandboxFault::always(matcher, kind));
 }

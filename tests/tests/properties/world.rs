@@ -1,27 +1,36 @@
 //! Random accounts: what they hold before anything is shared, some of it half shared already.
 
-use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ami_share_core::{
     ids::{AccountId, KeyArn},
     key_actions::SOURCE_KEY_ACTIONS,
     key_policy::KeyPolicy,
     principal_policy::{inline_policy, inline_policy_name},
-    share::{KEY_TAG, SOURCE_IMAGE_TAG},
+    share::{EXECUTION_TAG, KEY_TAG, SOURCE_IMAGE_TAG},
 };
 use ami_share_machine::{
     Deployment, Machine,
     root::{Caller, element},
 };
-use ami_share_sandbox::World;
+use ami_share_sandbox::{
+    World,
+    ec2::{ImageState, Instance, InstanceState},
+};
 use ami_share_tests::{REGION, SOURCE};
 use proptest::{collection::vec, prelude::*};
 use serde_json::{Value, json};
 
-use crate::deployed::{self, TARGETS};
+use crate::{
+    deployed::{self, TARGETS},
+    request::Request,
+};
 
 /// An account that has nothing to do with ami-share, and something to do with the keys and images.
 pub(crate) const OTHER: &str = "777777777777";
+
+/// The other Region that images may be in; the hub is not in it.
+pub(crate) const ELSEWHERE: &str = "us-east-1";
 
 const DEVICES: [&str; 5] = ["/dev/xvda", "/dev/sdf", "/dev/sdg", "/dev/sdh", "/dev/sdi"];
 
@@ -33,9 +42,20 @@ pub(crate) struct WorldPlan {
     images: Vec<ImagePlan>,
     /// One for each of [`TARGETS`].
     targets: Vec<TargetPlan>,
-    /// Whether changes become effective only after some time.
-    slow: bool,
+    slow: Slow,
+    /// When the targets' owners back up what is there then, in milliseconds.
+    backup: Option<u64>,
     seed: u64,
+}
+
+/// How long changes take to become effective.
+#[derive(Debug, Clone, Copy)]
+enum Slow {
+    No,
+    /// Less than GrantPrincipals has the execution wait for.
+    WithinTheWait,
+    /// So many seconds: longer than that wait, and shorter than all launches of a proof.
+    Longer(u64),
 }
 
 #[derive(Debug, Clone)]
@@ -55,12 +75,21 @@ struct KeyPlan {
 
 #[derive(Debug, Clone)]
 struct ImagePlan {
-    /// The key of each volume; nothing for one that is not encrypted.
+    /// The key of each volume, of those in its Region; nothing for one that is not encrypted.
     volumes: Vec<Option<usize>>,
     ephemeral: bool,
     /// Somebody else may launch it, and copy its snapshots.
     others: bool,
+    /// Whether it is in the other Region.
+    elsewhere: bool,
+    /// An organization or unit, which may have any account in it, may launch it: which of [`ORGANIZATIONS`].
+    open: Option<usize>,
 }
+
+const ORGANIZATIONS: [(&str, &str); 2] = [
+    ("OrganizationArn", "arn:aws:organizations::999999999999:organization/o-abcdefghij"),
+    ("OrganizationalUnitArn", "arn:aws:organizations::999999999999:ou/o-abcdefghij/ou-ab12-cdefghij"),
+];
 
 /// What of a share is there already.
 #[derive(Debug, Clone)]
@@ -81,13 +110,20 @@ pub(crate) fn worlds() -> impl Strategy<Value = WorldPlan> {
         let images = vec(image(keys.len()), 1..=2);
         (Just(keys), images)
     });
-    (images, vec(target(), TARGETS.len()), any::<bool>(), any::<bool>(), any::<u64>()).prop_map(
-        |((keys, images), targets, inline_policies, slow, seed)| WorldPlan {
+    let slow = prop_oneof![
+        5 => Just(Slow::No),
+        4 => Just(Slow::WithinTheWait),
+        1 => (20..=75_u64).prop_map(Slow::Longer),
+    ];
+    let backup = prop::option::weighted(0.2, 0..250_000_u64);
+    (images, vec(target(), TARGETS.len()), any::<bool>(), slow, backup, any::<u64>()).prop_map(
+        |((keys, images), targets, inline_policies, slow, backup, seed)| WorldPlan {
             inline_policies,
             keys,
             images,
             targets,
             slow,
+            backup,
             seed,
         },
     )
@@ -120,11 +156,11 @@ fn keys() -> impl Strategy<Value = KeyPlan> {
 
 fn image(keys: usize) -> impl Strategy<Value = ImagePlan> {
     let volume = prop::option::weighted(0.85, 0..keys);
-    (vec(volume, 1..=DEVICES.len()), any::<bool>(), any::<bool>()).prop_map(|(volumes, ephemeral, others)| ImagePlan {
-        volumes,
-        ephemeral,
-        others,
-    })
+    let open = prop::option::weighted(0.15, 0..ORGANIZATIONS.len());
+    let volumes = vec(volume, 1..=DEVICES.len());
+    (volumes, any::<bool>(), any::<bool>(), prop::bool::weighted(0.3), open).prop_map(
+        |(volumes, ephemeral, others, elsewhere, open)| ImagePlan { volumes, ephemeral, others, elsewhere, open },
+    )
 }
 
 fn target() -> impl Strategy<Value = TargetPlan> {
@@ -178,11 +214,52 @@ pub(crate) struct Stage {
     pub(crate) machine: Machine,
     pub(crate) images: Vec<Image>,
     pub(crate) keys: Vec<String>,
+    backups: Arc<Mutex<Vec<Backup>>>,
 }
+
+impl Stage {
+    /// What the targets' owners have made of what was there.
+    pub(crate) fn backups(&self) -> MutexGuard<'_, Vec<Backup>> {
+        self.backups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes of the target what nobody can read, as somebody has done by hand.
+    pub(crate) fn note_unreadably(&self, account: &str) {
+        let image = &self.images[0].id;
+        self.machine.table().put(&json!({
+            "id": { "S": format!("target#{account}") },
+            "part": { "S": format!("{image}#{UNREADABLE}") },
+            "imageId": { "S": image },
+            "notedAt": { "N": "1700000000000" },
+            "gift": { "S": "{\"execution\":" },
+        }));
+    }
+
+    pub(crate) fn remove_unreadable(&self, account: &str) {
+        let part = format!("{}#{UNREADABLE}", self.images[0].id);
+        self.machine.table().remove(&format!("target#{account}"), &part);
+    }
+}
+
+/// The execution that a note is of which nobody can read.
+const UNREADABLE: &str = "by-hand-0123abcd";
 
 pub(crate) struct Image {
     pub(crate) id: String,
+    pub(crate) region: &'static str,
     pub(crate) devices: Vec<String>,
+    /// Who of [`ORGANIZATIONS`] may launch it.
+    open: Option<usize>,
+}
+
+/// An image or a snapshot that a target's owner has made of what was there, with its tags.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Backup {
+    pub(crate) account: &'static str,
+    pub(crate) region: &'static str,
+    /// `images` or `snapshots`, as in an account's snapshot.
+    pub(crate) kind: &'static str,
+    pub(crate) id: String,
 }
 
 pub(crate) fn role(account: &str) -> String {
@@ -206,29 +283,62 @@ impl WorldPlan {
         let source = Caller::root(SOURCE);
         world.account_mut(OTHER);
         make_role(&mut world, SOURCE, "key-admin");
-        let mut own_keys = BTreeMap::new();
+        let regions = self.regions();
         for account in TARGETS {
-            own_keys.insert(account.to_owned(), make_principals(&mut world, account));
+            make_principals(&mut world, account, regions);
         }
-        let keys: Vec<String> = self.keys.iter().map(|plan| plan.make(&mut world, &source)).collect();
+        // The inline policies of a user have room for three keys, and the last one is the other Region's.
+        let here = if regions.contains(&ELSEWHERE) { (self.keys.len() - 1).max(1) } else { self.keys.len() };
+        let plans = self.keys[..here].iter().map(|plan| (plan, REGION));
+        let plans = plans.chain(regions[1..].iter().flat_map(|region| self.keys.last().map(|plan| (plan, *region))));
+        let keys: Vec<String> =
+            plans.map(|(plan, region)| plan.make(&mut world, &source.clone().in_region(region))).collect();
+        let of = |plan: &ImagePlan| if plan.elsewhere { &keys[here..] } else { &keys[..here] };
         let images: Vec<Image> =
-            self.images.iter().enumerate().map(|(index, plan)| plan.make(&mut world, &source, index, &keys)).collect();
+            self.images.iter().enumerate().map(|(index, plan)| plan.make(&mut world, index, of(plan))).collect();
         for (account, plan) in TARGETS.iter().zip(&self.targets) {
-            plan.make(&mut world, account, &images, &keys, &own_keys[*account]);
+            plan.make(&mut world, account, &images, &keys);
         }
-        if self.slow {
-            // Less than GrantPrincipals has the execution wait for.
-            world.settings.iam_policy_delay_ms = 12_000;
-            world.settings.key_policy_delay_ms = 14_000;
-            world.settings.grant_delay_ms = 250_000;
-        }
+        let (policies, grants) = match self.slow {
+            Slow::No => ((0, 0), 0),
+            Slow::WithinTheWait => ((12_000, 14_000), 250_000),
+            Slow::Longer(seconds) => ((seconds * 1_000, seconds * 1_000), 250_000),
+        };
+        (world.settings.iam_policy_delay_ms, world.settings.key_policy_delay_ms) = policies;
+        world.settings.grant_delay_ms = grants;
         world.journal.clear();
-        Stage { machine: Machine::new(deployment, world, self.seed).unwrap(), images, keys }
+        let machine = Machine::new(deployment, world, self.seed).unwrap();
+        let backups: Arc<Mutex<Vec<Backup>>> = Arc::default();
+        if let Some(when) = self.backup {
+            let made = Arc::clone(&backups);
+            machine.meanwhile(when, move |world| {
+                let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+                let accounts = TARGETS.iter().flat_map(|account| regions.iter().map(move |region| (*account, *region)));
+                made.extend(accounts.flat_map(|(account, region)| back_up(world, account, region)));
+            });
+        }
+        Stage { machine, images, keys, backups }
+    }
+
+    fn regions(&self) -> &'static [&'static str] {
+        if self.images.iter().any(|image| image.elsewhere) { &[REGION, ELSEWHERE] } else { &[REGION] }
+    }
+
+    /// Whether a copy may fail, as the access to its key is not effective yet. Proofs are launched again then, and
+    /// copies are not.
+    pub(crate) fn copies_too_early(&self, request: &Request) -> bool {
+        let copies = request.targets.iter().any(|target| target.mode == Some("copyImage"));
+        copies && matches!(self.slow, Slow::Longer(_))
     }
 }
 
 /// One image under two keys that many write; the targets are the deployment's.
 pub(crate) fn crowd(deployment: &Deployment, seed: u64) -> Stage {
+    with_images(deployment, seed, &[false])
+}
+
+/// Images under the same two keys, or for those that are elsewhere under two others; the targets are the deployment's.
+pub(crate) fn with_images(deployment: &Deployment, seed: u64, elsewhere: &[bool]) -> Stage {
     let mut world = deployment.world(ami_share_sandbox::Settings::default()).unwrap();
     world.set_now_ms(0);
     world.account_mut(OTHER);
@@ -243,11 +353,20 @@ pub(crate) fn crowd(deployment: &Deployment, seed: u64) -> Stage {
         bare: false,
         grant: false,
     };
-    let keys =
-        [plan(vec![2, 0], vec![1, 3]), plan(vec![], vec![5])].map(|plan| plan.make(&mut world, &source)).to_vec();
-    let image = ImagePlan { volumes: vec![Some(0), Some(1), Some(1)], ephemeral: true, others: true };
-    let images = vec![image.make(&mut world, &source, 0, &keys)];
-    Stage { machine: Machine::new(deployment, world, seed).unwrap(), images, keys }
+    let plans = [plan(vec![2, 0], vec![1, 3]), plan(vec![], vec![5])];
+    let regions = if elsewhere.contains(&true) { &[REGION, ELSEWHERE][..] } else { &[REGION] };
+    let mut keys = Vec::new();
+    for region in regions {
+        let source = source.clone().in_region(region);
+        keys.extend(plans.iter().map(|plan| plan.make(&mut world, &source)));
+    }
+    let make = |(index, elsewhere): (usize, &bool)| {
+        let volumes = vec![Some(0), Some(1), Some(1)];
+        let plan = ImagePlan { volumes, ephemeral: true, others: true, elsewhere: *elsewhere, open: None };
+        plan.make(&mut world, index, if *elsewhere { &keys[plans.len()..] } else { &keys[..plans.len()] })
+    };
+    let images = elsewhere.iter().enumerate().map(make).collect();
+    Stage { machine: Machine::new(deployment, world, seed).unwrap(), images, keys, backups: Arc::default() }
 }
 
 fn make_role(world: &mut World, account: &str, name: &str) {
@@ -259,8 +378,8 @@ fn make_role(world: &mut World, account: &str, name: &str) {
     Caller::root(account).call(world, "iam", "CreateRole", &parameters).unwrap();
 }
 
-/// A role and a user that may launch instances, and a key of the account's own, whose ARN is returned.
-fn make_principals(world: &mut World, account: &str) -> String {
+/// A role and a user that may launch instances, and a key of the account's own in each of the Regions.
+pub(crate) fn make_principals(world: &mut World, account: &str, regions: &[&str]) {
     let root = Caller::root(account);
     make_role(world, account, "app-deployer");
     root.call(world, "iam", "CreateUser", &[("UserName", "app-pipeline")]).unwrap();
@@ -275,10 +394,12 @@ fn make_principals(world: &mut World, account: &str) -> String {
         let parameters = [(&*format!("{kind}Name"), name), ("PolicyArn", policy.as_str())];
         root.call(world, "iam", &format!("Attach{kind}Policy"), &parameters).unwrap();
     }
-    let key = root.call_kms(world, "CreateKey", &json!({})).unwrap();
-    let key = key["KeyMetadata"]["Arn"].as_str().unwrap().to_owned();
-    root.call_kms(world, "CreateAlias", &json!({ "AliasName": "alias/app-volumes", "TargetKeyId": key })).unwrap();
-    key
+    for region in regions {
+        let root = root.clone().in_region(region);
+        let key = root.call_kms(world, "CreateKey", &json!({})).unwrap()["KeyMetadata"]["KeyId"].clone();
+        let alias = json!({ "AliasName": "alias/app-volumes", "TargetKeyId": key });
+        root.call_kms(world, "CreateAlias", &alias).unwrap();
+    }
 }
 
 impl KeyPlan {
@@ -309,8 +430,9 @@ impl KeyPlan {
 }
 
 /// A snapshot under that key, or under none.
-fn snapshot(world: &mut World, owner: &Caller, key: Option<&str>) -> String {
-    let mut parameters = vec![("AvailabilityZone", "eu-west-1a"), ("Size", "8")];
+fn snapshot(world: &mut World, owner: &Caller, region: &str, key: Option<&str>) -> String {
+    let zone = format!("{region}a");
+    let mut parameters = vec![("AvailabilityZone", zone.as_str()), ("Size", "8")];
     parameters.extend(key.iter().flat_map(|key| [("Encrypted", "true"), ("KmsKeyId", *key)]));
     let volume = element(&owner.call(world, "ec2", "CreateVolume", &parameters).unwrap(), "volumeId").unwrap();
     let snapshot = owner.call(world, "ec2", "CreateSnapshot", &[("VolumeId", &volume)]).unwrap();
@@ -339,10 +461,16 @@ fn register(world: &mut World, owner: &Caller, name: &str, devices: &[(String, S
 }
 
 impl ImagePlan {
-    fn make(&self, world: &mut World, source: &Caller, index: usize, keys: &[String]) -> Image {
+    /// `keys` are those of its Region.
+    fn make(&self, world: &mut World, index: usize, keys: &[String]) -> Image {
+        let region = if self.elsewhere { ELSEWHERE } else { REGION };
+        let source = &Caller::root(SOURCE).in_region(region);
         let mut devices = Vec::new();
         for (device, key) in DEVICES.iter().zip(&self.volumes) {
-            devices.push(((*device).to_owned(), snapshot(world, source, key.map(|key| keys[key].as_str()))));
+            devices.push((
+                (*device).to_owned(),
+                snapshot(world, source, region, key.map(|key| keys[key % keys.len()].as_str())),
+            ));
         }
         let ebs: Vec<String> = devices.iter().map(|(device, _)| device.clone()).collect();
         let snapshots: Vec<String> = devices.iter().map(|(_, snapshot)| snapshot.clone()).collect();
@@ -350,48 +478,76 @@ impl ImagePlan {
             devices.push(("/dev/sdb".to_owned(), "ephemeral0".to_owned()));
         }
         let id = register(world, source, &format!("golden-{index}"), &devices);
+        let image = Image { id, region, devices: ebs, open: self.open };
         if self.others {
-            permit_launch(world, &id, OTHER);
-            snapshots.iter().for_each(|snapshot| permit_copy(world, snapshot, OTHER));
+            image.permit(world, "Add", "UserId", OTHER);
+            snapshots.iter().for_each(|snapshot| permit_copy(world, source, snapshot, OTHER));
         }
-        Image { id, devices: ebs }
+        image.open(world);
+        image
     }
 }
 
-fn permit_launch(world: &mut World, image: &str, account: &str) {
-    let parameters = [("ImageId", image), ("LaunchPermission.Add.1.UserId", account)];
-    Caller::root(SOURCE).call(world, "ec2", "ModifyImageAttribute", &parameters).unwrap();
+impl Image {
+    fn permit(&self, world: &mut World, add_or_remove: &str, kind: &str, whom: &str) {
+        let permission = format!("LaunchPermission.{add_or_remove}.1.{kind}");
+        let parameters = [("ImageId", self.id.as_str()), (&permission, whom)];
+        let source = Caller::root(SOURCE).in_region(self.region);
+        source.call(world, "ec2", "ModifyImageAttribute", &parameters).unwrap();
+    }
+
+    /// Shares it with the organization or unit that is to have it.
+    pub(crate) fn open(&self, world: &mut World) {
+        if let Some((kind, arn)) = self.open.map(|open| ORGANIZATIONS[open]) {
+            self.permit(world, "Add", kind, arn);
+        }
+    }
+
+    pub(crate) fn close(&self, world: &mut World) {
+        if let Some((kind, arn)) = self.open.map(|open| ORGANIZATIONS[open]) {
+            self.permit(world, "Remove", kind, arn);
+        }
+    }
+
+    /// Where it is, as a request says it.
+    pub(crate) fn source(&self) -> Value {
+        json!({ "accountId": SOURCE, "region": self.region })
+    }
 }
 
-fn permit_copy(world: &mut World, snapshot: &str, account: &str) {
+fn permit_copy(world: &mut World, source: &Caller, snapshot: &str, account: &str) {
     let parameters = [("SnapshotId", snapshot), ("CreateVolumePermission.Add.1.UserId", account)];
-    Caller::root(SOURCE).call(world, "ec2", "ModifySnapshotAttribute", &parameters).unwrap();
+    source.call(world, "ec2", "ModifySnapshotAttribute", &parameters).unwrap();
+}
+
+/// The root of the key's account, in the key's Region.
+pub(crate) fn owner_of(key: &str) -> Caller {
+    Caller::root(SOURCE).in_region(key.split(':').nth(3).unwrap_or_default())
 }
 
 /// The policy of a key, as it is read.
 pub(crate) fn put_key_policy(world: &mut World, key: &str, policy: &str) {
     let put = json!({ "KeyId": key, "PolicyName": "default", "Policy": policy });
-    Caller::root(SOURCE).call_kms(world, "PutKeyPolicy", &put).unwrap();
+    owner_of(key).call_kms(world, "PutKeyPolicy", &put).unwrap();
 }
 
 pub(crate) fn key_policy(world: &mut World, key: &str) -> String {
     let read = json!({ "KeyId": key, "PolicyName": "default" });
-    let answer = Caller::root(SOURCE).call_kms(world, "GetKeyPolicy", &read).unwrap();
+    let answer = owner_of(key).call_kms(world, "GetKeyPolicy", &read).unwrap();
     answer["Policy"].as_str().unwrap().to_owned()
 }
 
 impl TargetPlan {
-    fn make(&self, world: &mut World, account: &str, images: &[Image], keys: &[String], own_key: &str) {
-        let (source, root) = (Caller::root(SOURCE), Caller::root(account));
+    fn make(&self, world: &mut World, account: &str, images: &[Image], keys: &[String]) {
+        let root = Caller::root(account);
         for (image, _) in images.iter().zip(&self.launch).filter(|(_, there)| **there) {
-            permit_launch(world, &image.id, account);
+            image.permit(world, "Add", "UserId", account);
         }
         for (key, _) in keys.iter().zip(&self.statements).filter(|(_, there)| **there) {
             let arn = KeyArn::parse(key.as_str()).unwrap();
             let policy = KeyPolicy::parse(&arn, &key_policy(world, key)).unwrap();
             if let Some(merged) = policy.with(&[AccountId::parse(account).unwrap()]) {
-                let put = json!({ "KeyId": key, "PolicyName": "default", "Policy": merged.to_text().unwrap() });
-                source.call_kms(world, "PutKeyPolicy", &put).unwrap();
+                put_key_policy(world, key, &merged.to_text().unwrap());
             }
         }
         for (key, _) in keys.iter().zip(&self.grants).filter(|(_, there)| **there) {
@@ -399,11 +555,12 @@ impl TargetPlan {
             let grant = json!({ "KeyId": key, "Name": format!("ami-share-{account}"), "Operations": operations,
                 "GranteePrincipal": format!("arn:aws:iam::{account}:root"),
                 "RetiringPrincipal": format!("arn:aws:iam::{SOURCE}:role/AmiShareSource") });
-            source.call_kms(world, "CreateGrant", &grant).unwrap();
+            owner_of(key).call_kms(world, "CreateGrant", &grant).unwrap();
         }
         if self.snapshots {
-            for snapshot in snapshots_of(world, &images[0].id) {
-                permit_copy(world, &snapshot, account);
+            let source = Caller::root(SOURCE).in_region(images[0].region);
+            for snapshot in snapshots_of(world, &images[0]) {
+                permit_copy(world, &source, &snapshot, account);
             }
         }
         let policy = format!("arn:aws:iam::{account}:policy/AmiShareKeyAccess");
@@ -422,8 +579,13 @@ impl TargetPlan {
             }
         }
         for (image, _) in images.iter().zip(&self.copies).filter(|(_, there)| **there) {
+            let (root, region) = (root.clone().in_region(image.region), image.region);
+            let alias = json!({ "KeyId": "alias/app-volumes" });
+            let own_key = root.call_kms(world, "DescribeKey", &alias).unwrap()["KeyMetadata"]["Arn"].clone();
+            let own_key = own_key.as_str().unwrap();
+            let snapshot = |world: &mut World| snapshot(world, &root, region, Some(own_key));
             let devices: Vec<(String, String)> =
-                image.devices.iter().map(|device| (device.clone(), snapshot(world, &root, Some(own_key)))).collect();
+                image.devices.iter().map(|device| (device.clone(), snapshot(world))).collect();
             let copy = register(world, &root, &format!("copy-of-{}", image.id), &devices);
             let tags = [
                 ("ResourceId.1", copy.as_str()),
@@ -437,8 +599,41 @@ impl TargetPlan {
     }
 }
 
-pub(crate) fn snapshots_of(world: &mut World, image: &str) -> Vec<String> {
+pub(crate) fn snapshots_of(world: &mut World, image: &Image) -> Vec<String> {
     let snapshot = world.snapshot(SOURCE);
-    let snapshots = &snapshot["ec2"][REGION]["images"][image]["snapshots"];
+    let snapshots = &snapshot["ec2"][image.region]["images"][&image.id]["snapshots"];
     snapshots.as_array().into_iter().flatten().filter_map(|id| id.as_str().map(str::to_owned)).collect()
+}
+
+/// The target's owner backs up what ami-share has made there: snapshots of what runs and copies of images, both with
+/// the tags of what they are of.
+fn back_up(world: &mut World, account: &'static str, region: &'static str) -> Vec<Backup> {
+    // What is due by now has happened.
+    let before = world.snapshot(account);
+    let root = Caller::root(account).in_region(region);
+    let Some(ec2) = world.account(account).and_then(|account| account.ec2.get(region)) else { return Vec::new() };
+    let runs = |instance: &&Instance| instance.state == InstanceState::Running;
+    let instances: Vec<String> = ec2.instances.values().filter(runs).map(|instance| instance.id.clone()).collect();
+    let is_ours = |image: &&ami_share_sandbox::ec2::Image| {
+        image.state == ImageState::Available && image.tags.contains_key(EXECUTION_TAG)
+    };
+    let images: Vec<String> = ec2.images.values().filter(is_ours).map(|image| image.id.clone()).collect();
+    for instance in instances {
+        let of = [("InstanceSpecification.InstanceId", instance.as_str()), ("CopyTagsFromSource", "volume")];
+        root.call(world, "ec2", "CreateSnapshots", &of).unwrap();
+    }
+    for image in images {
+        let name = format!("backup of {image}");
+        let of =
+            [("SourceImageId", image.as_str()), ("SourceRegion", region), ("Name", &name), ("CopyImageTags", "true")];
+        root.call(world, "ec2", "CopyImage", &of).unwrap();
+    }
+    let after = world.snapshot(account);
+    let made = |kind: &'static str| {
+        let of = |picture: &Value| picture["ec2"][region][kind].as_object().cloned().unwrap_or_default();
+        let before = of(&before);
+        of(&after).into_iter().filter(move |(id, _)| !before.contains_key(id)).map(move |(id, _)| (kind, id))
+    };
+    let made = made("images").chain(made("snapshots"));
+    made.map(|(kind, id)| Backup { account, region, kind, id }).collect()
 }

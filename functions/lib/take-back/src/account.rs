@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ami_share_core::{
+    Error,
     ids::{AccountId, ImageId, KeyArn, PrincipalArn, SnapshotId},
     mark::Mark,
     share::{Kept, Mode, PrincipalAccess, PrincipalChange, Source, SourceChanges, Target},
@@ -63,6 +64,15 @@ impl FromAccount {
             left: Vec::new(),
             stays: false,
         }
+    }
+
+    /// Nothing, as its notes cannot be read.
+    pub fn unread(account_id: AccountId, state: &str, error: &Error) -> Self {
+        let cause =
+            format!("what it was given stays, as its notes, and what others need of it, cannot be told: {error}");
+        let (state, error) = (state.to_owned(), error.name().to_owned());
+        let left = vec![Left { account_id: Some(account_id.clone()), state, error, cause }];
+        Self { left, ..Self::new(account_id) }
     }
 
     /// Adds statements and grants that are ours by what they are, noted or not.
