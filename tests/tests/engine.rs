@@ -286,6 +286,16 @@ async fn what_is_handed_on_has_an_end_and_so_has_a_history() -> Result<()> {
         assert_eq!(ended.error.as_deref(), expected, "{size}");
     }
     let client = aws_sdk_sfn::Client::new(&root_of(HUB, &engine.endpoint()));
+    for (size, status) in [(130_000, ExecutionStatus::Succeeded), (132_000, ExecutionStatus::Failed)] {
+        let assigns =
+            json!({ "Type": "Pass", "Assign": { "a": "x".repeat(size), "b": "x".repeat(size) }, "Next": "Done" });
+        let update =
+            client.update_state_machine().state_machine_arn(&child).definition(definition(assigns).to_string());
+        update.send().await?;
+        let arn = execution::start(&engine.endpoint(), &child, &format!("assigns-{size}"), &json!({})).await?;
+        let ended = execution::follow(&engine.endpoint(), &arn, |_| {}).await?;
+        assert_eq!(ended.status, status, "two variables of {size}: {:?}", ended.error);
+    }
     let endless = definition(json!({ "Type": "Pass", "Next": "First" }));
     client.update_state_machine().state_machine_arn(&child).definition(endless.to_string()).send().await?;
     let arn = execution::start(&engine.endpoint(), &child, "endless", &json!({})).await?;

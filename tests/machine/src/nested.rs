@@ -365,6 +365,16 @@ mod tests {
     }
 
     #[test]
+    fn the_variables_of_one_assign_have_room_together_or_the_execution_fails() {
+        for (size, status) in [(130_000, Status::Succeeded), (132_000, Status::Failed)] {
+            let assigns = json!({ "a": "x".repeat(size), "b": "x".repeat(size) });
+            let assigns = definition(json!({ "Type": "Pass", "Assign": assigns, "Next": "Done" }));
+            let record = run(&machine(&[("Child", assigns)], 1), "Child", json!({}));
+            assert_eq!(record.status, status, "{size}: {:?}", record.error);
+        }
+    }
+
+    #[test]
     fn a_childs_events_are_its_parents_too() {
         let mut parent = definition(run_child());
         parent["States"]["First"]["Next"] = json!("First");
