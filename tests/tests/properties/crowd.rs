@@ -22,11 +22,11 @@ use crate::{
 
 const EXECUTIONS: usize = 50;
 
-fn target(index: usize) -> String {
+pub(crate) fn target(index: usize) -> String {
     format!("5{index:011}")
 }
 
-fn deployment() -> &'static Deployment {
+pub(crate) fn deployment() -> &'static Deployment {
     static DEPLOYED: OnceLock<Deployment> = OnceLock::new();
     DEPLOYED.get_or_init(|| {
         let targets = (0..EXECUTIONS).map(target).collect();

@@ -19,6 +19,7 @@ mod revoked;
 mod single;
 mod trouble;
 mod world;
+mod worst;
 
 use std::{cell::Cell, env, fmt::Debug, time::Instant};
 

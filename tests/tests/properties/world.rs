@@ -229,6 +229,12 @@ impl WorldPlan {
 
 /// One image under two keys that many write; the targets are the deployment's.
 pub(crate) fn crowd(deployment: &Deployment, seed: u64) -> Stage {
+    let (world, images, keys) = crowded(deployment);
+    Stage { machine: Machine::new(deployment, world, seed).unwrap(), images, keys }
+}
+
+/// The same before anything runs.
+pub(crate) fn crowded(deployment: &Deployment) -> (World, Vec<Image>, Vec<String>) {
     let mut world = deployment.world(ami_share_sandbox::Settings::default()).unwrap();
     world.set_now_ms(0);
     world.account_mut(OTHER);
@@ -247,7 +253,7 @@ pub(crate) fn crowd(deployment: &Deployment, seed: u64) -> Stage {
         [plan(vec![2, 0], vec![1, 3]), plan(vec![], vec![5])].map(|plan| plan.make(&mut world, &source)).to_vec();
     let image = ImagePlan { volumes: vec![Some(0), Some(1), Some(1)], ephemeral: true, others: true };
     let images = vec![image.make(&mut world, &source, 0, &keys)];
-    Stage { machine: Machine::new(deployment, world, seed).unwrap(), images, keys }
+    (world, images, keys)
 }
 
 fn make_role(world: &mut World, account: &str, name: &str) {
@@ -275,6 +281,12 @@ fn make_principals(world: &mut World, account: &str) -> String {
         let parameters = [(&*format!("{kind}Name"), name), ("PolicyArn", policy.as_str())];
         root.call(world, "iam", &format!("Attach{kind}Policy"), &parameters).unwrap();
     }
+    make_key(world, account)
+}
+
+/// Returns its ARN.
+pub(crate) fn make_key(world: &mut World, account: &str) -> String {
+    let root = Caller::root(account);
     let key = root.call_kms(world, "CreateKey", &json!({})).unwrap();
     let key = key["KeyMetadata"]["Arn"].as_str().unwrap().to_owned();
     root.call_kms(world, "CreateAlias", &json!({ "AliasName": "alias/app-volumes", "TargetKeyId": key })).unwrap();

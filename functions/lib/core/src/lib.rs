@@ -16,6 +16,7 @@
 //! - [`principal_policy`]: the inline policy of a principal that may use one key.
 //! - [`take_back`]: what is taken back, and what became of it.
 //! - [`words`]: what reports say.
+//! - [`room`]: how what states hand on shares the room for it.
 //! - [`step`]: the Lambda adapter.
 //!
 //! This crate has no EC2, KMS or IAM client: a step's `Cargo.toml` shows which services it reaches.
@@ -31,6 +32,7 @@ pub mod polling;
 pub mod principal_policy;
 pub mod request;
 pub mod revoke;
+pub mod room;
 pub mod share;
 pub mod step;
 pub mod take_back;
