@@ -8,6 +8,7 @@
 mod agreement;
 mod at_once;
 mod check;
+mod counted;
 mod crowd;
 mod deployed;
 mod faulty;
