@@ -17,6 +17,23 @@ use crate::{
 /// The characters that the cause of an error may have ("TaskFailedEventDetails", Step Functions API reference).
 const MAX_CAUSE: usize = 32_768;
 
+/// The fields of what is said of a child that succeeded, here and on the local engine.
+pub const CHILD_DESCRIPTION: [&str; 13] = [
+    "ExecutionArn",
+    "Input",
+    "InputDetails",
+    "Name",
+    "Output",
+    "OutputDetails",
+    "RedriveCount",
+    "RedriveStatus",
+    "RedriveStatusReason",
+    "StartDate",
+    "StateMachineArn",
+    "Status",
+    "StopDate",
+];
+
 /// `startExecution.sync:2`: starts an execution and waits for its end.
 ///
 /// What succeeded is answered with the child's description, its input and output as JSON. Whatever else it ends as
@@ -301,22 +318,7 @@ mod tests {
         assert_eq!(record.status, Status::Succeeded, "{:?}", record.cause);
         let output = record.output.unwrap();
         let names: Vec<&String> = output.as_object().unwrap().keys().collect();
-        let expected = [
-            "ExecutionArn",
-            "Input",
-            "InputDetails",
-            "Name",
-            "Output",
-            "OutputDetails",
-            "RedriveCount",
-            "RedriveStatus",
-            "RedriveStatusReason",
-            "StartDate",
-            "StateMachineArn",
-            "Status",
-            "StopDate",
-        ];
-        assert_eq!(names, expected);
+        assert_eq!(names, CHILD_DESCRIPTION);
         assert_eq!(output["ExecutionArn"], machine.executions("Child")[0].as_str());
         assert_eq!(output["StateMachineArn"], "arn:aws:states:eu-west-1:333333333333:stateMachine:Child");
         assert_eq!((&output["Input"], &output["Output"]), (&json!({ "n": 4 }), &json!({ "doubled": 8 })));
