@@ -43,16 +43,16 @@ def enforce(access_key_id, iam_action, *arguments, **keywords):
 
 
 def apply_state_assign(state_def, raw_input, ctx, result=None, error_output=None):
-    """AWS evaluates every expression of one Assign against the variables as they were before it."""
+    """AWS evaluates every expression of one Assign against the variables as they were before it; together they have at
+    most 262,144 bytes."""
     if ctx is None:
         return
-    before = ctx.setdefault("variables", {})
-    after = dict(before)
+    before, assigned = ctx.setdefault("variables", {}), {}
     for name, template in (state_def.get("Assign") or {}).items():
-        after[name] = within_limit(
-            stepfunctions._apply_jsonata_template(template, raw_input, ctx, result=result, error_output=error_output)
+        assigned[name] = stepfunctions._apply_jsonata_template(
+            template, raw_input, ctx, result=result, error_output=error_output
         )
-    ctx["variables"] = after
+    ctx["variables"] = before | within_limit(assigned)
 
 
 def within_limit(value):

@@ -100,7 +100,8 @@ pub async fn follow(engine: &str, arn: &str, mut on_state: impl FnMut(&Entered))
     }
 }
 
-async fn history(client: &aws_sdk_sfn::Client, arn: &str) -> Result<Vec<HistoryEvent>> {
+/// All events of its history so far.
+pub(crate) async fn history(client: &aws_sdk_sfn::Client, arn: &str) -> Result<Vec<HistoryEvent>> {
     let mut events = Vec::new();
     let mut token = None;
     loop {

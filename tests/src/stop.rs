@@ -137,11 +137,11 @@ impl Stopper {
     async fn until(&self, arn: &str, what: &str, wanted: impl Fn(&[String]) -> bool) -> Result<()> {
         let started = Instant::now();
         loop {
-            let history = self.client.get_execution_history().execution_arn(arn).max_results(1000).send().await?;
-            let ended = history.events.last().is_some_and(|event| {
+            let events = execution::history(&self.client, arn).await?;
+            let ended = events.last().is_some_and(|event| {
                 matches!(event.r#type, HistoryEventType::ExecutionSucceeded | HistoryEventType::ExecutionFailed)
             });
-            let entered = history.events.into_iter().filter_map(|event| event.state_entered_event_details);
+            let entered = events.into_iter().filter_map(|event| event.state_entered_event_details);
             let states: Vec<String> = entered.map(|details| details.name).collect();
             if wanted(&states) {
                 return Ok(());

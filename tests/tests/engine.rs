@@ -2,6 +2,7 @@
 
 use std::{fs, time::Duration};
 
+use ami_share_machine::CHILD_DESCRIPTION;
 use ami_share_tests::{
     HUB, REGION, Result,
     clients::root_of,
@@ -172,22 +173,7 @@ async fn a_child_is_answered_with_its_description() -> Result<()> {
     let [parent, child] = parent_and_child(&engine, child).await?;
     let output = run(&engine, &parent, json!({ "n": 4 })).await?.output.ok_or("no output")?;
     let names: Vec<&str> = output.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
-    let expected = [
-        "ExecutionArn",
-        "Input",
-        "InputDetails",
-        "Name",
-        "Output",
-        "OutputDetails",
-        "RedriveCount",
-        "RedriveStatus",
-        "RedriveStatusReason",
-        "StartDate",
-        "StateMachineArn",
-        "Status",
-        "StopDate",
-    ];
-    assert_eq!(names, expected);
+    assert_eq!(names, CHILD_DESCRIPTION);
     assert_eq!(executions(&engine, &child).await?, [output["ExecutionArn"].as_str().unwrap_or_default()]);
     assert_eq!(output["StateMachineArn"], child);
     assert_eq!((&output["Input"], &output["Output"]), (&json!({ "n": 4 }), &json!({ "doubled": 8 })));
@@ -286,6 +272,16 @@ async fn what_is_handed_on_has_an_end_and_so_has_a_history() -> Result<()> {
         assert_eq!(ended.error.as_deref(), expected, "{size}");
     }
     let client = aws_sdk_sfn::Client::new(&root_of(HUB, &engine.endpoint()));
+    for (size, status) in [(130_000, ExecutionStatus::Succeeded), (132_000, ExecutionStatus::Failed)] {
+        let assigns =
+            json!({ "Type": "Pass", "Assign": { "a": "x".repeat(size), "b": "x".repeat(size) }, "Next": "Done" });
+        let update =
+            client.update_state_machine().state_machine_arn(&child).definition(definition(assigns).to_string());
+        update.send().await?;
+        let arn = execution::start(&engine.endpoint(), &child, &format!("assigns-{size}"), &json!({})).await?;
+        let ended = execution::follow(&engine.endpoint(), &arn, |_| {}).await?;
+        assert_eq!(ended.status, status, "two variables of {size}: {:?}", ended.error);
+    }
     let endless = definition(json!({ "Type": "Pass", "Next": "First" }));
     client.update_state_machine().state_machine_arn(&child).definition(endless.to_string()).send().await?;
     let arn = execution::start(&engine.endpoint(), &child, "endless", &json!({})).await?;

@@ -10,10 +10,11 @@ use ami_share_core::{
     hub::Actions,
     ids::{AccountId, ExecutionName},
     request::{Request, RequestedTarget},
+    room,
     share::{KeyAccess, KeyChange, Mode, Prove, Resolution, SnapshotChange, Source, SourceChanges, Target},
 };
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use targets::TargetState;
 
@@ -103,21 +104,19 @@ fn read_request(hub: &Hub, request: &Value) -> Result<Request, Error> {
     }
 }
 
-/// What states pass to each other ends at 262,144 bytes (Step Functions service quotas), and then the execution
-/// fails without a Catch. Report is given the resolution, and what became of each target: its volumes at about 160
-/// bytes each, or an error, whose message core cuts at 3,000 characters.
+/// What has no room in one execution would end it without a Catch.
 fn fitting(resolution: Resolution) -> Result<Resolution, Error> {
-    const MOST: usize = 262_144;
+    let excess = match room::longest_cause(&resolution) {
+        Ok(most_of_cause) => return Ok(Resolution { most_of_cause, ..resolution }),
+        Err(excess) => excess,
+    };
     let (targets, volumes) = (resolution.targets.len(), resolution.image.volumes.len());
-    let results = targets * (3_300).max(300 + 160 * volumes);
-    let bytes = json!(resolution).to_string().len() + results;
-    if bytes < MOST {
-        return Ok(resolution);
-    }
     let principals: usize = resolution.targets.iter().map(|target| target.principal_changes.len()).sum();
     let found = format!("{targets} targets with {principals} principals, for an image of {volumes} volumes");
-    let rule =
-        format!("must be fewer, or have fewer principals: they take {bytes} of {MOST} bytes; use several requests");
+    let rule = format!(
+        "must be fewer, or have fewer principals: their names are {excess} bytes too long for one execution; use several \
+         requests"
+    );
     Err(Error::invalid("targets", found, rule))
 }
 
@@ -201,6 +200,7 @@ fn resolution(
         key_access: request.key_access,
         principal_access: request.principal_access,
         on_failure: request.on_failure,
+        most_of_cause: 0,
         action: request.action,
         plan_hash: request.plan_hash,
     }
@@ -272,6 +272,7 @@ mod tests {
             key_access: KeyAccess::Policy,
             principal_access: if inline { PrincipalAccess::Inline } else { PrincipalAccess::Attach },
             on_failure: OnFailure::Undo,
+            most_of_cause: 0,
             action: Action::Apply,
             plan_hash: None,
         }

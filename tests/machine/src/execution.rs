@@ -1,12 +1,13 @@
 //! The interpreter: how one execution goes from state to state.
 
-use std::{cell::RefCell, future::Future, pin::Pin, rc::Rc, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, future::Future, pin::Pin, rc::Rc, sync::Arc};
 
 use futures_util::{
     StreamExt, TryStreamExt,
     future::{Either, select},
     stream,
 };
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 
@@ -20,7 +21,8 @@ use crate::{
     table::Refused,
 };
 
-/// What states pass on, and arguments, may have at most ("Service quotas", Step Functions developer guide).
+/// What states pass on, arguments, and the variables of one Assign may have at most ("Service quotas", Step Functions
+/// developer guide).
 const MAX_PAYLOAD: usize = 262_144;
 /// The events of a history ("Service quotas").
 const MAX_EVENTS: u64 = 25_000;
@@ -106,9 +108,12 @@ pub struct Record {
     /// When each of them was, by the time of day.
     pub entered_ms: Vec<u64>,
     pub redrives: u64,
+    /// The most bytes that each state had in one piece: what a task was given or answered, what was handed on, or assigned.
+    pub largest: BTreeMap<String, usize>,
+    /// Of its history.
+    pub events: u64,
     /// When it ended, by the time of day.
     pub stopped_ms: Option<u64>,
-    events: u64,
 }
 
 impl Record {
@@ -121,8 +126,9 @@ impl Record {
             entered: Vec::new(),
             entered_ms: Vec::new(),
             redrives: 0,
-            stopped_ms: None,
+            largest: BTreeMap::new(),
             events: 0,
+            stopped_ms: None,
         }
     }
 
@@ -249,11 +255,12 @@ impl Execution {
                     self.stop_here(&entered.state);
                     clock.sleep(1 + clock.latency() / 4).await;
                 }
-                let (output, variables, next) = self.run_state(runner, state, &scope, entered).await?;
-                check_size(&output)?;
+                let (output, assigned, next) = self.run_state(runner, state, &scope, entered.clone()).await?;
+                self.check_size(&entered.state, &output)?;
+                self.check_size(&entered.state, &assigned)?;
                 let mut scope = scope.borrow_mut();
                 scope.iterations = None;
-                scope.variables.extend(variables);
+                scope.variables.extend(assigned);
                 match next {
                     Some(next) => {
                         scope.at = next;
@@ -289,6 +296,17 @@ impl Execution {
             return Ok(());
         }
         Err(Failed { terminal: true, ..failed("States.Runtime", TOO_MANY_EVENTS) })
+    }
+
+    fn check_size(&self, state: &str, value: &impl Serialize) -> Result<(), Failed> {
+        let size = serde_json::to_string(value).map_or(0, |text| text.len());
+        let mut record = self.record.borrow_mut();
+        let largest = record.largest.entry(state.to_owned()).or_default();
+        *largest = size.max(*largest);
+        if size <= MAX_PAYLOAD {
+            return Ok(());
+        }
+        Err(failed("States.DataLimitExceeded", format!("{size} bytes are more than {MAX_PAYLOAD}")))
     }
 
     async fn run_state(
@@ -365,14 +383,14 @@ impl Execution {
             Kind::Task { resource, arguments, timeout_seconds } => {
                 self.count_events(if resource == START_CHILD { 4 } else { 3 })?;
                 let arguments = view.evaluate(arguments, &before)?;
-                check_size(&arguments)?;
+                self.check_size(&entered.state, &arguments)?;
                 let task = self.task(runner, resource, arguments);
                 let time_limit = runner.services.clock.sleep(timeout_seconds * 1_000);
                 let result = match select(task, time_limit).await {
                     Either::Left((result, _)) => result?,
                     Either::Right(_) => return Err(Failed { cause: None, ..failed("States.Timeout", "") }),
                 };
-                check_size(&result)?;
+                self.check_size(&entered.state, &result)?;
                 view.after(&state.after, view.states(entered, &[("result", &result)]), result)
             }
             Kind::Map { items, max_concurrency, inside } => {
@@ -380,7 +398,7 @@ impl Execution {
                     return Err(query_failed("the items are not an array".to_owned()));
                 };
                 let result = Value::Array(self.map(view, &items, *max_concurrency, inside, scope).await?);
-                check_size(&result)?;
+                self.check_size(&entered.state, &result)?;
                 view.after(&state.after, view.states(entered, &[("result", &result)]), result)
             }
         }
@@ -477,14 +495,6 @@ fn invocation(arguments: &Value) -> Result<(String, Value), String> {
     Ok((function.to_owned(), fields.get("Payload").cloned().ok_or("Payload is missing")?))
 }
 
-fn check_size(value: &Value) -> Result<(), Failed> {
-    let size = value.to_string().len();
-    if size <= MAX_PAYLOAD {
-        return Ok(());
-    }
-    Err(failed("States.DataLimitExceeded", format!("{size} bytes are more than {MAX_PAYLOAD}")))
-}
-
 fn delay(runner: &Runner, retrier: &Retrier, attempts: u32) -> u64 {
     let grown = retrier.interval_seconds * retrier.backoff_rate.powf(f64::from(attempts));
     let seconds = retrier.max_delay_seconds.map_or(grown, |longest| grown.min(longest));
@@ -540,9 +550,7 @@ impl View<'_> {
     fn after(&self, after: &After, states: Value, output: Value) -> Result<Done, Failed> {
         let mut assigned = Map::new();
         for (name, template) in &after.assign {
-            let value = self.evaluate(template, &states)?;
-            check_size(&value)?;
-            assigned.insert(name.clone(), value);
+            assigned.insert(name.clone(), self.evaluate(template, &states)?);
         }
         let output = match &after.output {
             Some(template) => self.evaluate(template, &states)?,

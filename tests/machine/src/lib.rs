@@ -44,6 +44,7 @@ use serde_json::{Value, json};
 pub use definition::Definition;
 pub use execution::{Record, Status};
 pub use lambda::Function;
+pub use nested::CHILD_DESCRIPTION;
 
 use execution::{Execution, Scope};
 use services::{Control, Fault, Services, Stop};

@@ -17,6 +17,23 @@ use crate::{
 /// The characters that the cause of an error may have ("TaskFailedEventDetails", Step Functions API reference).
 const MAX_CAUSE: usize = 32_768;
 
+/// The fields of what is said of a child that succeeded, here and on the local engine.
+pub const CHILD_DESCRIPTION: [&str; 13] = [
+    "ExecutionArn",
+    "Input",
+    "InputDetails",
+    "Name",
+    "Output",
+    "OutputDetails",
+    "RedriveCount",
+    "RedriveStatus",
+    "RedriveStatusReason",
+    "StartDate",
+    "StateMachineArn",
+    "Status",
+    "StopDate",
+];
+
 /// `startExecution.sync:2`: starts an execution and waits for its end.
 ///
 /// What succeeded is answered with the child's description, its input and output as JSON. Whatever else it ends as
@@ -301,22 +318,7 @@ mod tests {
         assert_eq!(record.status, Status::Succeeded, "{:?}", record.cause);
         let output = record.output.unwrap();
         let names: Vec<&String> = output.as_object().unwrap().keys().collect();
-        let expected = [
-            "ExecutionArn",
-            "Input",
-            "InputDetails",
-            "Name",
-            "Output",
-            "OutputDetails",
-            "RedriveCount",
-            "RedriveStatus",
-            "RedriveStatusReason",
-            "StartDate",
-            "StateMachineArn",
-            "Status",
-            "StopDate",
-        ];
-        assert_eq!(names, expected);
+        assert_eq!(names, CHILD_DESCRIPTION);
         assert_eq!(output["ExecutionArn"], machine.executions("Child")[0].as_str());
         assert_eq!(output["StateMachineArn"], "arn:aws:states:eu-west-1:333333333333:stateMachine:Child");
         assert_eq!((&output["Input"], &output["Output"]), (&json!({ "n": 4 }), &json!({ "doubled": 8 })));
@@ -361,6 +363,16 @@ mod tests {
             assert_eq!(record.error.as_deref(), expected, "{size}");
             assert!(!record.entered("Caught"), "States.ALL does not catch it");
             assert_eq!(machine.executions("Child").len(), usize::from(size < 262_000), "{size}");
+        }
+    }
+
+    #[test]
+    fn the_variables_of_one_assign_have_room_together_or_the_execution_fails() {
+        for (size, status) in [(130_000, Status::Succeeded), (132_000, Status::Failed)] {
+            let assigns = json!({ "a": "x".repeat(size), "b": "x".repeat(size) });
+            let assigns = definition(json!({ "Type": "Pass", "Assign": assigns, "Next": "Done" }));
+            let record = run(&machine(&[("Child", assigns)], 1), "Child", json!({}));
+            assert_eq!(record.status, status, "{size}: {:?}", record.error);
         }
     }
 

@@ -51,6 +51,11 @@ where
     }
 }
 
+/// The states of those that take something back.
+pub fn undos() -> impl Iterator<Item = &'static str> {
+    steps().into_iter().map(|step| step.state).filter(|state| state.starts_with("Undo"))
+}
+
 pub fn steps() -> Vec<Step> {
     vec![
         step("ResolveImage", resolve_image::ACTIONS, resolve_image::resolve_image),

@@ -27,6 +27,11 @@ fn the_state_machines_stay_small() {
     println!("{} state machines: {lines} lines, {states} states", paths.len());
     assert!(lines <= MOST_LINES, "{lines} lines");
     assert!(states <= MOST_STATES, "{states} states");
+    let page = fs::read_to_string(checkout().join("ARCHITECTURE.md")).unwrap();
+    assert!(
+        page.contains(&format!("Now there are {states}.")),
+        "ARCHITECTURE.md says something else than {states} states"
+    );
 }
 
 #[test]

@@ -89,7 +89,8 @@ fn resolution() -> Value {
         "alreadyShared": ["444444444444"],
         "keyAccess": "grant",
         "principalAccess": "attach",
-        "onFailure": "undo"
+        "onFailure": "undo",
+        "mostOfCause": 500
     })
 }
 
@@ -275,13 +276,18 @@ fn variables() -> Value {
 }
 
 /// Replaces every expression in `value`: all that is passed on are paths, `{% $a.b %}`, comparisons
-/// with true, and paths that may lead nowhere, `{% $exists($a.b) ? $a.b : '' %}` (or `: 0`).
+/// with true, paths that may lead nowhere, `{% $exists($a.b) ? $a.b : '' %}` (or `: 0`), and beginnings of texts,
+/// `{% $substring($a.b, 0, $a.c) %}`.
 fn evaluate(value: &Value, variables: &Value) -> Value {
     match value {
         Value::String(text) if text.starts_with("{%") => {
             let expression = text.trim_start_matches("{%").trim_end_matches("%}").trim();
             if let Some(path) = expression.strip_suffix(" = true") {
                 json!(look_up(path, variables) == true)
+            } else if let Some(arguments) = expression.strip_prefix("$substring(") {
+                let (path, most) = arguments.trim_end_matches(')').split_once(", 0, ").unwrap();
+                let (text, most) = (look_up(path, variables), look_up(most, variables).as_u64().unwrap());
+                json!(text.as_str().unwrap().chars().take(usize::try_from(most).unwrap()).collect::<String>())
             } else if let Some((_, path)) = expression.split_once(") ? ") {
                 match path.strip_suffix(" : 0") {
                     Some(path) => find(path, variables).unwrap_or(json!(0)),
@@ -432,6 +438,17 @@ fn report_takes_what_targets_end_with() {
     let mut variables = variables();
     variables["results"] = json!(outcomes);
     decode_report(&variables);
+}
+
+#[test]
+fn what_a_target_failed_with_is_cut_to_the_room_that_there_is_for_it() {
+    let mut variables = variables();
+    variables["targetFailure"] = failure();
+    variables["targetFailure"]["cause"] = json!("x".repeat(30_000));
+    let most = variables["resolution"]["mostOfCause"].as_u64().unwrap();
+    let told = evaluate(&state("FailTarget")["Output"]["failure"], &variables);
+    let expected = "x".repeat(usize::try_from(most).unwrap());
+    assert_eq!(told, json!({ "state": "LaunchInstance", "error": "LaunchFailed", "cause": expected }));
 }
 
 #[test]

@@ -26,11 +26,11 @@ const EXECUTIONS: usize = 50;
 /// As long as a read may be stale, and the last wait before the next look.
 const STALE_MS: u64 = 300_000 + 60_000;
 
-fn target(index: usize) -> String {
+pub(crate) fn target(index: usize) -> String {
     format!("5{index:011}")
 }
 
-fn deployment() -> &'static Deployment {
+pub(crate) fn deployment() -> &'static Deployment {
     static DEPLOYED: OnceLock<Deployment> = OnceLock::new();
     DEPLOYED.get_or_init(|| {
         let targets = (0..EXECUTIONS).map(target).collect();

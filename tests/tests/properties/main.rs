@@ -8,6 +8,7 @@
 mod agreement;
 mod at_once;
 mod check;
+mod counted;
 mod crowd;
 mod deployed;
 mod faulty;
@@ -20,6 +21,7 @@ mod revoked;
 mod single;
 mod trouble;
 mod world;
+mod worst;
 
 use std::{cell::Cell, env, fmt::Debug, time::Instant};
 

@@ -339,6 +339,12 @@ pub(crate) fn crowd(deployment: &Deployment, seed: u64) -> Stage {
 
 /// Images under the same two keys, or for those that are elsewhere under two others; the targets are the deployment's.
 pub(crate) fn with_images(deployment: &Deployment, seed: u64, elsewhere: &[bool]) -> Stage {
+    let (world, images, keys) = crowded(deployment, elsewhere);
+    Stage { machine: Machine::new(deployment, world, seed).unwrap(), images, keys, backups: Arc::default() }
+}
+
+/// The same before anything runs.
+pub(crate) fn crowded(deployment: &Deployment, elsewhere: &[bool]) -> (World, Vec<Image>, Vec<String>) {
     let mut world = deployment.world(ami_share_sandbox::Settings::default()).unwrap();
     world.set_now_ms(0);
     world.account_mut(OTHER);
@@ -366,7 +372,7 @@ pub(crate) fn with_images(deployment: &Deployment, seed: u64, elsewhere: &[bool]
         plan.make(&mut world, index, if *elsewhere { &keys[plans.len()..] } else { &keys[..plans.len()] })
     };
     let images = elsewhere.iter().enumerate().map(make).collect();
-    Stage { machine: Machine::new(deployment, world, seed).unwrap(), images, keys, backups: Arc::default() }
+    (world, images, keys)
 }
 
 fn make_role(world: &mut World, account: &str, name: &str) {
@@ -395,11 +401,17 @@ pub(crate) fn make_principals(world: &mut World, account: &str, regions: &[&str]
         root.call(world, "iam", &format!("Attach{kind}Policy"), &parameters).unwrap();
     }
     for region in regions {
-        let root = root.clone().in_region(region);
-        let key = root.call_kms(world, "CreateKey", &json!({})).unwrap()["KeyMetadata"]["KeyId"].clone();
-        let alias = json!({ "AliasName": "alias/app-volumes", "TargetKeyId": key });
-        root.call_kms(world, "CreateAlias", &alias).unwrap();
+        make_key(world, account, region);
     }
+}
+
+/// A key of the account's own, with the alias that requests name.
+pub(crate) fn make_key(world: &mut World, account: &str, region: &str) -> String {
+    let root = Caller::root(account).in_region(region);
+    let key = root.call_kms(world, "CreateKey", &json!({})).unwrap();
+    let key = key["KeyMetadata"]["Arn"].as_str().unwrap().to_owned();
+    root.call_kms(world, "CreateAlias", &json!({ "AliasName": "alias/app-volumes", "TargetKeyId": key })).unwrap();
+    key
 }
 
 impl KeyPlan {

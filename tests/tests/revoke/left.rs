@@ -2,21 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use ami_share_machine::steps::undos;
 use ami_share_tests::{Result, TARGET, clients::root_of, deploy, local::Settings};
 use serde_json::json;
 
 use crate::{Stage, differences, one_target};
 
 const OTHER: &str = "444444444444";
-const UNDOS: [&str; 7] = [
-    "UndoShareImage",
-    "UndoShareSnapshots",
-    "UndoLaunchInstance",
-    "UndoCopyImage",
-    "UndoGrantPrincipals",
-    "UndoGrantKeys",
-    "UndoShareKey",
-];
 
 #[tokio::test]
 async fn an_undo_that_fails_is_named_and_the_next_execution_takes_the_rest() -> Result<()> {
@@ -26,7 +18,7 @@ async fn an_undo_that_fails_is_named_and_the_next_execution_takes_the_rest() -> 
     let fields = json!({
         "reencrypt": { "mode": "copyImage", "kmsKeyId": "alias/app-volumes" }, "launch": { "keep": true }
     });
-    for undo in UNDOS {
+    for undo in undos() {
         let mut share = stage.share_request(TARGET, fields.clone());
         if undo == "UndoGrantKeys" {
             share["keyAccess"] = json!("grant");

@@ -15,6 +15,7 @@ use ami_share_machine::{
     Deployment, Function, Machine, Status,
     root::{Caller, element},
     services::Fault,
+    steps::undos,
 };
 use ami_share_sandbox::{Settings, World};
 use ami_share_tests::{HUB, REGION, SOURCE, TARGET};
@@ -24,18 +25,6 @@ const TABLE: &str = "arn:aws:dynamodb:eu-west-1:333333333333:table/records";
 
 /// An account that nothing is taken from.
 const BYSTANDER: &str = "444444444444";
-
-const STEPS: [&str; 9] = [
-    "CopyImage",
-    "LaunchInstance",
-    "UndoShareImage",
-    "UndoShareSnapshots",
-    "UndoLaunchInstance",
-    "UndoCopyImage",
-    "UndoGrantPrincipals",
-    "UndoGrantKeys",
-    "UndoShareKey",
-];
 
 struct Stage {
     machine: Machine,
@@ -78,7 +67,7 @@ impl Stage {
             timeout_seconds: 60,
             environment: variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         };
-        let steps = || STEPS.into_iter().chain(["RewriteNotes"]);
+        let steps = || undos().chain(["CopyImage", "LaunchInstance", "RewriteNotes"]);
         let deployment = Deployment {
             functions: steps().map(|step| (step.to_owned(), function.clone())).collect(),
             definitions: steps().map(|step| (step.to_owned(), machine_of(step))).collect(),

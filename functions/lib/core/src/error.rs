@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     ids::{AccountId, ImageId, InstanceId, KeyArn, PrincipalArn, Region},
     revoke::Use,
+    words,
 };
 
 /// What an error was caused by.
@@ -304,10 +305,12 @@ impl fmt::Debug for Error {
     }
 }
 
-/// The longest message, in characters: many targets may fail at once, and what states pass to each
-/// other ends at 262,144 bytes. A refused request, of which there is one, may say more.
+/// The longest message, in bytes of JSON: what states hand on has an end (see `room`). A refused request, of which there is
+/// one, may say more.
 const MAX_MESSAGE: usize = 3_000;
-const MAX_REFUSAL: usize = 24_000;
+pub(crate) const MAX_REFUSAL: usize = 24_000;
+
+const CUT: &str = " (the function's log has it whole)";
 
 impl From<Error> for Diagnostic {
     fn from(error: Error) -> Self {
@@ -323,9 +326,9 @@ impl From<Error> for Diagnostic {
 }
 
 fn shortened(message: String, longest: usize) -> String {
-    match message.char_indices().nth(longest) {
-        Some((end, _)) => format!("{}… (the function's log has it whole)", &message[..end]),
-        None => message,
+    match words::cut(&message, longest - CUT.len()) {
+        cut if cut == message => message,
+        cut => cut + CUT,
     }
 }
 
@@ -335,6 +338,8 @@ fn listed<T: fmt::Display>(items: &[T]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn throttled() -> Error {
@@ -355,11 +360,14 @@ mod tests {
 
     #[test]
     fn a_message_that_is_too_long_to_pass_on_is_cut_and_says_so() {
-        let long = |error: fn(String) -> Error| Diagnostic::from(error("é".repeat(30_000))).error_message;
-        let key = long(|reason| Error::KeyNotUsable { key: "k".into(), reason });
-        assert!(key.chars().count() < 3_100 && key.ends_with("has it whole)"), "{}", key.len());
-        let refusal = long(|value| Error::invalid("imageId", value, "must be shorter"));
-        assert!((24_000..24_100).contains(&refusal.chars().count()));
+        for text in ["é", "\"", "x"] {
+            let long = |error: fn(String) -> Error| Diagnostic::from(error(text.repeat(30_000))).error_message;
+            let bytes = |message: &str| json!(message).to_string().len();
+            let key = long(|reason| Error::KeyNotUsable { key: "k".into(), reason });
+            assert!((2_990..=MAX_MESSAGE).contains(&bytes(&key)) && key.ends_with("has it whole)"), "{}", bytes(&key));
+            let refusal = long(|value| Error::invalid("imageId", value, "must be shorter"));
+            assert!((23_990..=MAX_REFUSAL).contains(&bytes(&refusal)), "{}", bytes(&refusal));
+        }
     }
 
     #[test]

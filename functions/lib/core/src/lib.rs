@@ -19,6 +19,7 @@
 //! - [`mark`]: what a take-back writes on a note before it looks.
 //! - [`take_back`]: what is taken back, and what became of it.
 //! - [`words`]: what reports say.
+//! - [`room`]: how what states hand on shares the room for it.
 //! - [`step`]: the Lambda adapter.
 //!
 //! This crate has no EC2, KMS or IAM client: a step's `Cargo.toml` shows which services it reaches.
@@ -38,6 +39,7 @@ pub mod polling;
 pub mod principal_policy;
 pub mod request;
 pub mod revoke;
+pub mod room;
 pub mod settings;
 pub mod share;
 pub mod step;

@@ -174,6 +174,9 @@ pub struct Resolution {
     pub key_access: KeyAccess,
     pub principal_access: PrincipalAccess,
     pub on_failure: OnFailure,
+    /// How many characters of the cause of each target that fails are handed on, so that there is room for all of them.
+    #[serde(default)]
+    pub most_of_cause: usize,
     #[serde(default, skip_serializing_if = "is_default")]
     pub action: Action,
     /// The plan that this is to be, and nothing else.

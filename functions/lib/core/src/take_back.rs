@@ -19,8 +19,8 @@ use crate::{
 /// The longest [`TakeBack`], in bytes of JSON.
 pub const MOST_TO_TAKE: usize = 120_000;
 
-/// The longest [`TakenBack`], in bytes of JSON.
-pub const MOST_TO_TELL: usize = 60_000;
+/// The longest [`TakenBack`], in bytes of JSON. Report is given two of them.
+pub const MOST_TO_TELL: usize = 40_000;
 
 /// What one child execution takes back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
