@@ -8,6 +8,7 @@
 //! - [`revoke`]: the same of revoke-share, and its request.
 //! - [`error`]: the one error enum; its names are the contract with `statemachine/share-ami.asl.json`.
 //! - [`aws`]: from an SDK error to one of ours.
+//! - [`environment`]: what Lambda gives a function for the SDKs, and whom it trusts.
 //! - [`hub`]: settings of the deployment, and the roles a step assumes.
 //! - [`allow_list`]: who may ever be a target.
 //! - [`key_policy`]: reading, merging and taking back statements of a key policy.
@@ -22,6 +23,7 @@
 
 pub mod allow_list;
 pub mod aws;
+pub mod environment;
 pub mod error;
 pub mod hub;
 pub mod ids;
