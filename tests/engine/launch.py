@@ -20,7 +20,7 @@ import time
 from ministack import app
 from ministack.core import iam_evaluator
 from ministack.core.responses import now_iso
-from ministack.services import stepfunctions
+from ministack.services import cloudformation, stepfunctions
 from ministack.services.stepfunctions import _ExecutionError as ExecutionError
 
 # Quotas of Step Functions.
@@ -241,6 +241,22 @@ def describe_execution(data):
     return stepfunctions.json_response({name: value for name, value in described.items() if name not in left_out})
 
 
+def create_change_set(params):
+    """On AWS an update may not change the type of a resource."""
+    known = set(cloudformation._change_sets)
+    answer = engine_create_change_set(params)
+    for made in set(cloudformation._change_sets) - known:
+        change_set = cloudformation._change_sets[made]
+        before = cloudformation._stacks[change_set["StackName"]]["_template"].get("Resources", {})
+        after = change_set["_template"]["Resources"]
+        changed = sorted(name for name in before.keys() & after.keys() if before[name]["Type"] != after[name]["Type"])
+        if changed:
+            refused = "Update of resource type is not permitted. The new template modifies resource type of the following"
+            reason = f"{refused} resources: [{', '.join(changed)}]"
+            change_set |= {"Status": "FAILED", "ExecutionStatus": "UNAVAILABLE", "StatusReason": reason, "Changes": []}
+    return answer
+
+
 def end_with_the_starter():
     sys.stdin.buffer.read()
     shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
@@ -272,6 +288,8 @@ engine_enforce = iam_evaluator.enforce
 for correction in CORRECTIONS:
     setattr(stepfunctions, f"_{correction.__name__}", correction)
 iam_evaluator.enforce = enforce
+engine_create_change_set = cloudformation.handlers._ACTION_HANDLERS["CreateChangeSet"]
+cloudformation.handlers._ACTION_HANDLERS["CreateChangeSet"] = create_change_set
 
 if __name__ == "__main__":
     os.setpgrp()

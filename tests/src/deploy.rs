@@ -1,6 +1,13 @@
 //! Deploys templates to the local engine through its CloudFormation.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use aws_sdk_cloudformation::types::{Capability, Parameter, ResourceStatus, StackStatus};
 use serde_json::{Value, json};
@@ -228,13 +235,12 @@ fn function_arn(name: &str) -> String {
     format!("arn:aws:lambda:{REGION}:{HUB}:function:{name}")
 }
 
-/// What `sam build` and `sam package` do to a template: each function's CodeUri becomes the folder
-/// of its built artifact, then every local file is put into a bucket.
+/// What `sam build` does to a template: each function's CodeUri becomes the folder of its built artifact. Makes
+/// `template.yaml` in `folder`, as `sam deploy` finds it in `.aws-sam/build`, and returns its path.
 ///
 /// The artifact's `bootstrap` is one line that runs the binary where Cargo built it: a debug build
 /// of all functions is a gigabyte, which would be copied for every engine that is started.
-fn package(engine: &Engine, name: &str, mut template: Value) -> Result<Template> {
-    let stage = engine.directory().join("package").join(name);
+pub fn build(folder: &Path, mut template: Value) -> Result<PathBuf> {
     let functions: Vec<(String, String)> = template::resources(&template, "AWS::Serverless::Function")
         .map(|(id, resource)| match resource["Metadata"]["BuildProperties"]["Binary"].as_str() {
             Some(binary) => Ok((id.to_owned(), binary.to_owned())),
@@ -242,7 +248,7 @@ fn package(engine: &Engine, name: &str, mut template: Value) -> Result<Template>
         })
         .collect::<Result<_, _>>()?;
     for (id, binary) in functions {
-        let artifact = stage.join(&id);
+        let artifact = folder.join(&id);
         write_bootstrap(&artifact, &binary)?;
         template["Resources"][&id]["Properties"]["CodeUri"] = json!(artifact);
     }
@@ -252,11 +258,19 @@ fn package(engine: &Engine, name: &str, mut template: Value) -> Result<Template>
         let definition = &mut template["Resources"][&id]["Properties"]["DefinitionUri"];
         *definition = json!(checkout().join(definition.as_str().ok_or_else(|| format!("{id} has no DefinitionUri"))?));
     }
-    fs::write(stage.join("template.json"), template.to_string())?;
+    let path = folder.join("template.yaml");
+    fs::write(&path, template.to_string())?;
+    Ok(path)
+}
+
+/// What `sam package` does besides: every local file is put into a bucket.
+fn package(engine: &Engine, name: &str, template: Value) -> Result<Template> {
+    let stage = engine.directory().join("package").join(name);
+    let built = build(&stage, template)?;
     // The template itself is one of the files: it may be larger than a call's body.
     let parent = json!({ "Resources": { "Stack": {
         "Type": "AWS::CloudFormation::Stack",
-        "Properties": { "TemplateURL": stage.join("template.json") },
+        "Properties": { "TemplateURL": built },
     }}});
     fs::write(stage.join("parent.json"), parent.to_string())?;
     let output = aws(HUB, &engine.endpoint())?
@@ -284,8 +298,14 @@ fn write_bootstrap(artifact: &Path, binary: &str) -> Result<()> {
 }
 
 /// The AWS CLI as the root of `account`, for `endpoint`.
-pub fn aws(account: &str, endpoint: &str) -> Result<std::process::Command> {
+pub fn aws(account: &str, endpoint: &str) -> Result<Command> {
     let mut command = engine::tool("aws")?;
+    act_as(&mut command, account, endpoint);
+    Ok(command)
+}
+
+/// Lets `command` and what it starts make their calls as the root of `account`, to `endpoint`.
+pub fn act_as(command: &mut Command, account: &str, endpoint: &str) {
     command
         .env_clear()
         .env("PATH", "/usr/local/bin:/usr/bin:/bin")
@@ -293,5 +313,4 @@ pub fn aws(account: &str, endpoint: &str) -> Result<std::process::Command> {
         .env("AWS_ACCESS_KEY_ID", account)
         .env("AWS_SECRET_ACCESS_KEY", SECRET)
         .env("AWS_DEFAULT_REGION", REGION);
-    Ok(command)
 }

@@ -135,12 +135,11 @@ async fn deploy_organization(engine: &Engine, account: &str) -> Result<Stack> {
 }
 
 async fn deploy_target(engine: &Engine, source: &str, account: &str, inline_policies: bool) -> Result<Stack> {
-    let patterns = format!("arn:aws:iam::{account}:role/app-*,arn:aws:iam::{account}:user/app-*");
     let parameters = [
         ("HubAccountId", HUB),
         ("SourceAccountId", source),
         ("ExternalId", EXTERNAL_ID),
-        ("PrincipalArnPatterns", &patterns),
+        ("PrincipalArnPatterns", "arn:aws:iam::*:role/app-*,arn:aws:iam::*:user/app-*"),
         ("AllowInlinePolicies", if inline_policies { "true" } else { "false" }),
     ];
     let template = Template::file("accounts/target.yaml")?;

@@ -1,6 +1,6 @@
 //! JudgeUsage: refuses to take back what is still in use. Calls nothing.
 
-use ami_share_core::{Error, Hub, hub::Actions, ids::ExecutionName, revoke::Usage};
+use ami_share_core::{Error, hub::Actions, ids::ExecutionName, revoke::Usage};
 use serde::{Deserialize, Serialize};
 
 pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &[] };
@@ -20,7 +20,7 @@ pub struct Output {}
 /// # Errors
 /// [`Error::ImageInUse`], with everybody who uses what.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
-pub async fn judge_usage(_hub: &Hub, input: Input) -> Result<Output, Error> {
+pub fn judge_usage(input: Input) -> Result<Output, Error> {
     let Usage { uses, unlisted, .. } = input.usage;
     if uses.is_empty() { Ok(Output {}) } else { Err(Error::ImageInUse { uses, unlisted }) }
 }

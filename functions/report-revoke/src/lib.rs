@@ -2,7 +2,7 @@
 //! nothing.
 
 use ami_share_core::{
-    Error, Hub,
+    Error,
     hub::Actions,
     ids::{AccountId, ExecutionName, ImageId},
     revoke::{Phase, Progress},
@@ -98,7 +98,7 @@ fn is_zero(number: &usize) -> bool {
 /// # Errors
 /// None of its own.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
-pub async fn report_revoke(_hub: &Hub, input: Input) -> Result<Output, Error> {
+pub fn report_revoke(input: Input) -> Result<Output, Error> {
     Ok(summary(input))
 }
 

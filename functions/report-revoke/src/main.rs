@@ -1,4 +1,4 @@
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), lambda_runtime::Error> {
-    ami_share_core::step::run(report_revoke::report_revoke).await
+    ami_share_core::step::run_alone(report_revoke::report_revoke).await
 }

@@ -5,7 +5,7 @@
 use std::mem;
 
 use ami_share_core::{
-    Error, Hub,
+    Error,
     hub::Actions,
     ids::{AccountId, ExecutionName, ImageId, InstanceId, PrincipalArn},
     share::{EncryptedVolume, Kept, KeyChange, Resolution, SnapshotChange},
@@ -204,7 +204,7 @@ impl Ending {
 /// # Errors
 /// None of its own.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
-pub async fn report(_hub: &Hub, input: Input) -> Result<Output, Error> {
+pub fn report(input: Input) -> Result<Output, Error> {
     Ok(summary(input))
 }
 

@@ -56,6 +56,17 @@ pub fn undos() -> impl Iterator<Item = &'static str> {
     steps().into_iter().map(|step| step.state).filter(|state| state.starts_with("Undo"))
 }
 
+/// One that calls nothing.
+fn alone<I, O, F>(state: &'static str, actions: Actions, function: F) -> Step
+where
+    I: DeserializeOwned + 'static,
+    O: Serialize + 'static,
+    F: Fn(I) -> Result<O, Error> + Copy + Send + Sync + 'static,
+{
+    let path = type_name_of_val(&function);
+    Step { path, ..step(state, actions, async move |_: &Hub, input| function(input)) }
+}
+
 pub fn steps() -> Vec<Step> {
     vec![
         step("ResolveImage", resolve_image::ACTIONS, resolve_image::resolve_image),
@@ -79,15 +90,15 @@ pub fn steps() -> Vec<Step> {
         step("DescribeInstance", describe_instance::ACTIONS, describe_instance::describe_instance),
         step("VerifyVolumes", verify_volumes::ACTIONS, verify_volumes::verify_volumes),
         step("TerminateInstance", terminate_instance::ACTIONS, terminate_instance::terminate_instance),
-        step("Report", report::ACTIONS, report::report),
+        alone("Report", report::ACTIONS, report::report),
         step("RewriteNotes", rewrite_notes::ACTIONS, rewrite_notes::rewrite_notes),
         step("PlanRevoke", plan_revoke::ACTIONS, plan_revoke::plan_revoke),
         step("ResolveRevoke", resolve_revoke::ACTIONS, resolve_revoke::resolve_revoke),
         step("CheckUsage", check_usage::ACTIONS, check_usage::check_usage),
         step("CreateUsageReport", create_usage_report::ACTIONS, create_usage_report::create_usage_report),
         step("DescribeUsageReport", describe_usage_report::ACTIONS, describe_usage_report::describe_usage_report),
-        step("JudgeUsage", judge_usage::ACTIONS, judge_usage::judge_usage),
-        step("ReportRevoke", report_revoke::ACTIONS, report_revoke::report_revoke),
+        alone("JudgeUsage", judge_usage::ACTIONS, judge_usage::judge_usage),
+        alone("ReportRevoke", report_revoke::ACTIONS, report_revoke::report_revoke),
         step("AuditShares", audit_shares::ACTIONS, audit_shares::audit_shares),
     ]
 }

@@ -42,17 +42,26 @@ async fn run() -> Result<()> {
     println!("  {HUB}   hub: the stack ami-share");
     println!("  {SOURCE}   source: image {} with {} volumes", image.image_id, image.volumes.len());
     println!("  {TARGET}   target: {} and alias/app-volumes\n", target.principal);
-    println!("{}", bold("Try"));
+    println!("{}", bold("Try, and any other command of the documents"));
     println!("  export PATH={}:$PATH AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION={REGION}", tools.display());
+    println!("  export AWS_ENDPOINT_URL={engine}");
+    let simulated = ["EC2", "KMS", "IAM", "STS"].map(|service| format!("AWS_ENDPOINT_URL_{service}={sandbox}"));
+    println!("  export {}", simulated.join(" "));
     println!("  # 1. Share the image, and prove that the target can launch it.");
-    println!("  AWS_ACCESS_KEY_ID={HUB} aws --endpoint-url {engine} stepfunctions start-execution \\");
-    println!("    --state-machine-arn {} --name first --input '{request}'", local.hub.state_machine);
+    println!("  export AWS_ACCESS_KEY_ID={HUB}");
+    println!("  aws stepfunctions start-execution --state-machine-arn {} \\", local.hub.state_machine);
+    println!("    --name first --input '{request}'");
     println!("  # 2. See how it ended.");
-    println!("  AWS_ACCESS_KEY_ID={HUB} aws --endpoint-url {engine} stepfunctions describe-execution \\");
-    println!("    --execution-arn {}:first", local.hub.state_machine.replace(":stateMachine:", ":execution:"));
+    let execution = local.hub.state_machine.replace(":stateMachine:", ":execution:");
+    println!("  aws stepfunctions describe-execution --execution-arn {execution}:first \\");
+    println!("    --query '[status, error, cause, output]' --output text");
     println!("  # 3. Look at the target's volumes, and the key that each is encrypted with.");
-    println!("  AWS_ACCESS_KEY_ID={TARGET} aws --endpoint-url {sandbox} ec2 describe-volumes \\");
+    println!("  AWS_ACCESS_KEY_ID={TARGET} aws ec2 describe-volumes \\");
     println!("    --query 'Volumes[].[VolumeId,Attachments[0].Device,KmsKeyId]' --output table");
+    println!("  # 4. Take it back. An instance that was kept still uses the image.");
+    println!("  aws stepfunctions start-execution --state-machine-arn {} \\", local.hub.revoke_share);
+    let revoke = json!({ "imageId": image.image_id, "targets": "all", "force": true });
+    println!("    --name back --input '{revoke}'");
     // Ctrl-C ends this process; the engine notices and ends with it.
     std::future::pending::<Result<()>>().await
 }

@@ -302,10 +302,11 @@ fn check(machine: &str, request: &Value, place: &str) {
 #[test]
 fn the_operator_is_told_every_parameter_and_every_alarm() {
     let told = text("docs/operate.md");
-    let template = template("template.yaml");
-    let names = |part: &str| template[part].as_object().unwrap().keys().cloned().collect::<Vec<String>>();
-    let alarms = names("Resources").into_iter().filter(|name| name.ends_with("Alarm"));
-    for name in names("Parameters").into_iter().chain(alarms) {
+    let names = |file: &str, part: &str| template(file)[part].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let files = ["template.yaml", "accounts/source.yaml", "accounts/target.yaml", "accounts/organization.yaml"];
+    let parameters = files.into_iter().flat_map(|file| names(file, "Parameters"));
+    let alarms = names("template.yaml", "Resources").into_iter().filter(|name| name.ends_with("Alarm"));
+    for name in parameters.chain(alarms) {
         assert!(told.contains(&format!("`{name}`")), "{name}");
     }
 }

@@ -152,3 +152,18 @@ fn a_function_gives_up_before_its_state_does() {
         assert!(function < state_timeout, "{state}: {function} s, state {state_timeout} s");
     }
 }
+
+/// CloudFormation lets no update change a resource's type.
+#[test]
+fn no_template_can_take_the_place_of_another() {
+    let files = ["template.yaml", "accounts/source.yaml", "accounts/target.yaml", "accounts/organization.yaml"];
+    let templates = files.map(|file| (file, template(file)));
+    for (i, (one, ours)) in templates.iter().enumerate() {
+        for (other, theirs) in &templates[i + 1..] {
+            let refuses = ours["Resources"].as_object().unwrap().iter().any(|(id, resource)| {
+                theirs["Resources"].get(id).is_some_and(|theirs| theirs["Type"] != resource["Type"])
+            });
+            assert!(refuses, "{one} and {other}");
+        }
+    }
+}

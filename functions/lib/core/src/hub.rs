@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use aws_config::{BehaviorVersion, SdkConfig};
+use aws_config::SdkConfig;
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use aws_smithy_types::date_time::{DateTime, Format};
 use serde_json::json;
@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::{
     Error,
     arns::role_arn,
-    aws, digest,
+    aws, digest, environment,
     ids::{AccountId, ExecutionName, PrincipalArn, Region},
     settings::{OrganizationsReader, RecordTable, Settings},
 };
@@ -57,9 +57,8 @@ impl Hub {
     ///
     /// # Errors
     /// Every setting that is missing or malformed.
-    pub async fn from_env() -> Result<Self, String> {
-        let config = aws_config::load_defaults(BehaviorVersion::latest()).await;
-        Ok(Self::new(Settings::from_env()?, config))
+    pub fn from_env() -> Result<Self, String> {
+        Ok(Self::new(Settings::from_env()?, environment::config()?))
     }
 
     pub fn new(settings: Settings, config: SdkConfig) -> Self {

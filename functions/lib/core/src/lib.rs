@@ -8,6 +8,7 @@
 //! - [`revoke`]: the same of revoke-share, and its request.
 //! - [`error`]: the one error enum; its names are the contract with `statemachine/share-ami.asl.json`.
 //! - [`aws`]: from an SDK error to one of ours.
+//! - [`environment`]: what Lambda gives a function for the SDKs, and whom it trusts.
 //! - [`settings`]: settings of the deployment.
 //! - [`hub`]: the roles a step assumes, and the clock.
 //! - [`arns`], [`digest`], [`tokens`], [`key_actions`]: what calls of several steps name.
@@ -28,6 +29,7 @@ pub mod allow_list;
 pub mod arns;
 pub mod aws;
 pub mod digest;
+pub mod environment;
 pub mod error;
 pub mod hub;
 pub mod ids;

@@ -3,11 +3,11 @@
 //! The runtime hands over raw JSON and gets back raw JSON, so that a payload that does not fit is
 //! [`Error::InvalidRequest`] like any other bad input, not an error of the runtime's own.
 
-use std::time::Instant;
+use std::{env, time::Instant};
 
 use lambda_runtime::{
     LambdaEvent, service_fn,
-    tracing::subscriber::{self, fmt::format::FmtSpan},
+    tracing::subscriber::{self, filter::LevelFilter, fmt::format::FmtSpan},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -25,7 +25,7 @@ where
 {
     let started = Instant::now();
     start_logging();
-    let hub = Hub::from_env().await?;
+    let hub = Hub::from_env()?;
     tracing::info!(initMs = started.elapsed().as_millis(), "started");
     let (hub, step) = (&hub, &step);
     lambda_runtime::run(service_fn(|event: LambdaEvent<Value>| async move {
@@ -37,6 +37,21 @@ where
     .await
 }
 
+/// The same of a step that calls nothing: it needs no settings, and its program has no SDK and no TLS in it.
+///
+/// # Errors
+/// When the runtime API cannot be reached.
+pub async fn run_alone<I, O>(step: impl Fn(I) -> Result<O, Error>) -> Result<(), lambda_runtime::Error>
+where
+    I: DeserializeOwned,
+    O: Serialize,
+{
+    start_logging();
+    let step = &step;
+    let answer = |event: LambdaEvent<Value>| async move { encode(step(decode(event.payload)?)?) };
+    lambda_runtime::run(service_fn(answer)).await
+}
+
 /// One JSON object a line, with a timestamp: the runtime's own default writes none.
 fn start_logging() {
     subscriber::fmt()
@@ -45,13 +60,16 @@ fn start_logging() {
         .with_target(false)
         .with_current_span(true)
         .with_span_events(FmtSpan::NONE)
-        .with_env_filter(
-            subscriber::EnvFilter::builder()
-                .with_default_directive(subscriber::filter::LevelFilter::INFO.into())
-                .with_env_var("AWS_LAMBDA_LOG_LEVEL")
-                .from_env_lossy(),
-        )
+        .with_max_level(level(env::var("AWS_LAMBDA_LOG_LEVEL").ok().as_deref()))
         .init();
+}
+
+/// Of what Lambda's `ApplicationLogLevel` may be, FATAL alone has no name here.
+fn level(name: Option<&str>) -> LevelFilter {
+    match name {
+        Some("FATAL") => LevelFilter::ERROR,
+        name => name.and_then(|name| name.parse().ok()).unwrap_or(LevelFilter::INFO),
+    }
 }
 
 /// # Errors
@@ -82,6 +100,19 @@ mod tests {
     #[serde(rename_all = "camelCase", deny_unknown_fields)]
     struct Input {
         account_id: AccountId,
+    }
+
+    #[test]
+    fn the_level_of_the_log_is_what_lambda_says() {
+        for (name, expected) in [
+            (None, LevelFilter::INFO),
+            (Some("DEBUG"), LevelFilter::DEBUG),
+            (Some("WARN"), LevelFilter::WARN),
+            (Some("FATAL"), LevelFilter::ERROR),
+            (Some("of no use"), LevelFilter::INFO),
+        ] {
+            assert_eq!(level(name), expected, "{name:?}");
+        }
     }
 
     #[test]
