@@ -8,7 +8,7 @@ use ami_share_core::{
     key_policy::{KeyPolicy, Others, account_in, explained},
     share::Source,
 };
-use ami_share_key_grants::{all, target_of};
+use ami_share_key_grants::{all, only_administrators_end, target_of};
 use aws_sdk_kms::{Client, error::ProvideErrorMetadata, types::GrantListEntry};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,8 @@ pub(crate) struct KeyAccess {
     pub(crate) half: BTreeSet<AccountId>,
     /// Accounts with a grant of ours.
     grants: BTreeSet<AccountId>,
+    /// Those of them whose grant ami-share cannot retire, with the command that ends it.
+    pub(crate) not_retirable: BTreeMap<AccountId, String>,
     others: Others,
     others_grants: BTreeSet<AccountId>,
     /// Why nothing of it is known.
@@ -134,7 +136,12 @@ async fn read_one(kms: &Client, source: &Source, retiring: &str, key: &KeyArn) -
     };
     for grant in grants {
         match target_of(key, retiring, &grant) {
-            Some(account) => drop(access.grants.insert(account)),
+            Some(account) => {
+                if let Some(command) = only_administrators_end(key, &grant) {
+                    access.not_retirable.insert(account.clone(), command);
+                }
+                access.grants.insert(account);
+            }
             None if lets_decrypt(&grant) => {
                 access.others_grants.extend(grant.grantee_principal().and_then(account_in));
             }

@@ -70,6 +70,7 @@ pub enum Kind {
     KeyAccessWithoutLaunchPermission,
     KeyAccessWithoutImage,
     HalfKeyStatements,
+    GrantNotRetirable,
     SnapshotPermissionWithoutLaunchPermission,
     NoteWithoutImage,
     NotOnAllowList,
@@ -79,11 +80,12 @@ pub enum Kind {
 
 impl Kind {
     /// Every one there is, for the contract test with docs/errors.md.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::LaunchPermissionWithoutKeyAccess,
         Self::KeyAccessWithoutLaunchPermission,
         Self::KeyAccessWithoutImage,
         Self::HalfKeyStatements,
+        Self::GrantNotRetirable,
         Self::SnapshotPermissionWithoutLaunchPermission,
         Self::NoteWithoutImage,
         Self::NotOnAllowList,

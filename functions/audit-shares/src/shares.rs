@@ -131,6 +131,14 @@ pub(crate) fn key_findings(key: &KeyArn, access: &KeyAccess, launching: Option<&
             format!("Only one of ami-share's two statements in the policy of key {key} names {accounts}.")
         }));
     }
+    for (account, command) in &access.not_retirable {
+        findings.push(Finding::new(Kind::GrantNotRetirable, vec![Grantee::Account(account.clone())], |account| {
+            format!(
+                "The role that may retire ami-share's grant to {account} on key {key} was deleted; one that was made again \
+                 may not. An administrator of the key ends the grant with: {command}"
+            )
+        }));
+    }
     let left = left_over(access, launching);
     if !left.is_empty() {
         let (kind, rest) = match launching {

@@ -7,8 +7,8 @@ use ami_share_core::{
     share::{KeyChange, Source},
     take_back::{Taken, Undone},
 };
-use ami_share_key_grants::{KeyGrant, LIST_GRANTS};
-use aws_sdk_kms::{Client, error::ProvideErrorMetadata};
+use ami_share_key_grants::{KeyGrant, LIST_GRANTS, only_administrators_end};
+use aws_sdk_kms::{Client, error::ProvideErrorMetadata, types::GrantListEntry};
 use serde::Deserialize;
 
 /// Not kms:RevokeGrant, which would let the role end anybody's grants: the grant itself says that this
@@ -86,8 +86,8 @@ enum Found {
 
 async fn retire(kms: &Client, grant: KeyGrant<'_>) -> Result<Found, Error> {
     let mut found = Found::Nothing;
-    for id in grant.find(kms).await? {
-        match kms.retire_grant().key_id(grant.key.as_str()).grant_id(id).send().await {
+    for entry in grant.find(kms).await? {
+        match kms.retire_grant().key_id(grant.key.as_str()).set_grant_id(entry.grant_id.clone()).send().await {
             Ok(_) => {
                 tracing::info!(key = %grant.key, account = %grant.account, "grant retired");
                 found = Found::Retired;
@@ -97,8 +97,27 @@ async fn retire(kms: &Client, grant: KeyGrant<'_>) -> Result<Found, Error> {
                     found = Found::Gone;
                 }
             }
-            Err(error) => return Err(aws::failure(&grant.key.account_id(), RETIRE_GRANT, error)),
+            Err(error) => {
+                return Err(explained(grant, &entry, aws::failure(&grant.key.account_id(), RETIRE_GRANT, error)));
+            }
         }
     }
     Ok(found)
+}
+
+/// What to do comes first: what is left is told in 500 characters.
+fn explained(grant: KeyGrant<'_>, entry: &GrantListEntry, error: Error) -> Error {
+    match (error, only_administrators_end(grant.key, entry)) {
+        (Error::AccessDenied { account, call, reason, source }, Some(command)) => Error::AccessDenied {
+            account,
+            call,
+            reason: format!(
+                "the role that may retire grant {} was deleted, and one that was made again is another; an administrator \
+                 of the key ends it: {command} ({reason})",
+                grant.name()
+            ),
+            source,
+        },
+        (error, _) => error,
+    }
 }

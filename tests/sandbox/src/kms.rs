@@ -98,6 +98,8 @@ pub struct Grant {
     /// The grantee's unique id when the grant was made.
     grantee_id: Option<String>,
     pub retiring: Option<String>,
+    /// Its unique id when the grant was made.
+    retiring_id: Option<String>,
     /// Sorted.
     pub operations: Vec<String>,
     pub constraints: Option<Value>,
@@ -890,6 +892,7 @@ impl Call<'_> {
             grantee_id: iam::unique_id(self.world, &grantee),
             grantee,
             name,
+            retiring_id: retiring.as_deref().and_then(|retiring| iam::unique_id(self.world, retiring)),
             retiring,
             operations,
             constraints,
@@ -1002,7 +1005,8 @@ impl Call<'_> {
             }
         };
         let retiring = grant.retiring.as_deref();
-        let is_retiring = retiring == Some(&self.caller.arn)
+        let same = grant.retiring_id.as_ref().is_none_or(|id| *id == self.caller.principal_id);
+        let is_retiring = (retiring == Some(&self.caller.arn) && same)
             || retiring == Some(&self.caller.session_arn)
             || (self.caller.kind == CallerKind::Root && retiring == Some(&self.caller.account));
         let is_grantee = grant.is_for(self.caller).is_some() && grant.operations.iter().any(|op| op == "RetireGrant");
@@ -1163,12 +1167,7 @@ fn metadata(key: &Key) -> Value {
 }
 
 fn grant_entry(world: &World, arn: &str, grant: &Grant) -> Value {
-    // A grantee that is gone is shown by its unique id.
-    let alive = grant.grantee_id.is_none() || iam::unique_id(world, &grant.grantee) == grant.grantee_id;
-    let grantee = match &grant.grantee_id {
-        Some(id) if !alive => id,
-        _ => &grant.grantee,
-    };
+    let grantee = shown(world, &grant.grantee, grant.grantee_id.as_ref());
     let mut entry = json!({
         "KeyId": arn,
         "GrantId": grant.id,
@@ -1181,12 +1180,21 @@ fn grant_entry(world: &World, arn: &str, grant: &Grant) -> Value {
         entry["Name"] = json!(name);
     }
     if let Some(retiring) = &grant.retiring {
-        entry["RetiringPrincipal"] = json!(retiring);
+        entry["RetiringPrincipal"] = json!(shown(world, retiring, grant.retiring_id.as_ref()));
     }
     if let Some(constraints) = &grant.constraints {
         entry["Constraints"] = constraints.clone();
     }
     entry
+}
+
+/// A principal that is gone is shown by its unique id, also where another one has its name now ("Unique identifiers", IAM
+/// user guide).
+fn shown<'p>(world: &World, principal: &'p String, id: Option<&'p String>) -> &'p String {
+    match id {
+        Some(id) if iam::unique_id(world, principal).as_ref() != Some(id) => id,
+        _ => principal,
+    }
 }
 
 fn encryption_context(pairs: Option<&Value>) -> Context {

@@ -101,6 +101,24 @@ async fn a_grant_that_is_left() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_grant_that_the_role_may_not_retire() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    stage.share("grant", &stage.image, TARGET, [json!({ "keyAccess": "grant" }), json!({})]).await?;
+    {
+        let mut world = stage.local.sandbox.world();
+        let role = world.account_mut(SOURCE).iam.roles.get_mut("AmiShareSource").ok_or("no source role")?;
+        role.entity.id = "AROAMADEAGAIN00000000".to_owned();
+    }
+    let audit = stage.audit("audit", &json!({})).await?;
+    let mut keys = stage.image.key_arns();
+    keys.sort_unstable();
+    let found = keys.into_iter().map(|key| ("GrantNotRetirable", key, vec![TARGET]));
+    assert_eq!(audit.findings(), found.collect::<Vec<_>>());
+    assert!(audit.report["findings"].to_string().contains("aws kms revoke-grant --region eu-west-1"));
+    Ok(())
+}
+
+#[tokio::test]
 async fn snapshot_permission_without_launch_permission() -> Result<()> {
     let stage = Stage::start(Settings::default()).await?;
     let copy = json!({ "reencrypt": { "mode": "copyImage", "kmsKeyId": "alias/app-volumes" } });

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ami_share_machine::steps::undos;
-use ami_share_tests::{Result, TARGET, clients::root_of, deploy, local::Settings};
+use ami_share_tests::{Result, SOURCE, TARGET, clients::root_of, deploy, local::Settings};
 use serde_json::json;
 
 use crate::{Stage, differences, one_target};
@@ -92,5 +92,46 @@ async fn a_target_without_its_roles_loses_what_the_source_gave_it_and_is_reporte
     assert_eq!(again.report()["revoked"], json!([TARGET]));
     assert_eq!(stage.notes()?, BTreeMap::new());
     assert_eq!(differences(&before, &stage.snapshots()), "");
+    Ok(())
+}
+
+/// The source's stack was deleted and deployed again: its role has the old name, and is another one.
+#[tokio::test]
+async fn a_grant_of_a_role_that_was_made_again_is_named_with_what_ends_it() -> Result<()> {
+    let stage = Stage::start(one_target()).await?;
+    let mut share = stage.share_request(TARGET, json!({}));
+    share["keyAccess"] = json!("grant");
+    stage.share("share", &share).await?;
+    {
+        let mut world = stage.local.sandbox.world();
+        let role = world.account_mut(SOURCE).iam.roles.get_mut("AmiShareSource").ok_or("no source role")?;
+        role.entity.id = "AROAMADEAGAIN00000000".to_owned();
+    }
+    let request = stage.request(json!([TARGET]));
+    let run = stage.revoke("made-again", &request).await?;
+    assert_eq!(run.error(), "RevokeIncomplete", "{}", run.summary());
+    let kms = aws_sdk_kms::Client::new(&root_of(SOURCE, &stage.local.sandbox.endpoint()));
+    let key = stage.image.key_arns()[0];
+    let grants = kms.list_grants().key_id(key).send().await?.grants.unwrap_or_default();
+    let id = grants[0].grant_id().unwrap_or_default();
+    assert!(grants[0].retiring_principal().is_some_and(|principal| principal.starts_with("AROA")), "{grants:?}");
+    let command = format!(
+        "aws kms revoke-grant --region eu-west-1 --key-id {} --grant-id {id}",
+        key.rsplit('/').next().unwrap_or_default()
+    );
+    assert!(
+        run.cause().contains("UndoGrantKeys failed with AccessDenied") && run.cause().contains(&command),
+        "{}",
+        run.cause()
+    );
+
+    for key in stage.image.key_arns() {
+        for grant in kms.list_grants().key_id(key).send().await?.grants.unwrap_or_default() {
+            kms.revoke_grant().key_id(key).set_grant_id(grant.grant_id).send().await?;
+        }
+    }
+    let again = stage.revoke("again", &request).await?;
+    assert!(again.succeeded(), "{}", again.summary());
+    assert_eq!(stage.notes()?, BTreeMap::new());
     Ok(())
 }

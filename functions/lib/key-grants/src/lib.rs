@@ -51,14 +51,14 @@ impl KeyGrant<'_> {
         SOURCE_KEY_ACTIONS.iter().map(|action| action.trim_start_matches("kms:").into()).collect()
     }
 
-    /// The ids of the grants of ours that are there. One is usual; KMS may have made another where it
-    /// did not see the first one yet.
+    /// The grants of ours that are there. One is usual; KMS may have made another where it did not see the first one yet.
     ///
     /// # Errors
     /// Whatever AWS answers.
-    pub async fn find(&self, kms: &Client) -> Result<Vec<String>, Error> {
-        let grants = to_account(kms, self.key, self.account).await?;
-        Ok(grants.iter().filter(|grant| self.is(grant)).filter_map(|grant| grant.grant_id.clone()).collect())
+    pub async fn find(&self, kms: &Client) -> Result<Vec<GrantListEntry>, Error> {
+        let mut grants = to_account(kms, self.key, self.account).await?;
+        grants.retain(|grant| self.is(grant));
+        Ok(grants)
     }
 
     fn is(&self, grant: &GrantListEntry) -> bool {
@@ -71,11 +71,28 @@ impl KeyGrant<'_> {
             && operations == ours.iter().map(GrantOperation::as_str).collect()
     }
 
-    /// KMS names a role by its unique id while it does not know it yet, and when it was deleted ("IAM
-    /// identifiers", IAM user guide).
     fn is_retiring(&self, principal: &str) -> bool {
-        principal == self.retiring || principal.starts_with("AROA")
+        principal == self.retiring || is_unique_id(principal)
     }
+}
+
+/// KMS names a role by its unique id while it does not know it yet, and when it was deleted ("IAM
+/// identifiers", IAM user guide).
+fn is_unique_id(principal: &str) -> bool {
+    principal.starts_with("AROA")
+}
+
+/// What ends a grant on `key` whose retiring principal was deleted: a role that was made again under its name is another
+/// one, and may not retire it. Nothing for a grant that names its retiring principal.
+pub fn only_administrators_end(key: &KeyArn, grant: &GrantListEntry) -> Option<String> {
+    grant.retiring_principal().filter(|principal| is_unique_id(principal)).map(|_| {
+        format!(
+            "aws kms revoke-grant --region {} --key-id {} --grant-id {}",
+            key.region(),
+            key.key_id(),
+            grant.grant_id().unwrap_or_default()
+        )
+    })
 }
 
 fn is_empty(constraints: &GrantConstraints) -> bool {
