@@ -60,10 +60,21 @@ pub(crate) fn backups_stay(stage: &Stage) -> Checked {
 /// All accounts before and after.
 pub(crate) type Pictures<'a> = (&'a BTreeMap<String, Value>, &'a BTreeMap<String, Value>);
 
-/// What the reports sent so far say could not be taken back.
-pub(crate) fn left(stage: &Stage) -> Vec<String> {
-    let left = reports(stage).flat_map(|report| report["left"].as_array().cloned().unwrap_or_default());
-    left.filter_map(|left| left.as_str().map(str::to_owned)).collect()
+/// What the take-backs so far have come to. An execution that is stopped once it has settled its note sends no report.
+fn taken_back(stage: &Stage) -> Vec<Value> {
+    let ended = stage.machine.executions("TakeBack").into_iter();
+    ended.filter_map(|arn| stage.machine.record(&arn).output).collect()
+}
+
+/// The accounts that a take-back or a report says something is left in, as the state of that name could not judge it.
+pub(crate) fn left_by(stage: &Stage, state: &str) -> BTreeSet<String> {
+    let taken_back = taken_back(stage);
+    let left = taken_back.iter().flat_map(|result| listed(&result["left"])).filter(|left| left["state"] == state);
+    let left = left.filter_map(|left| left["accountId"].as_str().map(str::to_owned));
+    let of_account = format!("{state} in account ");
+    let said = reports(stage).flat_map(|report| report["left"].as_array().cloned().unwrap_or_default());
+    let said = said.filter_map(|said| said.as_str()?.strip_prefix(&of_account)?.get(..12).map(str::to_owned));
+    left.chain(said).collect()
 }
 
 /// Which accounts keep access, and to which keys.
@@ -86,9 +97,10 @@ fn reports(stage: &Stage) -> impl Iterator<Item = Value> {
     notices.filter_map(|notice| serde_json::from_str::<Value>(notice["Message"].as_str()?).ok())
 }
 
-/// The accounts that the reports sent so far say keep access, with the keys under what they can launch or have noted.
+/// The accounts that the take-backs and reports so far say keep access, with the keys under what they can launch.
 pub(crate) fn kept(stage: &Stage) -> Kept {
-    let kept = reports(stage).flat_map(|report| report["kept"].as_array().cloned().unwrap_or_default());
+    let said = reports(stage).chain(taken_back(stage));
+    let kept = said.flat_map(|said| said["kept"].as_array().cloned().unwrap_or_default());
     let accounts: BTreeSet<String> = kept.filter_map(|kept| kept["accountId"].as_str().map(str::to_owned)).collect();
     let source = stage.machine.world().snapshot(SOURCE);
     let needed = |account: &String| needed_keys(&source, account);

@@ -167,7 +167,7 @@ fn left_alone(
     if let Some(entry) = journal.iter().find(|entry| takes_from(entry, account)) {
         return Err(format!("nobody can say what {account} has, and it lost something: {entry:?}"));
     }
-    let is_left = check::left(stage).iter().any(|left| left.starts_with(&unjudged(account)));
+    let is_left = check::left_by(stage, "ResolveUndo").contains(account);
     if !is_left && !standing.contains(account) && check::unchanged(before, after, &check::kept(stage)).is_err() {
         return Err(format!("{account} has something left, which nobody reports"));
     }
@@ -188,16 +188,12 @@ fn takes_from(entry: &Entry, account: &str) -> bool {
         }
 }
 
-fn unjudged(account: &str) -> String {
-    format!("ResolveUndo in account {account} failed with Aws")
-}
-
 /// What undo-share cannot take back is what it cannot judge.
 fn undone(stage: &Stage, undos: &[String], unreadable: Option<&str>) -> Checked {
     for arn in undos {
         let undo = stage.machine.record(arn);
         let cause = undo.cause.clone().unwrap_or_default();
-        let said = |account: &str| cause.contains(&unjudged(account));
+        let said = |account: &str| cause.contains(&format!("ResolveUndo in account {account} failed with Aws"));
         let incomplete = undo.error.as_deref() == Some("UndoIncomplete") && unreadable.is_some_and(said);
         if undo.status != Status::Succeeded && !incomplete {
             return Err(format!("undo-share ended in {:?}: {:?} {:?}", undo.status, undo.error, undo.cause));
