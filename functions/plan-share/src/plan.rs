@@ -172,7 +172,7 @@ fn message(calls: usize, accounts: usize) -> String {
 fn rests_on(resolution: &Resolution, policies: &[PolicyChange<'_>], calls: &[Call]) -> Value {
     let mut found = json!(resolution);
     if let Some(fields) = found.as_object_mut() {
-        for field in ["execution", "action", "planHash"] {
+        for field in ["execution", "action", "planHash", "mostOfCause"] {
             fields.remove(field);
         }
     }

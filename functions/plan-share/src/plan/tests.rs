@@ -107,6 +107,7 @@ fn who_plans_and_how_a_policy_is_laid_out_and_the_order_of_targets_do_not_change
     let mut later = first.clone();
     later["execution"] = json!("two-4567abcd");
     later["planHash"] = json!(hash);
+    later["mostOfCause"] = json!(17);
     assert_eq!(plan(&later).plan_hash, hash);
     later["action"] = json!("plan");
     assert_eq!(plan(&later).plan_hash, hash);
