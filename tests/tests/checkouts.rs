@@ -4,6 +4,8 @@
 //! say whose they are. All are written before anything is built: what Cargo builds in one is then newer than the files
 //! of every other.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
+
 use std::{
     env, fs,
     os::unix::fs::PermissionsExt,

@@ -1,6 +1,8 @@
 //! Executions that write the policies of the same keys at the same time, with reads that are stale:
 //! none loses what another has given, and no foreign statement is touched.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},

@@ -1,5 +1,7 @@
 //! The local engine, where ami-share relies on it and where launch.py corrects it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
+
 use std::{fs, time::Duration};
 
 use ami_share_machine::CHILD_DESCRIPTION;

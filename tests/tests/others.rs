@@ -1,6 +1,8 @@
 //! Images that share keys and targets: an execution that is taken back leaves what another image has
 //! come to need, and nothing else.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
+
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},

@@ -1,6 +1,8 @@
 //! Each permission is needed: taken away one at a time, just before the launch or the copy, each
 //! makes it fail, and the error names what was missing. Put back, it works.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
+
 use ami_share_core::{
     ids::{AccountId, KeyArn},
     key_policy::{GRANT_SID, KeyPolicy, USE_SID},

@@ -1,6 +1,8 @@
 //! A failure at every step, one by one: the execution fails with that cause, and every account is
 //! as it was before.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
+
 use ami_share_tests::{
     Result, SOURCE, TARGET, deploy, execution,
     local::{Local, Settings},

@@ -1,5 +1,7 @@
 //! An image that becomes available is shared, if its tag asks for it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
+
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},

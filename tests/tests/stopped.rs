@@ -1,5 +1,7 @@
 //! Executions that are stopped run no Catch: undo-share takes back what they had added.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
+
 use std::{collections::VecDeque, fs, sync::Arc, time::Duration};
 
 use ami_share_sandbox::faults::{Fault, FaultKind, Matcher};

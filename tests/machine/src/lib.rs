@@ -20,6 +20,8 @@
 //!
 //! It must not run inside a task of tokio, whose budget for such a task would never be renewed.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
+
 mod definition;
 mod execution;
 mod expression;

@@ -2,6 +2,8 @@
 //!
 //! `ami-share-sandbox [--port N] [--upstream-sts URL] [--settings JSON]`
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
+
 use ami_share_sandbox::{Sandbox, Settings};
 use std::process::ExitCode;
 

@@ -1,6 +1,8 @@
 //! `make demo`: shares an encrypted image four ways on simulated accounts, takes the first share back, shows
 //! what happened, and fails if anything is not as it should be.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,

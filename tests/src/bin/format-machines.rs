@@ -1,5 +1,7 @@
 //! `make format`: writes every definition in statemachine/ in the repository's format.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
+
 use std::fs;
 
 use ami_share_tests::{Result, asl_format};

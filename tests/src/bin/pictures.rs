@@ -1,5 +1,7 @@
 //! `make pictures`: draws every state machine as its definition is.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
+
 use std::fs;
 
 use ami_share_tests::{Result, pictures};

@@ -1,5 +1,7 @@
 //! `make sandbox`: leaves the simulated accounts running, with the stack deployed, until Ctrl-C.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
+
 use std::process::ExitCode;
 
 use ami_share_tests::{

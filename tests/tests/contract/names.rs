@@ -74,6 +74,7 @@ fn each_folder_of_lib_is_a_library_of_its_name() {
         let manifest = text(&format!("functions/lib/{name}/Cargo.toml"));
         assert!(manifest.contains(&format!("name = \"ami-share-{name}\"\n")), "{name}");
         let sources = folders(&format!("functions/lib/{name}/src"));
+        assert!(text(&format!("functions/lib/{name}/src/lib.rs")).contains("\n#![warn(missing_docs)]\n"), "{name}");
         assert!(sources.contains("lib.rs") && !sources.contains("main.rs") && !sources.contains("bin"), "{name}");
     }
 }

@@ -5,6 +5,8 @@
 //! many, and `AMI_SHARE_CASES=0.1` a tenth. A case that fails is made as small as it can be, and its seed is kept in
 //! `proptest-regressions/` beside this file, to be tried first from then on.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
+
 mod agreement;
 mod at_once;
 mod check;

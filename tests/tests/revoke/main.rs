@@ -1,6 +1,8 @@
 //! Executions of revoke-share after executions of share-ami, as both are deployed: what is taken back, what
 //! stays and why, and what each leaves behind in every account.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
+
 mod all_images;
 mod everything;
 mod in_use;

@@ -1,6 +1,8 @@
 //! Whole executions, as they are deployed: what each leaves behind in every account, and every
 //! call it makes on the way.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
+
 mod actions;
 mod again;
 mod foreign;

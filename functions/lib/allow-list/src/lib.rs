@@ -5,6 +5,8 @@
 //! organizational units cannot be followed to the root is not allowed, and where Organizations does not answer
 //! nobody is.
 
+#![warn(missing_docs)]
+
 use std::collections::HashMap;
 
 use ami_share_core::{

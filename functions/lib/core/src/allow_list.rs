@@ -11,6 +11,7 @@ use crate::{
     ids::{AccountId, OrganizationId, OrganizationalUnitId},
 };
 
+/// What the hub stack's parameters list, parsed.
 #[derive(Debug, Clone, Default)]
 pub struct AllowList {
     accounts: Vec<AccountId>,
@@ -43,6 +44,7 @@ impl AllowList {
         !self.organizations.is_empty() || !self.units.is_empty()
     }
 
+    /// Whether an organizational unit is listed: an account's parents are asked for only then.
     pub fn has_units(&self) -> bool {
         !self.units.is_empty()
     }

@@ -26,6 +26,7 @@ pub struct Problem {
     pub field: String,
     /// The value as JSON, or nothing where the field is absent.
     pub value: Option<String>,
+    /// A sentence without its subject, such as `must be an account id of 12 digits`.
     pub rule: String,
 }
 
@@ -41,6 +42,7 @@ impl fmt::Display for Problem {
 /// An account that may not be a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefusedTarget {
+    /// Twelve digits.
     pub account_id: AccountId,
     /// What AWS Organizations said of it, where it was asked.
     pub reason: Option<String>,
@@ -55,7 +57,9 @@ impl fmt::Display for RefusedTarget {
     }
 }
 
+/// What went wrong. Each variant's message says what its fields are; docs/errors.md says what to do.
 #[derive(thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum Error {
     #[error("the request has {} problem(s): {}", .0.len(), listed(.0))]
     InvalidRequest(Vec<Problem>),

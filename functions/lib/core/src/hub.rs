@@ -22,8 +22,11 @@ use crate::{
 /// They are the step's session policies, and all that the roles in `accounts/` are allowed.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Actions {
+    /// As `accounts/source.yaml`'s role, in the source account.
     pub source: &'static [&'static str],
+    /// As the role of `accounts/target.yaml` that manages principals.
     pub target: &'static [&'static str],
+    /// As the role of `accounts/target.yaml` that launches and copies.
     pub launcher: &'static [&'static str],
 }
 
@@ -46,6 +49,7 @@ impl Default for Invocation {
 /// The hub account's side of a step.
 #[derive(Clone)]
 pub struct Hub {
+    /// Shared by every run of the function: they are read once.
     pub settings: Arc<Settings>,
     config: SdkConfig,
     sts: aws_sdk_sts::Client,
@@ -61,6 +65,7 @@ impl Hub {
         Ok(Self::new(Settings::from_env()?, environment::config()?))
     }
 
+    /// For tests and engines that make settings and clients' configuration themselves.
     pub fn new(settings: Settings, config: SdkConfig) -> Self {
         let sts = aws_sdk_sts::Client::new(&config);
         Self { settings: Arc::new(settings), config, sts, invocation: Invocation::default() }
@@ -72,6 +77,7 @@ impl Hub {
         Self { invocation, ..self.clone() }
     }
 
+    /// The run that this hub is seen from; one that is over, where none was given.
     pub fn invocation(&self) -> &Invocation {
         &self.invocation
     }

@@ -25,6 +25,7 @@ macro_rules! identifier {
                 check(&value).map(|()| Self(value))
             }
 
+            /// As AWS writes it.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -165,10 +166,12 @@ identifier!(
 );
 
 impl KeyArn {
+    /// The owner's.
     pub fn account_id(&self) -> AccountId {
         AccountId(self.part(4).to_owned())
     }
 
+    /// Where the key is; one of several Regions has an ARN in each.
     pub fn region(&self) -> Region {
         Region(self.part(3).to_owned())
     }
@@ -202,15 +205,19 @@ impl PlanHash {
 /// What kind of principal a [`PrincipalArn`] names: IAM has a call of its own for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PrincipalKind {
+    /// `role/`; an assumed role is none.
     Role,
+    /// `user/`.
     User,
 }
 
 impl PrincipalArn {
+    /// The account that it is a user or role of.
     pub fn account_id(&self) -> AccountId {
         AccountId(self.0.split(':').nth(4).unwrap_or_default().to_owned())
     }
 
+    /// By what stands before the first slash of the resource.
     pub fn kind(&self) -> PrincipalKind {
         if self.resource().starts_with("user/") { PrincipalKind::User } else { PrincipalKind::Role }
     }

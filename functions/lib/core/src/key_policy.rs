@@ -24,12 +24,15 @@ use crate::{
 /// The longest key policy that KMS takes ("Resource quotas", AWS KMS developer guide).
 pub const MAX_BYTES: usize = 32_768;
 
+/// The Sid of the statement for everything but grants.
 pub const USE_SID: &str = "AmiShareUse";
+/// The Sid of the statement for `kms:CreateGrant`, which has a condition more.
 pub const GRANT_SID: &str = "AmiShareCreateGrant";
 
 /// What a launch needs of a key besides `kms:CreateGrant`.
 pub const USE_ACTIONS: [&str; 4] =
     ["kms:DescribeKey", "kms:Decrypt", "kms:ReEncrypt*", "kms:GenerateDataKeyWithoutPlaintext"];
+/// What EC2 needs to hand the key's use on to EBS.
 pub const GRANT_ACTION: &str = "kms:CreateGrant";
 
 /// The policy of one key.

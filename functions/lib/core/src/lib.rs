@@ -25,6 +25,8 @@
 //!
 //! This crate has no EC2, KMS or IAM client: a step's `Cargo.toml` shows which services it reaches.
 
+#![warn(missing_docs)]
+
 pub mod allow_list;
 pub mod arns;
 pub mod aws;

@@ -30,10 +30,12 @@ struct PlannedPolicy {
 }
 
 impl PlannedPolicies {
+    /// What ShareKey must find at `key`, and what it is to leave there, as digests.
     pub fn add(&mut self, key: &KeyArn, before: &KeyPolicy, after: &KeyPolicy) {
         self.0.insert(key.clone(), PlannedPolicy { before: before.digest(), after: after.digest() });
     }
 
+    /// Whether no plan is applied, or it writes no policy.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

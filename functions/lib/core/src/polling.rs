@@ -9,7 +9,9 @@ pub const EVENTS_PER_LOOK: u64 = 9;
 /// How often to look, and for how long at most. All in seconds.
 #[derive(Debug, Clone, Copy)]
 pub struct Polling {
+    /// The first wait, in seconds.
     pub shortest: u64,
+    /// No wait is longer, in seconds.
     pub longest: u64,
     /// After this it is overdue: the step that looks gives up.
     pub patience: u64,

@@ -15,10 +15,18 @@ use crate::{
 /// What one call gives a principal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PrincipalPolicy {
-    /// The target's managed policy, to be attached.
-    Managed { arn: String },
+    /// The target's managed policy, to be attached: for every key of the source account.
+    Managed {
+        /// Of the target, as `accounts/target.yaml` makes it.
+        arn: String,
+    },
     /// A policy for one key, to be put.
-    Inline { name: String, key_arn: KeyArn },
+    Inline {
+        /// By the key: see [`inline_policy_name`].
+        name: String,
+        /// The one key that it allows.
+        key_arn: KeyArn,
+    },
 }
 
 impl PrincipalPolicy {

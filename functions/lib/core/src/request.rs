@@ -22,23 +22,37 @@ pub const MAX_COPIES: usize = 20;
 /// The most principals of one target: what states pass to each other ends at 262,144 bytes.
 pub const MAX_PRINCIPALS: usize = 20;
 
+/// The input of share-ami, every field of it checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
+    /// The image to share.
     pub image_id: ImageId,
+    /// Where the image is; the hub's Region and the parameter `SourceAccountId` where it names none.
     pub source: Source,
+    /// 1 to [`MAX_TARGETS`], each account once.
     pub targets: Vec<RequestedTarget>,
+    /// `policy` where it says nothing.
     pub key_access: KeyAccess,
+    /// `attach` where it says nothing.
     pub principal_access: PrincipalAccess,
+    /// `undo` where it says nothing.
     pub on_failure: OnFailure,
+    /// `apply` where it says nothing.
     pub action: Action,
+    /// The plan that is applied, and none other.
     pub plan_hash: Option<PlanHash>,
 }
 
+/// One entry of `targets`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestedTarget {
+    /// Never the source account.
     pub account_id: AccountId,
+    /// Those that launch the image besides the launcher; at most [`MAX_PRINCIPALS`], all of the target.
     pub principals: Vec<PrincipalArn>,
+    /// Nothing where volumes stay under the keys that EC2 gives them.
     pub reencrypt: Option<Reencrypt>,
+    /// How the proof is launched.
     pub launch: Launch,
 }
 
@@ -47,6 +61,7 @@ pub struct RequestedTarget {
 pub struct AuditRequest {
     /// Nothing: every image that the source account owns in the Region.
     pub image_id: Option<ImageId>,
+    /// As in a [`Request`].
     pub source: Source,
 }
 

@@ -40,7 +40,9 @@ const STALE_READS: Duration = Duration::from_secs(300);
 /// The table of notes and locks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordTable {
+    /// The hub's.
     pub account: AccountId,
+    /// As DynamoDB's calls take it.
     pub name: String,
 }
 

@@ -18,7 +18,9 @@ pub const KEY_TAG: &str = "ami-share:kms-key";
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Source {
+    /// The image's owner.
     pub account_id: AccountId,
+    /// The image's, and that of all keys and copies.
     pub region: Region,
 }
 
@@ -26,10 +28,13 @@ pub struct Source {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Image {
+    /// In the source account.
     pub image_id: ImageId,
+    /// As its owner has named it: a copy's name begins with it.
     pub name: String,
     /// As EC2 spells it: `x86_64`, `arm64`.
     pub architecture: String,
+    /// Its EBS volumes; other devices are left out.
     pub volumes: Vec<Volume>,
 }
 
@@ -37,7 +42,9 @@ pub struct Image {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Volume {
+    /// Such as `/dev/xvda`.
     pub device_name: String,
+    /// In the source account.
     pub snapshot_id: SnapshotId,
     /// The key that the snapshot is encrypted with; nothing when it is not encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -58,11 +65,13 @@ impl Image {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Reencrypt {
+    /// When volumes come under the key.
     pub mode: ReencryptMode,
     /// The target's key: key id, key ARN, alias name or alias ARN.
     pub kms_key_id: String,
 }
 
+/// When volumes come under the target's own key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ReencryptMode {
@@ -85,6 +94,7 @@ pub struct Launch {
     /// Whether the instance stays after the proof.
     #[serde(default, skip_serializing_if = "is_default")]
     pub keep: bool,
+    /// Whether a proof is launched where nothing was changed.
     #[serde(default, skip_serializing_if = "is_default")]
     pub prove: Prove,
 }
@@ -154,8 +164,11 @@ pub enum OnFailure {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Resolution {
+    /// What sessions, tags and client tokens are made of.
     pub execution: ExecutionName,
+    /// Where the image is.
     pub source: Source,
+    /// As EC2 described it before any change.
     pub image: Image,
     /// Keys whose policy lacks something of ours.
     pub key_changes: Vec<KeyChange>,
@@ -170,13 +183,17 @@ pub struct Resolution {
     pub targets: Vec<Target>,
     /// Targets that have everything: nothing is done for them.
     pub already_shared: Vec<AccountId>,
+    /// How the targets get to use the keys.
     #[serde(default, skip_serializing_if = "is_default")]
     pub key_access: KeyAccess,
+    /// How principals get to use the keys.
     pub principal_access: PrincipalAccess,
+    /// What becomes of the share when a target fails.
     pub on_failure: OnFailure,
     /// How many characters of the cause of each target that fails are handed on, so that there is room for all of them.
     #[serde(default)]
     pub most_of_cause: usize,
+    /// Whether changes are made, or only said.
     #[serde(default, skip_serializing_if = "is_default")]
     pub action: Action,
     /// The plan that this is to be, and nothing else.
@@ -184,19 +201,24 @@ pub struct Resolution {
     pub plan_hash: Option<PlanHash>,
 }
 
+/// One key, and accounts that lack its use or lose it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct KeyChange {
+    /// In the source account.
     pub key_arn: KeyArn,
     /// Accounts that our statements do not name yet, or that have no grant of ours. Empty when only
     /// the statements themselves are not as they should be.
     pub account_ids: Vec<AccountId>,
 }
 
+/// One snapshot, and accounts that lack its copy permission or lose it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SnapshotChange {
+    /// In the source account.
     pub snapshot_id: SnapshotId,
+    /// Account ids, as ec2:ModifySnapshotAttribute takes them.
     pub account_ids: Vec<AccountId>,
 }
 
@@ -214,6 +236,7 @@ impl SnapshotChange {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Target {
+    /// Never the source account.
     pub account_id: AccountId,
     /// Principals without access to the keys: the launcher and the request's own.
     pub principal_changes: Vec<PrincipalChange>,
@@ -229,6 +252,7 @@ pub struct Target {
     /// A copy that an earlier execution made, under the same key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_id: Option<ImageId>,
+    /// How the proof is launched.
     pub launch: Launch,
 }
 
@@ -245,12 +269,16 @@ impl Target {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SourceChanges {
+    /// Whether it cannot launch the image yet.
     #[serde(default, skip_serializing_if = "is_default")]
     pub launch_permission: bool,
+    /// Snapshots that it cannot copy yet, where it is to copy them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub snapshot_ids: Vec<SnapshotId>,
+    /// Keys whose policies do not name it yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub key_arns: Vec<KeyArn>,
+    /// Keys that it has no grant of ours on yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub grant_key_arns: Vec<KeyArn>,
 }
@@ -266,9 +294,12 @@ impl SourceChanges {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Mode {
+    /// Volumes stay under the keys that EC2 gives them.
     #[default]
     None,
+    /// Each launch puts its volumes under the key.
     AtLaunch,
+    /// A copy of the image is made under the key, and launched.
     CopyImage,
 }
 
@@ -282,9 +313,11 @@ impl From<Option<ReencryptMode>> for Mode {
     }
 }
 
+/// One principal, and what it lacks or loses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PrincipalChange {
+    /// A user or role of the target.
     pub principal: PrincipalArn,
     /// Keys that it lacks an inline policy for; empty where the managed policy is to be attached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -295,6 +328,7 @@ pub struct PrincipalChange {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Kept {
+    /// A target that something is not taken back from.
     pub account_id: AccountId,
     /// One of the images that the target can launch with that access.
     pub image_id: ImageId,
@@ -304,8 +338,11 @@ pub struct Kept {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EncryptedVolume {
+    /// Such as `/dev/xvda`.
     pub device_name: String,
+    /// `vol-` and hexadecimal digits.
     pub volume_id: String,
+    /// As ec2:DescribeVolumes says; nothing for a volume that is not encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_arn: Option<KeyArn>,
 }

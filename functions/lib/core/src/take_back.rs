@@ -28,16 +28,22 @@ pub const MOST_TO_TELL: usize = 40_000;
 pub struct TakeBack {
     /// Who takes back: what sessions are named after.
     pub execution: ExecutionName,
+    /// Where the image is, or was.
     pub source: Source,
+    /// It may be gone.
     pub image_id: ImageId,
     /// The ARN of the execution of share-ami whose note is to name the child; nothing for a revoke.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// Accounts that lose the launch permission.
     pub launch_permissions: Vec<AccountId>,
+    /// Copy permissions to remove.
     pub snapshot_changes: Vec<SnapshotChange>,
     /// What is to be done in target accounts.
     pub targets: Vec<FromTarget>,
+    /// Our grants to retire.
     pub grant_changes: Vec<KeyChange>,
+    /// Accounts to take out of key policies.
     pub key_changes: Vec<KeyChange>,
     /// Notes that say less from now on.
     pub notes: Vec<NoteChange>,
@@ -63,6 +69,7 @@ impl TakeBack {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FromTarget {
+    /// The target.
     pub account_id: AccountId,
     /// Whose instances are terminated.
     pub instances: Vec<MadeInstance>,
@@ -76,7 +83,9 @@ pub struct FromTarget {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MadeInstance {
+    /// Whose client tokens it was launched with.
     pub execution: ExecutionName,
+    /// As the target's last state noted it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_id: Option<InstanceId>,
 }
@@ -86,11 +95,13 @@ pub struct MadeInstance {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MadeCopy {
+    /// Whose tag it has.
     pub execution: ExecutionName,
     /// The image that it was made of.
     pub of: ImageId,
     /// When it was noted that a copy is to be made, in milliseconds since 1970: none is older.
     pub noted_at: i64,
+    /// As the target's last state noted it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_id: Option<ImageId>,
 }
@@ -101,7 +112,9 @@ pub struct MadeCopy {
 pub struct UndoInput {
     /// Who takes back: what sessions are named after.
     pub execution: ExecutionName,
+    /// Where the image is, or was.
     pub source: Source,
+    /// All that is taken back there, by whichever undo.
     pub target: FromTarget,
 }
 
@@ -109,7 +122,9 @@ pub struct UndoInput {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NoteChange {
+    /// The target of the note.
     pub account_id: AccountId,
+    /// The image of the note.
     pub image_id: ImageId,
     /// The note's execution.
     pub execution: ExecutionName,
@@ -139,6 +154,7 @@ pub struct Taken {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Undone {
+    /// In the order of the calls; nothing where there was nothing to take.
     pub taken: Vec<Taken>,
 }
 
@@ -149,8 +165,11 @@ pub struct Left {
     /// The target; nothing where it is in the source account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account_id: Option<AccountId>,
+    /// The state that failed, such as `UndoShareKey`.
     pub state: String,
+    /// The error's name, as Step Functions matches it.
     pub error: String,
+    /// JSON of a function's error, or plain text of Step Functions' own; states cut it.
     #[serde(default)]
     pub cause: String,
 }
@@ -173,8 +192,11 @@ impl fmt::Display for Left {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TakenBack {
+    /// The calls that took something back.
     pub taken: Vec<Taken>,
+    /// What could not be taken, or what nobody could say is needed.
     pub left: Vec<Left>,
+    /// Targets that keep access to keys, each with an image that needs it.
     pub kept: Vec<Kept>,
     /// How many more of these there are than are listed.
     pub unlisted: Unlisted,
@@ -184,8 +206,11 @@ pub struct TakenBack {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Unlisted {
+    /// Of [`TakenBack::taken`].
     pub taken: usize,
+    /// Of [`TakenBack::left`].
     pub left: usize,
+    /// Of [`TakenBack::kept`].
     pub kept: usize,
 }
 

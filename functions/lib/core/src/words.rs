@@ -27,6 +27,7 @@ fn first_string(json: &str) -> Option<String> {
     closed.map(|start| start + "...").next()
 }
 
+/// A sentence that others may follow.
 pub fn with_full_stop(text: &str) -> String {
     if text.ends_with('.') { text.to_owned() } else { format!("{text}.") }
 }

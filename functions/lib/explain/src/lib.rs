@@ -5,6 +5,8 @@
 //! the attempt needed, and each answer is judged. A question that gets no answer is named, and never
 //! hides what the others found.
 
+#![warn(missing_docs)]
+
 mod attempt;
 mod findings;
 mod key_access;

@@ -4,6 +4,8 @@
 //! A grant is ours when all of it is as ami-share makes it, its retiring principal too. So one that
 //! somebody else made under the same name is never taken for ours.
 
+#![warn(missing_docs)]
+
 use std::collections::BTreeSet;
 
 use ami_share_core::{
@@ -18,6 +20,7 @@ use aws_sdk_kms::{
     types::{GrantConstraints, GrantListEntry, GrantOperation},
 };
 
+/// What finding grants calls in the source account.
 pub const LIST_GRANTS: &str = "kms:ListGrants";
 
 const NAME_PREFIX: &str = "ami-share-";
@@ -25,6 +28,7 @@ const NAME_PREFIX: &str = "ami-share-";
 /// A grant of ours on `key`, as it is or should be.
 #[derive(Debug, Clone, Copy)]
 pub struct KeyGrant<'a> {
+    /// In the source account.
     pub key: &'a KeyArn,
     /// The target.
     pub account: &'a AccountId,

@@ -7,6 +7,8 @@
 //!
 //! The item also says what was [written](Writes) lately, so that the next holder knows a read that is out of date.
 
+#![warn(missing_docs)]
+
 mod writes;
 
 use std::time::Duration;

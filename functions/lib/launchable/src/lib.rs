@@ -1,6 +1,8 @@
 //! The images of a source account and Region that others can launch, and the keys under them: what they need their access
 //! to keys for.
 
+#![warn(missing_docs)]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use ami_share_core::{
@@ -15,8 +17,11 @@ use aws_sdk_ec2::{
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 
+/// Which images there are, and what they are made of.
 pub const DESCRIBE_IMAGES: &str = "ec2:DescribeImages";
+/// Which keys snapshots are under.
 pub const DESCRIBE_SNAPSHOTS: &str = "ec2:DescribeSnapshots";
+/// Who may launch an image.
 pub const DESCRIBE_IMAGE_ATTRIBUTE: &str = "ec2:DescribeImageAttribute";
 
 /// How many calls are made at a time.

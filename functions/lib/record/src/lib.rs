@@ -4,6 +4,8 @@
 //! A note is kept under its target (`target#<account>`, then image and execution), so that all notes
 //! of a target are one query; the index `ByImage` answers which targets have any for an image.
 
+#![warn(missing_docs)]
+
 mod rewrite;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -40,10 +42,15 @@ const TARGET_PREFIX: &str = "target#";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Gift {
+    /// Who gave it.
     pub execution: ExecutionName,
+    /// Where the image is, or was.
     pub source: Source,
+    /// As it was described when it was noted.
     pub image: Image,
+    /// By which policy principals were given access.
     pub principal_access: PrincipalAccess,
+    /// What was missing, and therefore given.
     pub target: Target,
 }
 
@@ -57,6 +64,7 @@ impl Gift {
 /// A note, as it stands in the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
+    /// What the target still has of it.
     pub gift: Gift,
     /// In milliseconds since 1970.
     pub noted_at: i64,
@@ -69,6 +77,7 @@ pub struct Note {
 }
 
 impl Note {
+    /// The image that was shared.
     pub fn image(&self) -> &ImageId {
         &self.gift.image.image_id
     }
@@ -78,8 +87,10 @@ impl Note {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Stays {
+    /// The proof, where it was to stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_id: Option<InstanceId>,
+    /// The target's copy, where one was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_id: Option<ImageId>,
 }

@@ -16,14 +16,18 @@ use crate::Need;
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
+    /// Where the image is, or was.
     pub source: &'a Source,
+    /// The one whose shares are to go.
     pub image: &'a ImageId,
     /// Of the notes whose shares are to go.
     pub mark: &'a Mark,
     /// In milliseconds since 1970: what others have noted for the image since then, and not marked, they have given too.
     /// What was noted before, and was missing all the same, somebody has taken away.
     pub begun: i64,
+    /// Whether copies go too.
     pub copies: bool,
+    /// Whether instances that stayed go too.
     pub instances: bool,
     /// Whether nobody can launch the image: then what only notes of such images name goes as well.
     pub with_gone_images: bool,
@@ -34,12 +38,19 @@ pub struct Asked<'a> {
 /// What is taken back from one target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FromAccount {
+    /// The target.
     pub account_id: AccountId,
+    /// Whether it loses that of the image at hand.
     pub launch_permission: bool,
+    /// Snapshots that it loses the copy permission of.
     pub snapshot_ids: BTreeSet<SnapshotId>,
+    /// Keys whose policies are not to name it any more.
     pub key_arns: BTreeSet<KeyArn>,
+    /// Keys whose grants of ours for it are retired.
     pub grant_key_arns: BTreeSet<KeyArn>,
+    /// What is to be done in the target; nothing where that is nothing.
     pub target: Option<FromTarget>,
+    /// Its notes, as they are to be afterwards.
     pub notes: Vec<NoteChange>,
     /// An image that needs access to keys which therefore stays.
     pub kept: Option<Kept>,

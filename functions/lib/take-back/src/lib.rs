@@ -5,6 +5,8 @@
 //! note names stays where something that is not marked needs it, and stays noted there; whoever takes the last of what
 //! needs it takes it along. All marks are made before any look, so that of any number at once the last to look takes it.
 
+#![warn(missing_docs)]
+
 mod account;
 mod needs;
 

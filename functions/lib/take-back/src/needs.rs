@@ -21,12 +21,15 @@ const UNDER_WAY: i64 = 86_400_000;
 
 /// Who asks, and for whose sake.
 pub struct Asking<'a> {
+    /// For the source account's role, and the time.
     pub hub: &'a Hub,
+    /// What sessions are named after.
     pub execution: &'a ExecutionName,
     /// Of the session in a source account; [`ACTIONS`] are among them.
     pub actions: Actions,
     /// Where the share is that goes, and of which image.
     pub source: &'a Source,
+    /// The one whose shares are to go: it needs nothing.
     pub image: &'a ImageId,
     /// The state that asks.
     pub state: &'static str,
