@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{AccountId, ImageId, InstanceId, KeyArn, PrincipalArn, Region},
-    revoke::Use,
+    usage::Use,
     words,
 };
 

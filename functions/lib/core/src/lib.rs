@@ -19,6 +19,7 @@
 //! - [`principal_policy`]: the inline policy of a principal that may use one key.
 //! - [`mark`]: what a take-back writes on a note before it looks.
 //! - [`take_back`]: what is taken back, and what became of it.
+//! - [`usage`]: what uses an image that is to be revoked.
 //! - [`words`]: what reports say.
 //! - [`room`]: how what states hand on shares the room for it.
 //! - [`step`]: the Lambda adapter.
@@ -49,6 +50,7 @@ pub mod share;
 pub mod step;
 pub mod take_back;
 pub mod tokens;
+pub mod usage;
 pub mod words;
 
 pub use error::{Error, Problem};

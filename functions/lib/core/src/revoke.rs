@@ -16,6 +16,8 @@ use crate::{
     take_back::{TakeBack, TakenBack},
 };
 
+pub use crate::usage::{Use, UsingResource};
+
 /// The most targets of one round.
 pub const ROUND: usize = 50;
 
@@ -25,6 +27,7 @@ pub const MAX_REVOKED: usize = 500;
 /// The most targets of one request by name, and entries of the longest lists that grow from round to round: what states
 /// pass to each other ends at 262,144 bytes. More entries are counted only.
 pub const MAX_LISTED_TARGETS: usize = 2_000;
+/// The most entries of the lists that grow from round to round.
 pub const LISTED: usize = 200;
 
 /// The most targets of a request for all their images: their notes are all read in each round.
@@ -37,7 +40,9 @@ pub const MAX_ROUNDS: usize = 200;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SourceImage {
+    /// Where it is, or was.
     pub source: Source,
+    /// It may be gone.
     pub image_id: ImageId,
 }
 
@@ -45,14 +50,18 @@ pub struct SourceImage {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ShareId {
+    /// What was shared.
     pub image: SourceImage,
+    /// The target.
     pub account_id: AccountId,
 }
 
 /// The input of revoke-share, parsed as [`crate::request::Request`] is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RevokeRequest {
+    /// One image, or all of a source.
     pub images: RevokedImages,
+    /// Whom it is taken from.
     pub targets: RevokedTargets,
     /// Whether copies that ami-share had a target make of the image go too.
     pub copies: bool,
@@ -60,21 +69,27 @@ pub struct RevokeRequest {
     pub instances: bool,
     /// Whether it is taken back even where it is in use.
     pub force: bool,
+    /// Whether it is taken back, or only said.
     pub action: Action,
+    /// The plan that is applied, and none other.
     pub plan_hash: Option<PlanHash>,
 }
 
+/// The images that a revoke is of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RevokedImages {
+    /// The image that the request names.
     One(SourceImage),
     /// Every image that the targets were given: of one source account and Region, where one is named.
     All(Option<Source>),
 }
 
+/// The targets that a revoke is of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RevokedTargets {
     /// Whoever was given anything of the image.
     All,
+    /// Each once, and never the source account.
     Listed(Vec<AccountId>),
 }
 
@@ -201,6 +216,7 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Round {
+    /// What sessions are named after.
     pub execution: ExecutionName,
     /// The image at hand; nothing where no target was given any.
     pub image: Option<SourceImage>,
@@ -220,6 +236,7 @@ pub struct Round {
     pub plan_hash: Option<PlanHash>,
     /// Whether another round follows.
     pub more: bool,
+    /// Handed to the next round, and to the report.
     pub progress: Progress,
 }
 
@@ -227,6 +244,7 @@ pub struct Round {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RevokedAccount {
+    /// The target.
     pub account_id: AccountId,
     /// The executions whose copies go too.
     pub copies_of: Vec<ExecutionName>,
@@ -238,11 +256,13 @@ pub struct RevokedAccount {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Progress {
+    /// Each phase goes through the targets from the first.
     pub phase: Phase,
     /// The last share that was looked at.
     pub after: Option<ShareId>,
     /// The last share that is looked at, where the first time through found as many as one execution can do.
     pub until: Option<ShareId>,
+    /// Of this phase, with the one at hand.
     pub rounds: usize,
     /// Whether anything of the image at hand is to be taken back.
     pub of_image: bool,
@@ -287,10 +307,12 @@ impl Progress {
         self.done.add(last.unwrap_or_default());
     }
 
+    /// As many as there is room for; the rest are counted.
     pub fn add_not_ours(&mut self, accounts: Vec<AccountId>) {
         add(&mut self.not_ours, &mut self.unlisted, LISTED, accounts);
     }
 
+    /// As many as there is room for; the rest are counted.
     pub fn add_stays(&mut self, accounts: Vec<AccountId>) {
         add(&mut self.stays, &mut self.unlisted, LISTED, accounts);
     }
@@ -315,6 +337,7 @@ pub struct Usage {
     pub asked: Vec<AccountId>,
     /// Targets that could not be asked.
     pub unasked: Vec<AccountId>,
+    /// The first [`Usage::LISTED`] of them.
     pub uses: Vec<Use>,
     /// How many more uses there are than are listed.
     pub unlisted: usize,
@@ -330,6 +353,7 @@ impl Usage {
     /// The most rounds of each phase: each is some 40 events of the 25,000 of an execution's history.
     pub const MAX_ROUNDS: usize = 200;
 
+    /// As many as there is room for; the rest are counted.
     pub fn add(&mut self, uses: Vec<Use>) {
         add(&mut self.uses, &mut self.unlisted, Self::LISTED, uses);
     }
@@ -365,63 +389,10 @@ impl Usage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UsageReport {
+    /// The image that it is of.
     pub image: SourceImage,
+    /// As ec2:CreateImageUsageReport answers it.
     pub report_id: String,
-}
-
-/// Resources of one kind in one account that use an image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Use {
-    pub account_id: AccountId,
-    /// The image, or a copy of it that is to go.
-    pub image_id: ImageId,
-    pub resource: UsingResource,
-    pub count: u64,
-    /// Some of them; none where only EC2's usage report names them.
-    pub ids: Vec<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum UsingResource {
-    Instance,
-    LaunchTemplate,
-}
-
-impl UsingResource {
-    /// As EC2's usage reports name it ("ImageUsageResourceType", EC2 API reference).
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Instance => "ec2:Instance",
-            Self::LaunchTemplate => "ec2:LaunchTemplate",
-        }
-    }
-
-    pub fn named(name: &str) -> Option<Self> {
-        [Self::Instance, Self::LaunchTemplate].into_iter().find(|resource| resource.name() == name)
-    }
-}
-
-impl Use {
-    /// The most ids that are named.
-    pub const IDS: usize = 5;
-}
-
-impl std::fmt::Display for Use {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let resource = match self.resource {
-            UsingResource::Instance => "instance",
-            UsingResource::LaunchTemplate => "launch template",
-        };
-        let plural = if self.count == 1 { "" } else { "s" };
-        write!(f, "account {} has {} {resource}{plural} of {}", self.account_id, self.count, self.image_id)?;
-        match self.ids.as_slice() {
-            [] => write!(f, " (says EC2's usage report)"),
-            ids if (ids.len() as u64) < self.count => write!(f, " ({}, ...)", ids.join(", ")),
-            ids => write!(f, " ({})", ids.join(", ")),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub struct PolicyDiff {
     /// Nothing where there is no policy yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_before: Option<usize>,
+    /// As it would be written.
     pub bytes_after: usize,
     /// AWS's limit for `bytes_after`, where the policy stands alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,6 +1,8 @@
 //! What plans consist of: the calls that would change something, and what changes in policies. PlanShare and PlanRevoke
 //! make them.
 
+#![warn(missing_docs)]
+
 mod diff;
 
 use ami_share_core::ids::{AccountId, Region};
@@ -11,12 +13,14 @@ pub use diff::PolicyDiff;
 
 /// What stands for an id that only the call will give, or find.
 pub const COPY: &str = "the copy";
+/// The same for an instance.
 pub const INSTANCE: &str = "the instance";
 
 /// One call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Call {
+    /// Where it is made.
     pub account_id: AccountId,
     /// Nothing for IAM, which is global.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -25,6 +29,7 @@ pub struct Call {
     pub call: String,
     /// Those that matter, under the names that AWS gives them.
     pub parameters: Value,
+    /// What it changes in a key policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyDiff>,
 }
