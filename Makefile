@@ -64,19 +64,21 @@ lint: setup ## Check the format, the code, third-party crates and the templates
 
 # At fixed addresses a program starts sooner and takes less memory: nothing in it has to be put right when it is loaded.
 build measure: export RUSTFLAGS := -C relocation-model=static
-build measure: FUNCTIONS = $(addprefix --bin ,$(shell sed -n 's/^ *Binary: //p' template.yaml))
+build measure: FUNCTIONS = $(shell sed -n 's/^ *Binary: //p' template.yaml)
 
 # All at once, on all cores: `sam build` goes from one to the next, and then finds each made.
 build: setup ## Build the functions for Lambda, as `sam deploy` takes them (slow the first time)
 	rustup target add aarch64-unknown-linux-gnu
-	cargo lambda build --locked --release --arm64 $(FUNCTIONS)
+	cargo lambda build --locked --release --arm64 $(addprefix --bin ,$(FUNCTIONS))
 	sam build
 
 # With a target, so that the flags are not for what runs while it is built.
 measure: HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+measure: BUILT = $(TARGET)/$(HOST)/release
 measure: ## Build the functions as for Lambda, but for this machine: their starts, memory and sizes beside an empty one's
-	cargo build --locked --release --target $(HOST) $(FUNCTIONS) --bin empty-function
-	RUSTFLAGS= cargo run --locked --quiet --package ami-share-tests --bin measure $(TARGET)/$(HOST)/release
+	cargo build --locked --release --target $(HOST) $(addprefix --bin ,$(FUNCTIONS)) --example empty
+	@RUSTFLAGS= cargo run --locked --quiet --package ami-share-tests --bin measure-start \
+		nothing=$(BUILT)/examples/empty $(foreach function,$(FUNCTIONS),$(function)=$(BUILT)/$(function))
 
 clean: ## Remove what was made in this checkout (not the caches)
 	rm -rf .aws-sam .venv target $(TARGET)

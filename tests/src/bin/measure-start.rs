@@ -1,6 +1,6 @@
 //! Measures how functions start: `measure-start <name>=<program>...`, each a release build for this machine. Prints for each
 //! the time from its start to its first request for an invocation, fastest and median; the most memory that it had by then; its
-//! size; and all of them as multiples of the first one's. The median is that of a quiet machine only.
+//! size, as it is and zipped; and all of them as multiples of the first one's. The median is that of a quiet machine only.
 
 use std::{
     env, fs,
@@ -16,7 +16,7 @@ use ami_share_tests::Result;
 const RUNS: usize = 11;
 
 /// What a deployed function is told by its environment, as far as it must be there.
-const ENVIRONMENT: [(&str, &str); 16] = [
+const ENVIRONMENT: [(&str, &str); 18] = [
     ("AWS_ACCESS_KEY_ID", "333333333333"),
     ("AWS_SECRET_ACCESS_KEY", "secret"),
     ("AWS_REGION", "eu-west-1"),
@@ -33,6 +33,8 @@ const ENVIRONMENT: [(&str, &str); 16] = [
     ("SOURCE_ACCOUNT_ID", "111111111111"),
     ("ALLOWED_TARGETS", "222222222222"),
     ("RECORD_TABLE_NAME", "notes"),
+    ("STATE_MACHINE_ARN", "arn:aws:states:eu-west-1:333333333333:stateMachine:share-ami"),
+    ("PROFILE_PARAMETER_PREFIX", "/ami-share/profiles"),
 ];
 
 struct Program {
@@ -56,26 +58,39 @@ fn main() -> Result<()> {
         }
     }
     let mut first = None;
-    println!("| function | fastest start | median start | memory | size | as multiples |\n|---|---|---|---|---|---|");
+    println!("| function | fastest start | median start | memory | size | zipped | as multiples |");
+    println!("|---|---|---|---|---|---|---|");
     for Program { name, path, mut starts, mut kilobytes } in programs {
         starts.sort();
         kilobytes.sort_unstable();
         let [fastest, median] = [starts[0], starts[RUNS / 2]].map(|start| start.as_secs_f64() * 1e3);
-        let (memory, size) = (kilobytes[RUNS / 2] as f64 / 1e3, fs::metadata(&path)?.len() as f64 / 1e6);
-        let measured = [fastest, median, memory, size];
+        let memory = kilobytes[RUNS / 2] as f64 / 1e3;
+        let [size, zipped] = [fs::metadata(&path)?.len(), zipped(&path)?].map(|bytes| bytes as f64 / 1e6);
+        let measured = [fastest, median, memory, size, zipped];
         let first = *first.get_or_insert(measured);
         let times = measured.iter().zip(first).map(|(this, first)| format!("{:.2}", this / first));
         let times = times.collect::<Vec<_>>().join(", ");
-        println!("| {name} | {fastest:.1} ms | {median:.1} ms | {memory:.1} MB | {size:.1} MB | {times} |");
+        println!(
+            "| {name} | {fastest:.1} ms | {median:.1} ms | {memory:.1} MB | {size:.1} MB | {zipped:.1} MB | {times} |"
+        );
     }
     Ok(())
+}
+
+/// How many bytes Lambda gets.
+fn zipped(path: &str) -> Result<u64> {
+    let zipped = Command::new("gzip").args(["--stdout", path]).output()?;
+    if zipped.status.success() {
+        Ok(zipped.stdout.len() as u64)
+    } else {
+        Err(format!("gzip cannot read {path}").into())
+    }
 }
 
 /// The time until the program asks for an invocation, and its `VmHWM` then, in kB.
 fn measure(path: &str) -> Result<(Duration, u64)> {
     let runtime_api = TcpListener::bind("127.0.0.1:0")?;
     let mut command = Command::new(path);
-    // Without SSL_CERT_DIR: where certificates are a folder of files, reading them takes longer than all the rest.
     command.env_clear().envs(ENVIRONMENT).env("AWS_LAMBDA_RUNTIME_API", runtime_api.local_addr()?.to_string());
     let started = Instant::now();
     let running = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
