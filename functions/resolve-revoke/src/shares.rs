@@ -6,9 +6,11 @@ use ami_share_core::{
     Error,
     ids::AccountId,
     revoke::{Progress, ROUND, RevokeRequest, RevokedImages, RevokedTargets, ShareId, SourceImage},
+    take_back::Left,
 };
 use ami_share_record::{Note, Record};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use ami_share_take_back::FromAccount;
+use futures_util::{StreamExt, stream};
 
 /// How many targets' notes are read at a time.
 const CONCURRENCY: usize = 16;
@@ -22,32 +24,50 @@ pub(crate) fn image_of(note: &Note) -> SourceImage {
 }
 
 /// Every share that is asked for: of one image, one for each target, noted or not; of all images, those that are noted.
+/// And what stays of the targets that have a note which nobody can read, where their shares cannot be told for it.
 ///
 /// # Errors
 /// Whatever DynamoDB answers.
-pub(crate) async fn all(record: &Record, request: &RevokeRequest) -> Result<BTreeSet<ShareId>, Error> {
+pub(crate) async fn all(
+    record: &Record,
+    request: &RevokeRequest,
+    state: &str,
+) -> Result<(BTreeSet<ShareId>, Vec<Left>), Error> {
     match (&request.images, &request.targets) {
         (RevokedImages::One(image), targets) => {
             let accounts = match targets {
                 RevokedTargets::All => record.accounts_given(&image.image_id).await?,
                 RevokedTargets::Listed(accounts) => accounts.clone(),
             };
-            Ok(accounts.into_iter().map(|account_id| ShareId { image: image.clone(), account_id }).collect())
+            let share = |account_id| ShareId { image: image.clone(), account_id };
+            Ok((accounts.into_iter().map(share).collect(), vec![]))
         }
-        (RevokedImages::All(_), RevokedTargets::Listed(accounts)) => noted(record, request, accounts).await,
+        (RevokedImages::All(_), RevokedTargets::Listed(accounts)) => noted(record, request, accounts, state).await,
         // The request would have been refused.
-        (RevokedImages::All(_), RevokedTargets::All) => Ok(BTreeSet::new()),
+        (RevokedImages::All(_), RevokedTargets::All) => Ok((BTreeSet::new(), vec![])),
     }
 }
 
-async fn noted(record: &Record, request: &RevokeRequest, accounts: &[AccountId]) -> Result<BTreeSet<ShareId>, Error> {
-    let notes: Vec<Vec<Note>> =
-        stream::iter(accounts).map(|account| record.notes_of(account)).buffered(CONCURRENCY).try_collect().await?;
-    let shares = accounts.iter().zip(notes).flat_map(|(account, notes)| {
-        let share = |note: &Note| ShareId { image: image_of(note), account_id: account.clone() };
-        notes.iter().map(share).collect::<Vec<_>>()
-    });
-    Ok(shares.filter(|share| request.is_of(&share.image)).collect())
+async fn noted(
+    record: &Record,
+    request: &RevokeRequest,
+    accounts: &[AccountId],
+    state: &str,
+) -> Result<(BTreeSet<ShareId>, Vec<Left>), Error> {
+    let read: Vec<Result<Vec<Note>, Error>> =
+        stream::iter(accounts).map(|account| record.notes_of(account)).buffered(CONCURRENCY).collect().await;
+    let (mut shares, mut left) = (BTreeSet::new(), Vec::new());
+    for (account, read) in accounts.iter().zip(read) {
+        match read {
+            Ok(notes) => {
+                let images = notes.iter().map(image_of).filter(|image| request.is_of(image));
+                shares.extend(images.map(|image| ShareId { image, account_id: account.clone() }));
+            }
+            Err(error @ Error::Aws { .. }) => left.extend(FromAccount::unread(account.clone(), state, &error).left),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((shares, left))
 }
 
 /// The shares that have not been looked at.

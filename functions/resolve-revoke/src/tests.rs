@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use ami_share_core::{
     ids::{ImageId, Region},
     revoke::MAX_ROUNDS,
@@ -99,8 +101,8 @@ fn a_look_ahead_sees_the_notes_of_the_images_before_as_marked() {
     let default_source = image(0).source;
     let parse = |request: Value| RevokeRequest::parse(&request, &default_source).unwrap();
     let going = |request: &RevokeRequest, notes: Vec<Note>| -> Vec<Option<Mark>> {
-        let at_hand = AtHand { request, image: &image(2), mark: &Mark::noted("mine") };
-        as_marked(notes, &at_hand).into_iter().map(|note| note.going).collect()
+        let at_hand = AtHand { request, image: &image(2), mark: &Mark::noted("mine"), revoking: false };
+        notes::as_marked(notes, &at_hand).into_iter().map(|note| note.going).collect()
     };
     let notes = || vec![note(0, Some("theirs")), note(1, None), note(2, Some("theirs")), note(3, None)];
     let all = parse(json!({ "images": "all", "targets": [account(0)] }));

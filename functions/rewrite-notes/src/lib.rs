@@ -3,7 +3,7 @@
 use ami_share_core::{
     Error, Hub,
     hub::Actions,
-    ids::ExecutionName,
+    ids::{ExecutionName, ImageId},
     share::Kept,
     take_back::{Left, NoteChange, Taken, TakenBack},
 };
@@ -28,6 +28,8 @@ const DECIDING: [&str; 2] = ["ResolveUndo", "ResolveRevoke"];
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Input {
     pub execution: ExecutionName,
+    /// The image whose shares are taken back.
+    pub image_id: ImageId,
     pub notes: Vec<NoteChange>,
     pub taken: Vec<Taken>,
     pub left: Vec<Left>,
@@ -51,16 +53,22 @@ enum Rewrite {
 /// [`Error::Throttled`] and [`Error::Unavailable`]: everything can be done again.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn rewrite_notes(hub: &Hub, input: Input) -> Result<TakenBack, Error> {
-    let Input { execution, notes, taken, mut left, kept } = input;
-    left.extend(write(hub, &execution, &notes, &left).await?);
+    let Input { execution, image_id, notes, taken, mut left, kept } = input;
+    left.extend(write(hub, &execution, &image_id, &notes, &left).await?);
     let mut answer = TakenBack::default();
     answer.add(TakenBack { taken, left, kept, ..TakenBack::default() });
     Ok(answer)
 }
 
 /// What could not be written.
-async fn write(hub: &Hub, execution: &ExecutionName, notes: &[NoteChange], left: &[Left]) -> Result<Vec<Left>, Error> {
-    let rewrites = notes.iter().map(|note| (note, rewrite_of(execution, note, left)));
+async fn write(
+    hub: &Hub,
+    execution: &ExecutionName,
+    image: &ImageId,
+    notes: &[NoteChange],
+    left: &[Left],
+) -> Result<Vec<Left>, Error> {
+    let rewrites = notes.iter().map(|note| (note, rewrite_of(execution, image, note, left)));
     let rewrites: Vec<_> = rewrites.filter(|(_, rewrite)| *rewrite != Rewrite::Nothing).collect();
     if rewrites.is_empty() {
         return Ok(Vec::new());
@@ -94,13 +102,13 @@ async fn write(hub: &Hub, execution: &ExecutionName, notes: &[NoteChange], left:
     Ok(left)
 }
 
-fn rewrite_of(execution: &ExecutionName, note: &NoteChange, left: &[Left]) -> Rewrite {
+fn rewrite_of(execution: &ExecutionName, image: &ImageId, note: &NoteChange, left: &[Left]) -> Rewrite {
     let undone = left.iter().filter(|left| !DECIDING.contains(&left.state.as_str()));
     let of_note: Vec<&Left> =
         undone.filter(|left| left.account_id.as_ref().is_none_or(|account| *account == note.account_id)).collect();
     if of_note.iter().any(|left| left.state == "UndoShareImage") {
         // Others' notes only lose what nobody needs any more.
-        return if note.going.is_by(execution) { Rewrite::Unmark } else { Rewrite::Nothing };
+        return if note.going.is_by(execution) && note.image_id == *image { Rewrite::Unmark } else { Rewrite::Nothing };
     }
     if !of_note.is_empty() {
         return Rewrite::Nothing;
@@ -143,7 +151,12 @@ mod tests {
 
     /// For the take-back of undo-1.
     fn rewrite_of(note: &NoteChange, left: &[Left]) -> Rewrite {
-        super::rewrite_of(&ExecutionName::parse("undo-1").unwrap(), note, left)
+        super::rewrite_of(
+            &ExecutionName::parse("undo-1").unwrap(),
+            &ImageId::parse("ami-0123abcd").unwrap(),
+            note,
+            left,
+        )
     }
 
     #[test]
@@ -170,6 +183,9 @@ mod tests {
         assert_eq!(rewrite_of(&note(Some("{}")), &[image]), Rewrite::Unmark);
         let of_another = NoteChange { going: Mark::noted("undo-2 1764273600000"), ..note(Some("{}")) };
         assert_eq!(rewrite_of(&of_another, &[left("UndoShareImage", None)]), Rewrite::Nothing);
+        // A revoke of all images has taken that image back in another round.
+        let of_another_image = NoteChange { image_id: ImageId::parse("ami-0000abcd").unwrap(), ..note(Some("{}")) };
+        assert_eq!(rewrite_of(&of_another_image, &[left("UndoShareImage", None)]), Rewrite::Nothing);
     }
 
     #[test]
