@@ -26,6 +26,8 @@ pub(crate) struct AtHand<'a> {
     pub(crate) revoking: bool,
 }
 
+type NotesByTarget = BTreeMap<AccountId, Vec<Note>>;
+
 /// The notes by target, and what stays of those targets that have a note which nobody can read: somebody has to look into
 /// it, and the others need not wait for that.
 ///
@@ -36,7 +38,7 @@ pub(crate) async fn read(
     accounts: &[AccountId],
     at_hand: &AtHand<'_>,
     state: &str,
-) -> Result<(BTreeMap<AccountId, Vec<Note>>, Vec<FromAccount>), Error> {
+) -> Result<(NotesByTarget, Vec<FromAccount>), Error> {
     let read: Vec<Result<Vec<Note>, Error>> = stream::iter(accounts)
         .map(|account| async move {
             let notes = record.notes_of(account).await?;

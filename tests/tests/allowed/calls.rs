@@ -57,7 +57,7 @@ fn calls(image: &seed::Image) -> ([Call; 4], [Call; 3]) {
         ("CopyImage", call(json!({ "target": target, "image": description }))),
         (
             "LaunchInstance",
-            call(json!({ "target": target, "image": description, "imageId": image.image_id, "launches": 0 })),
+            call(json!({ "target": target, "image": description, "launchImageId": image.image_id, "launches": 0 })),
         ),
     ];
     (in_source, in_target)
