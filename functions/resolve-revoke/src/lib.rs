@@ -105,8 +105,7 @@ pub async fn resolve_revoke(hub: &Hub, input: Input) -> Result<Round, Error> {
     let state = source::find(&config, &role, &image, &notes, &needs).await?;
     let noted = notes.values().flatten().any(|note| is_of(&image, note));
     if !state.image_found && !noted && unread.is_empty() && progress.after.is_none() && ahead.rest + ahead.beyond == 0 {
-        let Source { account_id, region } = image.source;
-        return Err(Error::ImageNotFound { image: image.image_id, account: account_id, region: region.to_string() });
+        return Err(not_found(image));
     }
     let asked = Asked {
         source,
@@ -127,6 +126,11 @@ pub async fn resolve_revoke(hub: &Hub, input: Input) -> Result<Round, Error> {
     taken.extend(unread);
     taken.sort_by(|one, other| one.account_id.cmp(&other.account_id));
     Ok(round(execution, at_hand, &ahead, &state, &notes, &taken, progress))
+}
+
+fn not_found(image: SourceImage) -> Error {
+    let SourceImage { source: Source { account_id, region }, image_id } = image;
+    Error::ImageNotFound { image: image_id, account: account_id, region: region.to_string() }
 }
 
 /// What the round takes back of `taken`, as much as fits, and how far the execution has come with it.

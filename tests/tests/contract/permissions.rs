@@ -227,7 +227,7 @@ fn each_functions_role_assumes_exactly_the_roles_that_its_step_calls_as() {
     for (name, actions) in functions() {
         let any = if is_for_any_target(name) { "Any" } else { "" };
         let mut expected: Vec<Value> = [
-            ("WriteTracesPolicy".to_owned(), true),
+            ("WriteLogsAndTracesPolicy".to_owned(), true),
             ("AssumeSourceRolePolicy".to_owned(), !actions.source.is_empty()),
             ("LockKeyPoliciesPolicy".to_owned(), takes_the_lock(name)),
             (format!("Assume{any}TargetRolePolicy"), !actions.target.is_empty()),
@@ -452,13 +452,33 @@ fn functions_that_use_the_table_are_told_where_it_is_and_no_others() {
     }
 }
 
-/// Beyond assuming roles: their own log group; the notes; and for StartShare what it calls in the hub.
+/// All that every function may, beyond assuming roles.
+#[test]
+fn functions_write_logs_and_traces() {
+    let hub = template(HUB);
+    let policy = properties(&hub, "WriteLogsAndTracesPolicy");
+    let statements = statements(&policy["PolicyDocument"]);
+    let found: Vec<(Vec<&str>, &Value)> = statements
+        .iter()
+        .map(|statement| (definition::strings(&statement["Action"]), &statement["Resource"]))
+        .collect();
+    let group = json!({ "Fn::GetAtt": ["FunctionsLogGroup", "Arn"] });
+    let everything = json!("*");
+    let expected = [
+        (vec!["logs:CreateLogStream", "logs:PutLogEvents"], &group),
+        (vec!["xray:PutTelemetryRecords", "xray:PutTraceSegments"], &everything),
+    ];
+    assert_eq!(found, expected);
+    assert_eq!(hub["Globals"]["Function"]["LoggingConfig"]["LogGroup"], json!({ "Ref": "FunctionsLogGroup" }));
+}
+
+/// Beyond assuming roles, logs and traces: the notes; and for StartShare what it calls in the hub.
 #[test]
 fn a_functions_role_may_do_nothing_else() {
     let hub = template(HUB);
     for (name, _) in functions() {
         let role = properties(&hub, &format!("{name}FunctionRole"));
-        let mut expected: Set = ["logs:CreateLogStream", "logs:PutLogEvents"].map(str::to_owned).into();
+        let mut expected = Set::new();
         if name == "StartShare" {
             expected.extend(start_share::HUB_ACTIONS.map(str::to_owned));
             // Lambda itself puts a failed event into the queue, as the function's role.
@@ -474,10 +494,8 @@ fn a_functions_role_may_do_nothing_else() {
                 assert_limited_to_notes(name, statement);
             }
         }
-        let log_group = format!("{name}FunctionLogGroup");
-        assert_eq!(statements[0]["Resource"], json!({ "Fn::GetAtt": [log_group, "Arn"] }));
         let function = properties(&hub, &format!("{name}Function"));
-        assert_eq!(function["LoggingConfig"]["LogGroup"], json!({ "Ref": log_group }), "{name}");
+        assert_eq!(function["LoggingConfig"], Value::Null, "{name}");
     }
 }
 
