@@ -81,8 +81,10 @@ fn at_once(tally: &Tally, mut plan: Plan) -> Checked {
         add(&tally.succeeded, u64::from(succeeded(index)));
         shared.extend(request.targets.iter().map(|target| target.account.clone()));
     }
+    // One that was stopped after it had settled its note has sent no report of what stands.
     for index in (0..requests.len()).filter(|index| !succeeded(*index)) {
         shared.extend(check::standing(&stage, &format!("share-{index}")));
+        shared.extend(check::settled_for(&stage, &arns[index], &requests[index]));
     }
     check::others_unchanged(&before, &after, &stage, &shared)?;
     check::backups_stay(&stage)?;

@@ -131,9 +131,11 @@ pub(crate) fn standing(stage: &Stage, name: &str) -> BTreeSet<String> {
 }
 
 /// The targets that the execution's note says it has settled to stand; nobody where undo-share has taken it back.
-pub(crate) fn settled_for(stage: &Stage, request: &Request) -> BTreeSet<String> {
+pub(crate) fn settled_for(stage: &Stage, arn: &str, request: &Request) -> BTreeSet<String> {
     let table = stage.machine.table();
-    let settled = table.items().find_map(|item| item.get("settled")?["S"].as_str().map(str::to_owned));
+    let id = format!("execution#{arn}");
+    let note = table.items().find(|item| item["id"]["S"] == id.as_str());
+    let settled = note.and_then(|item| item.get("settled")?["S"].as_str().map(str::to_owned));
     let stands = |account: &&String| match settled.as_deref() {
         None | Some("none") => false,
         Some(all) => !all.contains(account.as_str()),

@@ -129,7 +129,7 @@ fn settled(tally: &Tally, plan: Plan) -> Checked {
         return Err(format!("nothing was broken for good, and it failed: {:?} {:?}", record.error, record.cause));
     }
     // Whoever asks for it keeps what was added when a target fails; undo-share takes back what is not settled.
-    let standing = check::settled_for(&stage, &request);
+    let standing = check::settled_for(&stage, &arn, &request);
     if request.keep && (record.status == Status::Failed || !standing.is_empty()) {
         return Ok(());
     }
