@@ -70,3 +70,6 @@ pub async fn plan_revoke(hub: &Hub, input: Input) -> Result<Plan, Error> {
     }
     Ok(plan)
 }
+
+#[cfg(test)]
+mod tests;
