@@ -144,6 +144,18 @@ mod tests {
     }
 
     #[test]
+    fn only_what_is_listed_is_allowed() {
+        let list = AllowList::parse("222222222222,o-a1b2c3d4e5,ou-ab12-34cd56ef").unwrap();
+        let organization = |id: &str| list.allows_organization(&OrganizationId::parse(id).unwrap());
+        let unit = |id: &str| list.allows_unit(&OrganizationalUnitId::parse(id).unwrap());
+        assert!(organization("o-a1b2c3d4e5") && !organization("o-a1b2c3d4e6"));
+        assert!(unit("ou-ab12-34cd56ef") && !unit("ou-ab12-34cd56ee"));
+        assert!(list.has_units() && !AllowList::parse("222222222222,o-a1b2c3d4e5").unwrap().has_units());
+        let accounts = AllowList::parse("222222222222").unwrap();
+        assert!(accounts.check_listed([&account('2')]).is_ok() && accounts.check_listed([&account('4')]).is_err());
+    }
+
+    #[test]
     fn a_refusal_says_which_lists_there_are() {
         let list = AllowList::parse("ou-ab12-34cd56ef").unwrap();
         let reason = Some("its state is SUSPENDED".to_owned());

@@ -410,6 +410,18 @@ mod tests {
         KeyPolicy::parse(&key(), &policy.to_text().unwrap()).unwrap()
     }
 
+    /// IAM's grammar allows one statement without a list ("Grammar of the IAM JSON policy language", IAM user guide).
+    #[test]
+    fn one_statement_may_stand_without_a_list() {
+        let parse = |statement: &str| KeyPolicy::parse(&key(), &format!(r#"{{"Statement":{statement}}}"#));
+        let one = parse(ADMIN).unwrap();
+        assert_eq!(one.digest(), parse(&format!("[{ADMIN}]")).unwrap().digest());
+        assert!(one.with([&account(2)]).unwrap().to_text().unwrap().contains("Admin"));
+        for wrong in ["1", "null", "\"\""] {
+            assert_eq!(parse(wrong).unwrap_err().name(), "KeyPolicyConflict", "{wrong}");
+        }
+    }
+
     #[test]
     fn targets_are_added_after_everyone_elses_statements() {
         let shared = policy(ADMIN).with(&[account(2), account(3)]).unwrap();
