@@ -126,6 +126,9 @@ impl Plan {
             *self.summary.calls_by_account.entry(call.account_id.clone()).or_default() += 1;
         }
         self.message = message(self.summary.calls, self.targets.len());
+        // What an image kept before is judged anew.
+        let judged = |account: &AccountId| take_back.notes.iter().any(|note| note.account_id == *account);
+        self.kept.retain(|kept| !judged(&kept.account_id));
         self.kept.extend(take_back.kept.iter().cloned());
         self.left.extend(take_back.left.iter().map(ToString::to_string));
         let mut room = MOST_OF_REST;
@@ -173,9 +176,12 @@ fn message(calls: usize, targets: usize) -> String {
 
 /// Everything that decides what is taken back: not who asks or when, and not how a policy is laid out.
 fn rests_on(take_back: &TakeBack, policies: &[PolicyChange], calls: &[Call]) -> Value {
+    let left: Vec<Value> = take_back.left.iter().map(|left| json!([left.account_id, left.state, left.error])).collect();
     let mut found = json!(take_back);
     if let Some(fields) = found.as_object_mut() {
         fields.remove("execution");
+        // Causes have request ids, and the names of sessions.
+        fields.insert("left".to_owned(), json!(left));
     }
     for note in found["notes"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
         note.remove("going");

@@ -27,7 +27,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use notes::AtHand;
-use shares::{Ahead, is_of};
+use shares::{Ahead, Shares, is_of};
 use source::SourceState;
 use unnoted::STATE;
 
@@ -77,12 +77,12 @@ pub async fn resolve_revoke(hub: &Hub, input: Input) -> Result<Round, Error> {
     progress.enter(if looks_first { input.phase } else { Phase::Revoke });
 
     let record = &Record::open(hub)?;
-    let (shares, mut left) = shares::all(record, &request, STATE).await?;
+    let Shares { ids, strangers, mut left } = shares::all(record, &request, STATE).await?;
     if progress.phase == Phase::Revoke && progress.rounds == 0 {
-        left.extend(unnoted::of_no_share(hub, &execution, &request, &shares).await?);
+        left.extend(unnoted::of_no_share(hub, &execution, &strangers).await?);
         progress.done.add(TakenBack { left, ..TakenBack::default() });
     }
-    let ahead = Ahead::of(shares, &progress);
+    let ahead = Ahead::of(ids, &progress);
     let image = match &request.images {
         RevokedImages::One(image) => Some(image.clone()),
         RevokedImages::All(_) => ahead.image.clone(),
@@ -97,12 +97,16 @@ pub async fn resolve_revoke(hub: &Hub, input: Input) -> Result<Round, Error> {
     let (notes, unread) = notes::read(record, &ahead.accounts, at_hand, STATE).await?;
 
     let SourceImage { source, image_id } = &image;
-    let asking =
-        Asking { hub, execution: &execution, actions: ACTIONS, source, image: image_id, state: STATE, patient: true };
-    let needs = needs(&asking, &notes).await?;
-    let config = hub.as_source(&source.account_id, &source.region, &execution, ACTIONS).await?;
-    let role = hub.source_role(&source.account_id, &source.region);
-    let state = source::find(&config, &role, &image, &notes, &needs).await?;
+    let (needs, state) = match look(hub, &execution, &image, &notes).await {
+        Ok(found) => found,
+        // One source that cannot be asked does not keep the others'.
+        Err(error @ Error::AccessDenied { .. }) if matches!(request.images, RevokedImages::All(_)) => {
+            let taken = ahead.accounts.iter().map(|account| FromAccount::unread(account.clone(), STATE, &error));
+            let taken: Vec<FromAccount> = taken.collect();
+            return Ok(round(execution, at_hand, &ahead, &SourceState::default(), &notes, &taken, progress));
+        }
+        Err(error) => return Err(error),
+    };
     let noted = notes.values().flatten().any(|note| is_of(&image, note));
     if !state.image_found && !noted && unread.is_empty() && progress.after.is_none() && ahead.rest + ahead.beyond == 0 {
         return Err(not_found(image));
@@ -119,13 +123,29 @@ pub async fn resolve_revoke(hub: &Hub, input: Input) -> Result<Round, Error> {
     };
     let mut taken: Vec<FromAccount> =
         notes.iter().map(|(account, notes)| take(asked, &state, account, notes, &needs)).collect();
-    let unnoted = unnoted::of_shares(hub, &execution, &image, &notes, &state, &taken).await?;
+    let unnoted = unnoted::of_shares(hub, &execution, &image, &notes, &state, &needs).await?;
     for (taken, left) in taken.iter_mut().zip(unnoted) {
         taken.left.extend(left);
     }
     taken.extend(unread);
     taken.sort_by(|one, other| one.account_id.cmp(&other.account_id));
     Ok(round(execution, at_hand, &ahead, &state, &notes, &taken, progress))
+}
+
+/// What the targets need, and how the source account is.
+async fn look(
+    hub: &Hub,
+    execution: &ExecutionName,
+    image: &SourceImage,
+    notes: &BTreeMap<AccountId, Vec<Note>>,
+) -> Result<(BTreeMap<AccountId, Need>, SourceState), Error> {
+    let SourceImage { source, image_id } = image;
+    let asking = Asking { hub, execution, actions: ACTIONS, source, image: image_id, state: STATE, patient: true };
+    let needs = needs(&asking, notes).await?;
+    let config = hub.as_source(&source.account_id, &source.region, execution, ACTIONS).await?;
+    let role = hub.source_role(&source.account_id, &source.region);
+    let state = source::find(&config, &role, image, notes, &needs).await?;
+    Ok((needs, state))
 }
 
 fn not_found(image: SourceImage) -> Error {
@@ -153,6 +173,8 @@ fn round(
     }
     let not_fitting = ahead.accounts.len() - fitting;
     progress.remaining = not_fitting + ahead.rest + ahead.beyond;
+    // What an image kept before is judged anew.
+    progress.done.kept.retain(|kept| !taken.iter().any(|taken| taken.account_id == kept.account_id));
     if revoking {
         let not_ours = |account: &AccountId| {
             let ours = |note: &Note| is_of(image, note) && note.gift.target.source_changes.launch_permission;
@@ -174,7 +196,8 @@ fn round(
         plan: !revoking && request.is_planned(),
         plan_hash: request.plan_hash.clone(),
         accounts,
-        take_back: (take_back.is_something() || !take_back.left.is_empty()).then_some(take_back),
+        take_back: (take_back.is_something() || !take_back.left.is_empty() || !take_back.kept.is_empty())
+            .then_some(take_back),
         more,
         image: Some(image.clone()),
         progress,
@@ -221,6 +244,7 @@ fn take(
     for keys in [&mut taken.key_arns, &mut taken.grant_key_arns] {
         keys.retain(|key| !state.gone_keys.contains(key));
     }
+    taken.notes.retain(|note| note.going != notes::before());
     taken
 }
 

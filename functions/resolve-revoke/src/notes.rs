@@ -1,12 +1,13 @@
 //! The notes of the targets at hand, marked, or as they would be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ami_share_core::{
     Error,
-    ids::AccountId,
+    ids::{AccountId, KeyArn},
     mark::Mark,
     revoke::{RevokeRequest, SourceImage},
+    share::Target,
 };
 use ami_share_record::{Note, Record};
 use ami_share_take_back::FromAccount;
@@ -76,14 +77,30 @@ async fn marked(
     record.notes_of(account).await
 }
 
-/// The notes of a target, as they would be when the image is at hand: those of images before it would be marked by then.
+/// The mark of notes whose image is before the one at hand.
+pub(crate) fn before() -> Mark {
+    Mark::noted("before")
+}
+
+/// The notes of a target, as they would be when the image is at hand: those of images before it would be marked by then,
+/// and would name nothing more but what this image needed too.
 pub(crate) fn as_marked(mut notes: Vec<Note>, at_hand: &AtHand<'_>) -> Vec<Note> {
+    let of_image = notes.iter().filter(|note| is_of(at_hand.image, note));
+    let keys: BTreeSet<KeyArn> = of_image.flat_map(|note| note.gift.image.keys()).collect();
     for note in &mut notes {
         let image = shares::image_of(note);
         if image == *at_hand.image {
             note.going = Some(at_hand.mark.clone());
         } else if image < *at_hand.image && at_hand.request.is_of(&image) {
-            note.going.get_or_insert_with(|| Mark::noted("before"));
+            note.going = Some(before());
+            let Target { source_changes, principal_changes, .. } = &mut note.gift.target;
+            source_changes.key_arns.retain(|key| keys.contains(key));
+            source_changes.grant_key_arns.retain(|key| keys.contains(key));
+            principal_changes.retain_mut(|change| {
+                let attached = change.key_arns.is_empty();
+                change.key_arns.retain(|key| keys.contains(key));
+                !keys.is_empty() && (attached || !change.key_arns.is_empty())
+            });
         }
     }
     notes

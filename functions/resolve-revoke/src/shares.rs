@@ -23,16 +23,22 @@ pub(crate) fn image_of(note: &Note) -> SourceImage {
     SourceImage { source: note.gift.source.clone(), image_id: note.image().clone() }
 }
 
-/// Every share that is asked for: of one image, one for each target, noted or not; of all images, those that are noted.
-/// And what stays of the targets that have a note which nobody can read, where their shares cannot be told for it.
+/// Every share that is asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Shares {
+    /// Of one image, one for each target, noted or not; of all images, those that are noted.
+    pub(crate) ids: BTreeSet<ShareId>,
+    /// Targets that nothing at all is noted of, where all images are asked for.
+    pub(crate) strangers: Vec<AccountId>,
+    /// What stays of the targets that have a note which nobody can read, where their shares cannot be told for it.
+    pub(crate) left: Vec<Left>,
+}
+
+/// Finds them.
 ///
 /// # Errors
 /// Whatever DynamoDB answers.
-pub(crate) async fn all(
-    record: &Record,
-    request: &RevokeRequest,
-    state: &str,
-) -> Result<(BTreeSet<ShareId>, Vec<Left>), Error> {
+pub(crate) async fn all(record: &Record, request: &RevokeRequest, state: &str) -> Result<Shares, Error> {
     match (&request.images, &request.targets) {
         (RevokedImages::One(image), targets) => {
             let accounts = match targets {
@@ -40,34 +46,32 @@ pub(crate) async fn all(
                 RevokedTargets::Listed(accounts) => accounts.clone(),
             };
             let share = |account_id| ShareId { image: image.clone(), account_id };
-            Ok((accounts.into_iter().map(share).collect(), vec![]))
+            Ok(Shares { ids: accounts.into_iter().map(share).collect(), ..Shares::default() })
         }
         (RevokedImages::All(_), RevokedTargets::Listed(accounts)) => noted(record, request, accounts, state).await,
         // The request would have been refused.
-        (RevokedImages::All(_), RevokedTargets::All) => Ok((BTreeSet::new(), vec![])),
+        (RevokedImages::All(_), RevokedTargets::All) => Ok(Shares::default()),
     }
 }
 
-async fn noted(
-    record: &Record,
-    request: &RevokeRequest,
-    accounts: &[AccountId],
-    state: &str,
-) -> Result<(BTreeSet<ShareId>, Vec<Left>), Error> {
+async fn noted(record: &Record, request: &RevokeRequest, accounts: &[AccountId], state: &str) -> Result<Shares, Error> {
     let read: Vec<Result<Vec<Note>, Error>> =
         stream::iter(accounts).map(|account| record.notes_of(account)).buffered(CONCURRENCY).collect().await;
-    let (mut shares, mut left) = (BTreeSet::new(), Vec::new());
+    let mut shares = Shares::default();
     for (account, read) in accounts.iter().zip(read) {
         match read {
+            Ok(notes) if notes.is_empty() => shares.strangers.push(account.clone()),
             Ok(notes) => {
                 let images = notes.iter().map(image_of).filter(|image| request.is_of(image));
-                shares.extend(images.map(|image| ShareId { image, account_id: account.clone() }));
+                shares.ids.extend(images.map(|image| ShareId { image, account_id: account.clone() }));
             }
-            Err(error @ Error::Aws { .. }) => left.extend(FromAccount::unread(account.clone(), state, &error).left),
+            Err(error @ Error::Aws { .. }) => {
+                shares.left.extend(FromAccount::unread(account.clone(), state, &error).left)
+            }
             Err(error) => return Err(error),
         }
     }
-    Ok((shares, left))
+    Ok(shares)
 }
 
 /// The shares that have not been looked at.

@@ -130,7 +130,7 @@ pub(crate) async fn find(
 fn noted_keys(image: &SourceImage, need: Option<&Need>, notes: &[Note]) -> BTreeSet<KeyArn> {
     let mut keys = BTreeSet::new();
     for note in notes.iter().filter(|note| note.gift.source == image.source) {
-        let gone = need.is_none_or(|need| !need.images.contains(note.image()));
+        let gone = need.is_none_or(|need| need.is_gone(&note.gift.source, note.image()));
         if note.going.is_some() || gone {
             let changes = &note.gift.target.source_changes;
             keys.extend(changes.key_arns.iter().chain(&changes.grant_key_arns).cloned());

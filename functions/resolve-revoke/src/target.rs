@@ -46,10 +46,11 @@ pub(crate) async fn unnoted_principals(
     let mut names: Vec<String> = attached.iter().take(NAMED).cloned().collect();
     names.extend((more > 0).then(|| format!("{more} more")));
     let (kind, name) = one.split_once(' ').unwrap_or_default();
+    let others = if attached.len() > 1 { " (and the same for the others)" } else { "" };
     Ok(Some(Error::NotNoted {
         account: account.clone(),
         has: format!("has {policy} attached to {}", names.join(", ")),
-        command: format!("aws iam detach-{kind}-policy --{kind}-name {name} --policy-arn {policy}"),
+        command: format!("aws iam detach-{kind}-policy --{kind}-name {name} --policy-arn {policy}{others}"),
     }))
 }
 

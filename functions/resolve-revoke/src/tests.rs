@@ -106,7 +106,7 @@ fn a_look_ahead_sees_the_notes_of_the_images_before_as_marked() {
     };
     let notes = || vec![note(0, Some("theirs")), note(1, None), note(2, Some("theirs")), note(3, None)];
     let all = parse(json!({ "images": "all", "targets": [account(0)] }));
-    let expected = [Some("theirs"), Some("before"), Some("mine"), None];
+    let expected = [Some("before"), Some("before"), Some("mine"), None];
     assert_eq!(going(&all, notes()), expected.map(|going| going.map(Mark::noted)));
     let one = parse(json!({ "imageId": image(2).image_id, "targets": [account(0)] }));
     let expected = [Some("theirs"), None, Some("mine"), None];

@@ -1,18 +1,18 @@
 //! What targets have that is plainly of ami-share's making, and that no note names: others may rely on it. It stays, and is
 //! named with what takes it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use ami_share_core::{
     Error, Hub,
     arns::policy_arn,
     hub::Actions,
     ids::{AccountId, ExecutionName, KeyArn, Region},
-    revoke::{RevokeRequest, RevokedImages, RevokedTargets, ShareId, SourceImage},
+    revoke::SourceImage,
     take_back::Left,
 };
 use ami_share_record::Note;
-use ami_share_take_back::FromAccount;
+use ami_share_take_back::Need;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::{
@@ -33,15 +33,11 @@ const ACTIONS: Actions = Actions { source: &[], target: &[LIST_ENTITIES], launch
 pub(crate) async fn of_no_share(
     hub: &Hub,
     execution: &ExecutionName,
-    request: &RevokeRequest,
-    shares: &BTreeSet<ShareId>,
+    accounts: &[AccountId],
 ) -> Result<Vec<Left>, Error> {
-    let (RevokedImages::All(_), RevokedTargets::Listed(accounts)) = (&request.images, &request.targets) else {
-        return Ok(vec![]);
-    };
     let region = hub.region().map_err(|rule| Error::invalid("region", "", rule))?;
     let mut left = Vec::new();
-    for account in accounts.iter().filter(|account| !shares.iter().any(|share| share.account_id == **account)) {
+    for account in accounts {
         match unnoted_principals(hub, execution, &region, account, &[]).await {
             Ok(found) => left.extend(found),
             Err(error) if error.passes() => return Err(error),
@@ -59,17 +55,22 @@ pub(crate) async fn of_shares(
     image: &SourceImage,
     notes: &BTreeMap<AccountId, Vec<Note>>,
     state: &SourceState,
-    taken: &[FromAccount],
+    needs: &BTreeMap<AccountId, Need>,
 ) -> Result<Vec<Vec<Left>>, Error> {
-    stream::iter(notes.iter().zip(taken))
-        .map(|((account, notes), taken)| async move {
+    stream::iter(notes)
+        .map(|(account, notes)| async move {
             if notes.iter().any(|note| is_of(image, note)) {
                 return Ok(vec![]);
             }
-            let access = taken.key_arns.iter().chain(&taken.grant_key_arns).next();
+            let access = state.statements(account).into_iter().chain(state.grants(account)).next();
+            let access = access.as_ref();
             let permitted = access.filter(|_| state.permitted.contains(account));
             let mut left: Vec<Left> =
                 permitted.map(|key| unnoted_permission(image, account, key)).into_iter().collect();
+            // What gives a principal the keys of one image gives it those of all.
+            if needs.get(account).is_some_and(|need| !need.keys.is_empty()) {
+                return Ok(left);
+            }
             match unnoted_principals(hub, execution, &image.source.region, account, notes).await {
                 Ok(principals) => left.extend(principals),
                 Err(error) if error.passes() => return Err(error),

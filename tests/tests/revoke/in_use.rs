@@ -42,12 +42,10 @@ async fn an_instance_or_a_launch_template_keeps_the_image_and_is_named() -> Resu
     let launched = stage.launch(TARGET)?.send().await?;
     let instance = launched.instances()[0].instance_id().unwrap_or_default().to_owned();
     let template = launch_template(&stage, OTHER).await?;
-    let shared = stage.snapshots();
 
     let all = stage.request(json!("all"));
     let refused = stage.revoke("refused", &all).await?;
     assert_refused(&refused, &[TARGET, &instance, "1 instance", OTHER, &template, "1 launch template", "force"]);
-    assert_eq!(differences(&shared, &stage.snapshots()), "");
     // One target that does not use it any more is not kept by the other.
     stage.ec2(TARGET).terminate_instances().instance_ids(&instance).send().await?;
     let revoked = stage.revoke("one", &stage.request(json!([TARGET]))).await?;

@@ -167,10 +167,15 @@ async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
         json!({ "reencrypt": { "mode": "copyImage", "kmsKeyId": "alias/app-volumes" }, "launch": { "keep": true } });
     let run = stage.run("kept", &stage.request(kept)).await?;
     assert!(run.succeeded(), "kept: {}", run.summary());
-    let revoke = json!({ "imageId": stage.image.image_id, "targets": "all", "copies": true, "instances": true });
-    let run = stage.run_on(&stage.local.hub.revoke_share, "revoke", &revoke).await?;
-    assert!(run.succeeded(), "revoke: {}", run.summary());
-    journal.extend(run.journal);
+    let revoke = json!({ "imageId": stage.image.image_id, "targets": [TARGET], "copies": true, "instances": true });
+    let mut planned = revoke.clone();
+    planned["action"] = json!("plan");
+    // The second revoke finds nothing noted, and looks for what is there without a note.
+    for (name, request) in [("plan-revoke", &planned), ("revoke", &revoke), ("revoke-again", &revoke)] {
+        let run = stage.run_on(&stage.local.hub.revoke_share, name, request).await?;
+        assert!(run.succeeded(), "{name}: {}", run.summary());
+        journal.extend(run.journal);
+    }
     let seen = stage.local.sandbox.world().journal.last_seq();
     start_share(&stage)?;
     journal.extend(stage.local.sandbox.world().journal.since(seen).to_vec());

@@ -29,6 +29,11 @@ impl Mark {
         self.0.rsplit_once(' ').is_some_and(|(by, _)| by == execution.as_str())
     }
 
+    /// When that take-back began, in milliseconds since 1970; nothing of a mark in another form.
+    pub fn at(&self) -> Option<i64> {
+        self.0.rsplit_once(' ')?.1.parse().ok()
+    }
+
     /// As notes and states say it.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -52,5 +57,6 @@ mod tests {
         assert_eq!(mark.as_str(), "undo 1 1764273600000");
         assert!(mark.is_by(&named("undo 1")) && !mark.is_by(&named("undo")));
         assert!(!Mark::noted("undo").is_by(&named("undo")));
+        assert_eq!((mark.at(), Mark::noted("undo 1x").at()), (Some(1_764_273_600_000), None));
     }
 }

@@ -308,12 +308,14 @@ impl Progress {
     }
 
     /// As many as there is room for; the rest are counted.
-    pub fn add_not_ours(&mut self, accounts: Vec<AccountId>) {
+    pub fn add_not_ours(&mut self, mut accounts: Vec<AccountId>) {
+        accounts.retain(|account| !self.not_ours.contains(account));
         add(&mut self.not_ours, &mut self.unlisted, LISTED, accounts);
     }
 
     /// As many as there is room for; the rest are counted.
-    pub fn add_stays(&mut self, accounts: Vec<AccountId>) {
+    pub fn add_stays(&mut self, mut accounts: Vec<AccountId>) {
+        accounts.retain(|account| !self.stays.contains(account));
         add(&mut self.stays, &mut self.unlisted, LISTED, accounts);
     }
 
@@ -551,9 +553,9 @@ mod tests {
     #[test]
     fn a_round_fits_into_what_states_pass_to_each_other() {
         let mut progress = Progress::default();
-        for _ in 0..20 {
-            progress.add_not_ours(vec![account(0); ROUND]);
-            progress.add_stays(vec![account(0); ROUND]);
+        for round in 0..20 {
+            progress.add_not_ours((0..ROUND).map(|n| account(round * ROUND + n)).collect());
+            progress.add_stays((0..ROUND).map(|n| account(round * ROUND + n)).collect());
         }
         progress.revoked = (0..MAX_REVOKED).map(account).collect();
         progress.images = vec![ImageId::parse("ami-0123456789abcdef0").unwrap(); MAX_ROUNDS];

@@ -181,7 +181,7 @@ impl<'a> Decision<'a> {
         note.confirmed
             && note.gift.source == *self.asked.source
             && note.image() != self.asked.image
-            && !self.need.images.contains(note.image())
+            && self.need.is_gone(&note.gift.source, note.image())
     }
 
     fn take(&mut self, note: &Note, going: &Mark) {

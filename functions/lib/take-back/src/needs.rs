@@ -19,6 +19,9 @@ pub const ACTIONS: [&str; 3] =
 /// How long a share may be under way, in milliseconds: the time-out of share-ami.
 const UNDER_WAY: i64 = 86_400_000;
 
+/// For how long EC2 may name an image that is being taken back, in milliseconds: far longer than it takes to begin.
+const LAGGING: i64 = 3_600_000;
+
 /// Who asks, and for whose sake.
 pub struct Asking<'a> {
     /// For the source account's role, and the time.
@@ -49,6 +52,11 @@ pub struct Need {
 }
 
 impl Need {
+    /// Whether nobody can launch the image of the source at hand, as far as that was told.
+    pub fn is_gone(&self, source: &Source, image: &ImageId) -> bool {
+        !self.images.contains(image) && !self.unknown.contains_key(source)
+    }
+
     /// The source that the key is in, and why nobody can say whether the key is needed.
     pub(crate) fn unknown_of(&self, key: &KeyArn) -> Option<(&Source, &Left)> {
         let source = Source { account_id: key.account_id(), region: key.region() };
@@ -77,51 +85,72 @@ pub async fn needs(
     for (place, accounts) in places {
         match ask(asking, place, &accounts).await {
             Ok((own, open)) => {
+                let open = match open {
+                    Ok(open) => open,
+                    Err(error) if asking.patient && error.passes() => return Err(error),
+                    Err(error) => {
+                        leave(asking, place, &accounts, &error, &mut needs);
+                        Images::new()
+                    }
+                };
                 for account in &accounts {
                     let nothing = Images::new();
                     let images = own.get(account).unwrap_or(&nothing).iter();
                     let notes = notes.get(account).map_or(&[][..], Vec::as_slice);
-                    let images = images.filter(|(image, _)| counts(notes, place, image)).chain(&open);
+                    let images = images.filter(|(image, _)| counts(notes, place, image, now)).chain(&open);
                     let others = images.filter(|(image, _)| place != asking.source || *image != asking.image);
                     needs.entry(account.clone()).or_default().add(others, place == asking.source);
                 }
             }
             Err(error) if asking.patient && error.passes() => return Err(error),
-            Err(error) => {
-                for account in accounts {
-                    let left = Left {
-                        account_id: Some(account.clone()),
-                        state: asking.state.to_owned(),
-                        error: error.name().to_owned(),
-                        cause: format!(
-                            "access to keys stays, as nobody can say which images of account {} in {} need it: {error}",
-                            place.account_id, place.region
-                        ),
-                    };
-                    needs.entry(account).or_default().unknown.insert(place.clone(), left);
-                }
-            }
+            Err(error) => leave(asking, place, &accounts, &error, &mut needs),
         }
     }
     Ok(needs)
+}
+
+/// What the accounts need in that place is not known, or not all of it.
+fn leave(
+    asking: &Asking<'_>,
+    place: &Source,
+    accounts: &BTreeSet<AccountId>,
+    error: &Error,
+    needs: &mut BTreeMap<AccountId, Need>,
+) {
+    for account in accounts {
+        let left = Left {
+            account_id: Some(account.clone()),
+            state: asking.state.to_owned(),
+            error: error.name().to_owned(),
+            cause: format!(
+                "access to keys stays, as nobody can say which images of account {} in {} need it: {error}",
+                place.account_id, place.region
+            ),
+        };
+        needs.entry(account.clone()).or_default().unknown.insert(place.clone(), left);
+    }
 }
 
 async fn ask(
     asking: &Asking<'_>,
     place: &Source,
     accounts: &BTreeSet<AccountId>,
-) -> Result<(BTreeMap<AccountId, Images>, Images), Error> {
+) -> Result<(BTreeMap<AccountId, Images>, Result<Images, Error>), Error> {
     let config = asking.hub.as_source(&place.account_id, &place.region, asking.execution, asking.actions).await?;
     let ec2 = aws_sdk_ec2::Client::new(&config);
     let own = launchable::by_account(&ec2, place, accounts).await?;
-    Ok((own, launchable::by_organization(&ec2, place).await?))
+    Ok((own, launchable::by_organization(&ec2, place).await))
 }
 
 /// An image all of whose notes are marked is going, whatever EC2, which lags, still says. One that nobody has noted is
 /// somebody else's share.
-fn counts(notes: &[Note], place: &Source, image: &ImageId) -> bool {
+///
+/// A take-back takes the launch permission first. So where EC2 names the image long after the mark, it was stopped, or left
+/// the permission, and the target relies on it.
+fn counts(notes: &[Note], place: &Source, image: &ImageId, now: i64) -> bool {
     let mut of_it = notes.iter().filter(|note| note.image() == image && note.gift.source == *place).peekable();
-    of_it.peek().is_none() || of_it.any(|note| note.going.is_none())
+    let stands = |note: &Note| note.going.as_ref().is_none_or(|mark| mark.at().is_some_and(|at| at + LAGGING < now));
+    of_it.peek().is_none() || of_it.any(stands)
 }
 
 /// A share that is under way may have found the access there, and given no launch permission yet.
