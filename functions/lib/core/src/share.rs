@@ -350,3 +350,85 @@ pub struct EncryptedVolume {
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn key(n: u8) -> KeyArn {
+        KeyArn::parse(format!("arn:aws:kms:eu-west-1:111111111111:key/{n}")).unwrap()
+    }
+
+    fn target() -> Value {
+        json!({ "accountId": "222222222222", "principalChanges": [], "mode": "none", "launch": {} })
+    }
+
+    fn image(architecture: &str, keys: &[Option<u8>]) -> Image {
+        let volume = |key_number: &Option<u8>| {
+            let mut volume = json!({ "deviceName": "/dev/xvda", "snapshotId": "snap-0123abcd" });
+            if let Some(n) = key_number {
+                volume["keyArn"] = json!(key(*n));
+            }
+            volume
+        };
+        let volumes: Vec<Value> = keys.iter().map(volume).collect();
+        let image =
+            json!({ "imageId": "ami-0123abcd", "name": "web", "architecture": architecture, "volumes": volumes });
+        serde_json::from_value(image).unwrap()
+    }
+
+    #[test]
+    fn an_image_has_each_key_once() {
+        assert_eq!(image("x86_64", &[Some(2), None, Some(1), Some(2)]).keys(), [key(1), key(2)]);
+        assert!(image("x86_64", &[None]).keys().is_empty());
+    }
+
+    #[test]
+    fn a_proof_is_of_the_smallest_type_unless_one_is_named() {
+        let mut asked = target();
+        let proof = |asked: &Value, architecture: &str| {
+            let target: Target = serde_json::from_value(asked.clone()).unwrap();
+            target.instance_type(&image(architecture, &[])).to_owned()
+        };
+        assert_eq!((proof(&asked, "x86_64"), proof(&asked, "arm64")), ("t3.micro".to_owned(), "t4g.micro".to_owned()));
+        asked["launch"]["instanceType"] = json!("m7i.large");
+        assert_eq!(proof(&asked, "arm64"), "m7i.large");
+    }
+
+    #[test]
+    fn a_key_is_lacked_in_one_way_or_the_other() {
+        let by_policy = SourceChanges { key_arns: vec![key(1)], ..SourceChanges::default() };
+        let by_grant = SourceChanges { grant_key_arns: vec![key(1)], ..SourceChanges::default() };
+        for changes in [by_policy, by_grant] {
+            assert!(changes.lacks_key(&key(1)) && !changes.lacks_key(&key(2)));
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_changed_for_500_accounts_at_a_time() {
+        let account_ids = (0..501).map(|n| AccountId::parse(format!("2{n:011}")).unwrap()).collect();
+        let change = SnapshotChange { snapshot_id: SnapshotId::parse("snap-0123abcd").unwrap(), account_ids };
+        assert_eq!(change.batches().map(<[AccountId]>::len).collect::<Vec<_>>(), [500, 1]);
+        assert_eq!(change.batches().flatten().collect::<Vec<_>>(), change.account_ids.iter().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn each_way_to_reencrypt_is_a_mode() {
+        assert_eq!(Mode::from(None), Mode::None);
+        assert_eq!(Mode::from(Some(ReencryptMode::AtLaunch)), Mode::AtLaunch);
+        assert_eq!(Mode::from(Some(ReencryptMode::CopyImage)), Mode::CopyImage);
+    }
+
+    /// Payloads and notes are bounded, and most targets have little.
+    #[test]
+    fn what_is_as_usual_is_left_out_and_what_is_not_is_said() {
+        let read = |target: &Value| json!(serde_json::from_value::<Target>(target.clone()).unwrap());
+        assert_eq!(read(&target()), target());
+        let mut more = target();
+        more["sourceChanges"] = json!({ "launchPermission": true });
+        more["launch"] = json!({ "keep": true });
+        assert_eq!(read(&more), more);
+    }
+}

@@ -273,6 +273,36 @@ mod tests {
     }
 
     #[test]
+    fn whatever_is_taken_is_something_and_what_is_only_said_is_not() {
+        let nothing = json!({
+            "execution": "undo-1", "source": { "accountId": account(1), "region": "eu-west-1" }, "imageId": "ami-0123abcd",
+            "launchPermissions": [], "snapshotChanges": [], "targets": [], "grantChanges": [], "keyChanges": [],
+            "notes": [], "kept": [], "left": []
+        });
+        let is_something = |field: &str, value: serde_json::Value| {
+            let mut take_back = nothing.clone();
+            take_back[field] = json!([value]);
+            serde_json::from_value::<TakeBack>(take_back).unwrap().is_something()
+        };
+        let key = json!({ "keyArn": "arn:aws:kms:eu-west-1:111111111111:key/1", "accountIds": [account(2)] });
+        let target = json!({ "accountId": account(2), "instances": [], "copies": [], "principalChanges": [] });
+        let note =
+            json!({ "accountId": account(2), "imageId": "ami-0123abcd", "execution": "nightly", "going": "undo-1 17" });
+        for (field, value) in [
+            ("launchPermissions", json!(account(2))),
+            ("snapshotChanges", json!({ "snapshotId": "snap-0123abcd", "accountIds": [account(2)] })),
+            ("targets", target),
+            ("grantChanges", key.clone()),
+            ("keyChanges", key),
+            ("notes", note),
+        ] {
+            assert!(is_something(field, value), "{field}");
+        }
+        assert!(!is_something("kept", json!({ "accountId": account(2), "imageId": "ami-0123abcd" })));
+        assert!(!is_something("left", json!({ "state": "ResolveUndo", "error": "Aws" })));
+    }
+
+    #[test]
     fn what_is_left_says_where_and_why() {
         let cause = r#"{"errorType":"AccessDenied","errorMessage":"role x cannot be assumed."}"#.to_owned();
         let mut left = Left { cause, ..left(222, 0) };
