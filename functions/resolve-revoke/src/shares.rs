@@ -66,7 +66,7 @@ async fn noted(record: &Record, request: &RevokeRequest, accounts: &[AccountId],
                 shares.ids.extend(images.map(|image| ShareId { image, account_id: account.clone() }));
             }
             Err(error @ Error::Aws { .. }) => {
-                shares.left.extend(FromAccount::unread(account.clone(), state, &error).left)
+                shares.left.extend(FromAccount::unread(account.clone(), state, &error).left);
             }
             Err(error) => return Err(error),
         }
