@@ -410,6 +410,27 @@ mod tests {
         KeyPolicy::parse(&key(), &policy.to_text().unwrap()).unwrap()
     }
 
+    #[test]
+    fn a_refusal_says_what_the_policy_must_allow_and_of_a_write_the_tag_too() {
+        let refused = |call: &'static str| {
+            let account = AccountId::parse("111111111111").unwrap();
+            explained(&key(), Error::AccessDenied { account, call, reason: "no".to_owned(), source: None }).to_string()
+        };
+        for (call, tagged) in [("kms:PutKeyPolicy", true), ("kms:GetKeyPolicy", false)] {
+            let said = refused(call);
+            assert!(said.contains(&format!("decide about {call}")), "{said}");
+            assert_eq!(said.contains("OnlyTaggedKeys"), tagged, "{said}");
+        }
+    }
+
+    #[test]
+    fn an_account_is_named_by_its_digits_and_is_no_deleted_principal() {
+        let statement = |principal: &str| ADMIN.replace("arn:aws:iam::111111111111:root", principal);
+        assert!(policy(&statement("999999999999")).to_text().is_ok());
+        let error = policy(&statement("AROAEXAMPLEID0000000")).to_text().unwrap_err();
+        assert_eq!(error.name(), "KeyPolicyConflict");
+    }
+
     /// IAM's grammar allows one statement without a list ("Grammar of the IAM JSON policy language", IAM user guide).
     #[test]
     fn one_statement_may_stand_without_a_list() {
