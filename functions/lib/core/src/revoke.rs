@@ -542,11 +542,14 @@ mod tests {
     /// A round is a handful of events; what takes long is looked at for as often as core says.
     #[test]
     fn the_history_of_an_execution_is_long_enough() {
-        let rounds = 2 * MAX_ROUNDS;
         let polling = crate::polling::USAGE_REPORT.looks() * crate::polling::EVENTS_PER_LOOK;
-        // Three calls with two retries each, and three states besides.
-        let of_round = 3 * (5 + 2 * 3) + 3 * 2;
-        assert!(rounds as u64 * of_round + polling + 200 < 25_000);
+        // A call with two retries, and a choice.
+        let (call, choice) = (5 + 2 * 3, 2);
+        // ResolveRevoke, CheckUsage, PlanRevoke, CreateUsageReport; ChooseRound, and CheckLooked after three of them.
+        let looked_at = 4 * call + 4 * choice;
+        // ResolveRevoke, TakeBack; ChooseRound, CheckRound.
+        let taken_back = 2 * call + 2 * choice;
+        assert!(MAX_ROUNDS as u64 * (looked_at + taken_back) + polling + 200 < 25_000);
     }
 
     /// What ResolveRevoke answers, and is given again: the longest there can be.
