@@ -41,7 +41,8 @@ fn input(accounts: &[&str], gift: Option<&str>, left: Value) -> Value {
     });
     let taken = json!([{ "call": "kms:PutKeyPolicy", "accountId": SOURCE, "resource": "key", "from": accounts }]);
     let kept = json!([{ "accountId": TARGET, "imageId": IMAGE }]);
-    json!({ "execution": "undo", "notes": notes.collect::<Vec<_>>(), "taken": taken, "left": left, "kept": kept })
+    let notes: Vec<Value> = notes.collect();
+    json!({ "execution": "undo", "imageId": IMAGE, "notes": notes, "taken": taken, "left": left, "kept": kept })
 }
 
 fn marked(gift: &str, going: &str) -> Option<(String, Option<String>)> {
