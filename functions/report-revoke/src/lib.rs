@@ -324,7 +324,7 @@ mod tests {
         for failure in [Value::Null, failure] {
             let report = report(so_far.clone(), json!(full), failure);
             let bytes = report.to_string().len();
-            assert!(bytes > 80_000 && bytes < 200_000, "{bytes}");
+            assert!(bytes > 60_000 && bytes < 200_000, "{bytes}");
             let cause = report["cause"].as_str().unwrap();
             assert!(cause.len() < 32_768 && cause.contains(" more. When the reason is mended"), "{cause}");
         }
