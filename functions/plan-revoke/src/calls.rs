@@ -9,31 +9,16 @@ use ami_share_core::{
     take_back::{FromTarget, TakeBack},
 };
 use ami_share_key_grants::KeyGrant;
-use ami_share_plan::{COPY, Call, INSTANCE, PolicyDiff};
+use ami_share_plan::{COPY, Call, INSTANCE, Names, PolicyDiff};
 use serde_json::{Value, json};
 
 use crate::policies::PolicyChange;
-
-/// Names that calls have of the deployment.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Names<'a> {
-    /// The targets' managed policy.
-    pub(crate) key_access_policy: &'a str,
-    /// The ARN of the source account's role.
-    pub(crate) source_role: &'a str,
-}
 
 /// # Errors
 /// As [`KeyPolicy::to_text`](ami_share_core::key_policy::KeyPolicy::to_text).
 pub(crate) fn calls(names: Names<'_>, take_back: &TakeBack, policies: &[PolicyChange]) -> Result<Vec<Call>, Error> {
     let TakeBack { source, image_id, .. } = take_back;
-    let call = |call: &str, parameters| Call {
-        account_id: source.account_id.clone(),
-        region: Some(source.region.clone()),
-        call: call.to_owned(),
-        parameters,
-        policy: None,
-    };
+    let call = |call: &str, parameters| Call::new(&source.account_id, Some(&source.region), call, parameters);
     let mut calls = Vec::new();
     if !take_back.launch_permissions.is_empty() {
         let permission = json!({ "remove": take_back.launch_permissions });
@@ -71,13 +56,7 @@ pub(crate) fn calls(names: Names<'_>, take_back: &TakeBack, policies: &[PolicyCh
 
 fn in_target(names: Names<'_>, region: &Region, target: &FromTarget) -> Vec<Call> {
     let account = &target.account_id;
-    let call = |region: Option<&Region>, call: &str, parameters| Call {
-        account_id: account.clone(),
-        region: region.cloned(),
-        call: call.to_owned(),
-        parameters,
-        policy: None,
-    };
+    let call = |region: Option<&Region>, call: &str, parameters| Call::new(account, region, call, parameters);
     let mut calls = Vec::new();
     for made in &target.instances {
         let id = made.instance_id.as_ref().map_or(INSTANCE, |id| id.as_str());

@@ -14,6 +14,7 @@ use ami_share_core::{
     ids::{ExecutionName, PlanHash},
     take_back::TakeBack,
 };
+use ami_share_plan::Names;
 use serde::Deserialize;
 
 use plan::Plan;
@@ -52,7 +53,7 @@ pub async fn plan_revoke(hub: &Hub, input: Input) -> Result<Plan, Error> {
             let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
             policies::read(&aws_sdk_kms::Client::new(&config), take_back, plan.lost()).await?
         };
-        let names = calls::Names {
+        let names = Names {
             key_access_policy: &hub.settings.key_access_policy,
             source_role: &hub.source_role(&source.account_id, &source.region),
         };

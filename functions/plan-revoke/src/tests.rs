@@ -3,10 +3,11 @@ use ami_share_core::{
     key_policy::KeyPolicy,
     take_back::TakeBack,
 };
+use ami_share_plan::Names;
 use serde_json::{Value, json};
 
 use crate::{
-    calls::{Names, calls},
+    calls::calls,
     plan::{MOST_BYTES, Plan},
     policies::PolicyChange,
 };

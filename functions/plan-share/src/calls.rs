@@ -9,20 +9,11 @@ use ami_share_core::{
     share::{Image, KeyChange, Mode, Resolution, Target},
 };
 use ami_share_key_grants::KeyGrant;
-use ami_share_plan::{COPY, Call, INSTANCE, PolicyDiff};
+use ami_share_plan::{COPY, Call, INSTANCE, Names, PolicyDiff};
 use aws_sdk_kms::types::GrantOperation;
 use serde_json::{Value, json};
 
 use crate::policies::PolicyChange;
-
-/// Names that calls have of the deployment.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Names<'a> {
-    /// The targets' managed policy.
-    pub(crate) key_access_policy: &'a str,
-    /// The ARN of the source account's role.
-    pub(crate) source_role: &'a str,
-}
 
 /// # Errors
 /// As [`KeyPolicy::to_text`](ami_share_core::key_policy::KeyPolicy::to_text).
@@ -41,13 +32,7 @@ pub(crate) fn calls(
 
 fn in_source(names: Names<'_>, resolution: &Resolution, policies: &[PolicyChange<'_>]) -> Result<Vec<Call>, Error> {
     let source = &resolution.source;
-    let call = |call: &str, parameters| Call {
-        account_id: source.account_id.clone(),
-        region: Some(source.region.clone()),
-        call: call.to_owned(),
-        parameters,
-        policy: None,
-    };
+    let call = |call: &str, parameters| Call::new(&source.account_id, Some(&source.region), call, parameters);
     let mut calls = Vec::new();
     for PolicyChange { change, text, after, .. } in policies {
         if let Some(after) = after {
@@ -95,13 +80,8 @@ fn in_source(names: Names<'_>, resolution: &Resolution, policies: &[PolicyChange
 
 fn in_target(resolution: &Resolution, target: &Target, managed: &str) -> Vec<Call> {
     let Resolution { source, image, .. } = resolution;
-    let call = |region: Option<&Region>, call: &str, parameters| Call {
-        account_id: target.account_id.clone(),
-        region: region.cloned(),
-        call: call.to_owned(),
-        parameters,
-        policy: None,
-    };
+    let call =
+        |region: Option<&Region>, call: &str, parameters| Call::new(&target.account_id, region, call, parameters);
     let region = Some(&source.region);
     let mut calls = Vec::new();
     for change in &target.principal_changes {

@@ -15,9 +15,9 @@ use ami_share_core::{
     plan::PlannedPolicies,
     share::{Action, Resolution},
 };
+use ami_share_plan::Names;
 use serde::{Deserialize, Serialize};
 
-use calls::Names;
 use plan::Plan;
 
 pub const ACTIONS: Actions = Actions { source: &[policies::READ], target: &[], launcher: &[] };

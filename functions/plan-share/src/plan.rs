@@ -12,12 +12,12 @@ use ami_share_core::{
     principal_policy::{inline_policy, inline_policy_name},
     share::{PrincipalAccess, Resolution, Source, Target},
 };
-use ami_share_plan::{Call, PolicyDiff, written};
+use ami_share_plan::{Call, Names, PolicyDiff, written};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    calls::{Names, calls},
+    calls::calls,
     policies::{PolicyChange, planned},
 };
 

@@ -34,6 +34,22 @@ pub struct Call {
     pub policy: Option<PolicyDiff>,
 }
 
+impl Call {
+    /// One that changes no policy of a key.
+    pub fn new(account: &AccountId, region: Option<&Region>, call: &str, parameters: Value) -> Self {
+        Self { account_id: account.clone(), region: region.cloned(), call: call.to_owned(), parameters, policy: None }
+    }
+}
+
+/// Names that calls have of the deployment.
+#[derive(Debug, Clone, Copy)]
+pub struct Names<'a> {
+    /// The targets' managed policy.
+    pub key_access_policy: &'a str,
+    /// The ARN of the source account's role.
+    pub source_role: &'a str,
+}
+
 /// The bytes that `value` takes as JSON.
 pub fn written(value: &impl Serialize) -> usize {
     serde_json::to_string(value).map_or(0, |text| text.len())
