@@ -19,6 +19,7 @@ use crate::{Set, template, text};
 const MOST_LINES_OF_README: usize = 149;
 const MOST_WORDS: usize = 130;
 const MOST_LINES: usize = 6;
+const WIDEST_CODE: usize = 104;
 
 /// A page, by its path in the checkout.
 struct Page {
@@ -146,6 +147,17 @@ fn no_paragraph_is_long() {
             let Block::Paragraph(lines) = block else { continue };
             let words = lines.iter().flat_map(|line| line.split_whitespace()).count();
             assert!(words <= MOST_WORDS && lines.len() <= MOST_LINES, "{}: {words} words: {lines:#?}", page.path);
+        }
+    }
+}
+
+/// What is wider is cut where the page is shown. Tables made of text are wide, and can be moved.
+#[test]
+fn no_code_is_wider_than_its_page() {
+    for page in pages() {
+        for (language, code) in page.code().filter(|(language, _)| !["mermaid", "text"].contains(language)) {
+            let wide: Vec<_> = code.lines().filter(|line| line.chars().count() > WIDEST_CODE).collect();
+            assert!(wide.is_empty(), "{}, {language}: {wide:#?}", page.path);
         }
     }
 }
