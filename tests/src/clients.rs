@@ -2,6 +2,7 @@
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use aws_smithy_http_client::Builder;
 
 use crate::REGION;
 
@@ -15,6 +16,7 @@ pub fn root_of(account: &str, endpoint: &str) -> SdkConfig {
         .behavior_version(BehaviorVersion::latest())
         .region(Region::from_static(REGION))
         .endpoint_url(endpoint)
+        .http_client(Builder::new().build_http())
         .credentials_provider(SharedCredentialsProvider::new(Credentials::new(account, SECRET, None, None, "root")))
         .build()
 }

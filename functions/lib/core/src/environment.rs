@@ -35,7 +35,7 @@ pub fn config() -> Result<SdkConfig, String> {
 fn https() -> Result<SharedHttpClient, String> {
     let trusted = TrustStore::empty().with_pem_certificate(ROOTS);
     let context = TlsContext::builder().with_trust_store(trusted).build().map_err(|error| error.to_string())?;
-    Ok(Builder::new().tls_provider(Provider::Rustls(CryptoMode::AwsLc)).tls_context(context).build_https())
+    Ok(Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(context).build_https())
 }
 
 /// `AWS_ENDPOINT_URL_<SERVICE>`: for engines that stand in for one service.
