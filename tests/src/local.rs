@@ -89,18 +89,20 @@ impl Local {
         let (organizations, units) = (organization.organizations.join(","), organization.units.join(","));
         let asked_as =
             organization.asked_in.as_ref().map(|account| format!("arn:aws:iam::{account}:role/AmiShareOrganization"));
+        let sources: BTreeSet<&String> = pairs.iter().map(|(source, _)| *source).chain([&settings.source]).collect();
+        let allowed_sources = sources.iter().map(|source| source.as_str()).collect::<Vec<_>>().join(",");
         let parameters = [
             ("AllowedTargetAccounts", allowed.as_str()),
             ("AllowedOrganizations", &organizations),
             ("AllowedOrganizationalUnits", &units),
             ("OrganizationsRoleArn", asked_as.as_deref().unwrap_or_default()),
             ("SourceAccountId", &settings.source),
+            ("AllowedSourceAccountIds", &allowed_sources),
             ("ExternalId", EXTERNAL_ID),
             ("AuditSchedule", &settings.audit_schedule),
             ("ImageEventSource", IMAGE_EVENT_SOURCE),
         ];
         let hub = deploy::deploy_hub(&engine, &parameters).await?;
-        let sources: BTreeSet<&String> = pairs.iter().map(|(source, _)| *source).chain([&settings.source]).collect();
         for source in &sources {
             deploy_source(&engine, source).await?;
         }

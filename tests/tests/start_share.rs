@@ -71,6 +71,15 @@ async fn an_image_with_a_profile_is_shared_once_however_often_the_event_comes() 
     let event = event(&image.image_id).to_string();
     let answer = aws(&local, &["lambda", "invoke", "--function-name", &function, "--payload", &event, "/dev/stdout"])?;
     assert!(answer.contains(&first.name), "{answer}");
+    // An account whose images may not be shared is not even asked.
+    let asked = local.sandbox.world().journal.last_seq();
+    let mut elsewhere = self::event(&image.image_id);
+    elsewhere["account"] = json!(TARGET);
+    let payload = elsewhere.to_string();
+    let answer =
+        aws(&local, &["lambda", "invoke", "--function-name", &function, "--payload", &payload, "/dev/stdout"])?;
+    assert!(answer.replace(' ', "").contains("\"execution\":null"), "{answer}");
+    assert_eq!(local.sandbox.world().journal.since(asked), []);
     // Every change was made once: two keys, one image, one principal, one proof.
     let mut changes: BTreeMap<String, usize> = BTreeMap::new();
     for entry in local.sandbox.world().journal.since(seen).iter().filter(|entry| entry.changed) {

@@ -46,12 +46,13 @@ pub struct Output {
 /// made under the same key is taken as it is.
 ///
 /// # Errors
-/// [`Error::TargetNotAllowed`]; [`Error::NotYetVisible`] when the target may not use the image or its snapshots, or not
+/// [`Error::SourceNotAllowed`]; [`Error::TargetNotAllowed`]; [`Error::NotYetVisible`] when the target may not use the image or its snapshots, or not
 /// yet; [`Error::QuotaExceeded`] when it makes as many copies as it may.
 #[tracing::instrument(skip_all, fields(
     execution = %input.execution, account = %input.target.account_id, image = %input.image.image_id
 ))]
 pub async fn copy_image(hub: &Hub, input: Input) -> Result<Output, Error> {
+    hub.settings.sources.check(&input.source.account_id)?;
     hub.settings.allow_list.check_listed([&input.target.account_id])?;
     if let Some(copy_id) = input.target.copy_id {
         return Ok(Output { copy_id });

@@ -42,11 +42,12 @@ pub struct Output {
 /// answered with the grant that is there.
 ///
 /// # Errors
-/// [`Error::TargetNotAllowed`]; [`Error::AccessDenied`] for a key whose policy does not let IAM decide
+/// [`Error::SourceNotAllowed`]; [`Error::TargetNotAllowed`]; [`Error::AccessDenied`] for a key whose policy does not let IAM decide
 /// about grants; [`Error::QuotaExceeded`] for one that has as many as it may; [`Error::KeyNotUsable`].
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn grant_keys(hub: &Hub, input: Input) -> Result<Output, Error> {
     let accounts = input.keys.iter().flat_map(|change| &change.account_ids);
+    hub.settings.sources.check(&input.source.account_id)?;
     ami_share_allow_list::check(hub, &input.execution, accounts).await?;
     let mut grants = 0;
     if input.keys.is_empty() {

@@ -60,10 +60,11 @@ pub struct Output {
 /// inline policies that it lacks. Both do nothing to a principal that has them already.
 ///
 /// # Errors
-/// [`Error::TargetNotAllowed`]; [`Error::PrincipalNotFound`]; [`Error::QuotaExceeded`] when a principal has as many policies as
+/// [`Error::SourceNotAllowed`]; [`Error::TargetNotAllowed`]; [`Error::PrincipalNotFound`]; [`Error::QuotaExceeded`] when a principal has as many policies as
 /// it may; [`Error::AccessDenied`] when the target's owner does not let ami-share manage it.
 #[tracing::instrument(skip_all, fields(execution = %input.execution, account = %input.target.account_id))]
 pub async fn grant_principals(hub: &Hub, input: Input) -> Result<Output, Error> {
+    hub.settings.sources.check(&input.source.account_id)?;
     hub.settings.allow_list.check_listed([&input.target.account_id])?;
     if !input.has_changes() {
         return Ok(Output { granted: Vec::new(), settle_seconds: input.settle_seconds() });

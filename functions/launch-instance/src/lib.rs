@@ -49,7 +49,7 @@ pub struct Output {
 /// with it when it is terminated, whatever the image says: a proof leaves nothing behind.
 ///
 /// # Errors
-/// [`Error::TargetNotAllowed`];
+/// [`Error::SourceNotAllowed`]; [`Error::TargetNotAllowed`];
 /// [`Error::NotYetVisible`] when the target does not see the image; [`Error::LaunchFailed`] when EC2
 /// has no room, the request does not fit the account's network or the image, or the instance is gone
 /// already; [`Error::QuotaExceeded`].
@@ -57,6 +57,7 @@ pub struct Output {
     execution = %input.execution, account = %input.target.account_id, image = %input.launch_image_id
 ))]
 pub async fn launch_instance(hub: &Hub, input: Input) -> Result<Output, Error> {
+    hub.settings.sources.check(&input.source.account_id)?;
     hub.settings.allow_list.check_listed([&input.target.account_id])?;
     let Input { execution, source, target, launch_image_id, .. } = &input;
     let mappings = block_devices(&input.image, target)?;

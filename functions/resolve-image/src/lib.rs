@@ -11,6 +11,7 @@ use ami_share_core::{
     ids::{AccountId, ExecutionName},
     request::{Request, RequestedTarget},
     room,
+    settings::Settings,
     share::{KeyAccess, KeyChange, Mode, Prove, Resolution, SnapshotChange, Source, SourceChanges, Target},
 };
 use serde::Deserialize;
@@ -46,7 +47,7 @@ pub struct Input {
 /// Reads the request, then the source account, then every target.
 ///
 /// # Errors
-/// [`Error::InvalidRequest`] and [`Error::TargetNotAllowed`] before any account is asked but the one that knows
+/// [`Error::InvalidRequest`], [`Error::SourceNotAllowed`] and [`Error::TargetNotAllowed`] before any account is asked but the one that knows
 /// who is in the organization; then everything that stands in the way, as one [`Error::Several`].
 #[tracing::instrument(skip_all, fields(execution = %input.name))]
 pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error> {
@@ -87,7 +88,8 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
 
 fn read_request(hub: &Hub, request: &Value) -> Result<Request, Error> {
     let region = hub.region().map_err(|rule| Error::invalid("region", "", rule))?;
-    let parsed = Request::parse(request, &Source { account_id: hub.settings.source_account.clone(), region });
+    let default_source = Source { account_id: hub.settings.source_account.clone(), region };
+    let parsed = Request::parse(request, &default_source);
     // Also of a request that is otherwise wrong: an operator should not meet this one run later.
     let accounts: Vec<AccountId> = request["targets"]
         .as_array()
@@ -95,12 +97,18 @@ fn read_request(hub: &Hub, request: &Value) -> Result<Request, Error> {
         .flatten()
         .filter_map(|target| AccountId::parse(target["accountId"].as_str()?).ok())
         .collect();
-    let allowed = hub.settings.allow_list.check_listed(&accounts);
-    match (parsed, allowed) {
-        (Ok(request), Ok(())) => Ok(request),
-        (Ok(_), Err(not_allowed)) => Err(not_allowed),
-        (Err(problems), Ok(())) => Err(Error::InvalidRequest(problems)),
-        (Err(problems), Err(not_allowed)) => Err(Error::Several(vec![Error::InvalidRequest(problems), not_allowed])),
+    let source = match &request["source"]["accountId"] {
+        Value::Null => Some(default_source.account_id),
+        named => named.as_str().and_then(|id| AccountId::parse(id).ok()),
+    };
+    let Settings { sources, allow_list, .. } = &*hub.settings;
+    let of_source = source.and_then(|source| sources.check(&source).err());
+    let not_allowed = of_source.into_iter().chain(allow_list.check_listed(&accounts).err());
+    match parsed {
+        Ok(request) => Error::all_of(not_allowed.collect()).map(|()| request),
+        Err(problems) => {
+            Err(Error::Several([Error::InvalidRequest(problems)].into_iter().chain(not_allowed).collect()))
+        }
     }
 }
 

@@ -48,10 +48,11 @@ pub struct Output {
 /// 10,000 accounts a call, far more than a request has; it takes all of a call or nothing.
 ///
 /// # Errors
-/// [`Error::TargetNotAllowed`]; [`Error::InvalidRequest`] for an account that EC2 does not know;
+/// [`Error::SourceNotAllowed`]; [`Error::TargetNotAllowed`]; [`Error::InvalidRequest`] for an account that EC2 does not know;
 /// [`Error::QuotaExceeded`]; [`Error::NotYetVisible`] when the read back lacks an account.
 #[tracing::instrument(skip_all, fields(execution = %input.execution, image = %input.image_id))]
 pub async fn share_image(hub: &Hub, input: Input) -> Result<Output, Error> {
+    hub.settings.sources.check(&input.source.account_id)?;
     ami_share_allow_list::check(hub, &input.execution, &input.account_ids).await?;
     if input.account_ids.is_empty() {
         return Ok(Output { modified: Vec::new() });

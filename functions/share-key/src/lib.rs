@@ -41,12 +41,13 @@ pub struct Output {
 /// Reading, merging and writing again is safe, so a retry after a lost reply changes nothing.
 ///
 /// # Errors
-/// [`Error::TargetNotAllowed`]; [`Error::KeyPoliciesLocked`]; [`Error::PlanChanged`], and then nothing of this execution
+/// [`Error::SourceNotAllowed`]; [`Error::TargetNotAllowed`]; [`Error::KeyPoliciesLocked`]; [`Error::PlanChanged`], and then nothing of this execution
 /// is left in any of the policies; [`Error::KeyPolicyTooLarge`] and [`Error::KeyPolicyConflict`] before a write;
 /// [`Error::NotYetVisible`] for a read that is out of date, before or after the write.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
     let accounts = input.keys.iter().flat_map(|change| &change.account_ids);
+    hub.settings.sources.check(&input.source.account_id)?;
     ami_share_allow_list::check(hub, &input.execution, accounts).await?;
     if input.keys.is_empty() {
         return Ok(Output { written: vec![] });

@@ -39,10 +39,11 @@ pub struct Output {
 /// Adds each account to each snapshot's createVolumePermission; EC2 takes one that is there already.
 ///
 /// # Errors
-/// [`Error::TargetNotAllowed`]; [`Error::KeyNotShareable`] for a snapshot under the AWS-managed key.
+/// [`Error::SourceNotAllowed`]; [`Error::TargetNotAllowed`]; [`Error::KeyNotShareable`] for a snapshot under the AWS-managed key.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn share_snapshots(hub: &Hub, input: Input) -> Result<Output, Error> {
     let accounts = input.snapshots.iter().flat_map(|change| &change.account_ids);
+    hub.settings.sources.check(&input.source.account_id)?;
     ami_share_allow_list::check(hub, &input.execution, accounts).await?;
     let mut modified = Vec::new();
     if input.snapshots.is_empty() {

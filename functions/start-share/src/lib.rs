@@ -66,7 +66,7 @@ pub struct Detail {
 #[serde(rename_all = "camelCase")]
 pub struct Output {
     pub image_id: ImageId,
-    /// The name of the execution; nothing when the image does not ask to be shared.
+    /// The name of the execution; nothing when the image does not ask to be shared, or is of no source.
     pub execution: Option<ExecutionName>,
 }
 
@@ -83,6 +83,11 @@ pub async fn start_share(hub: &Hub, settings: &Settings, event: EventBridgeEvent
     let source = source_of(&event)?;
     let Detail { image_id, state } = event.detail;
     if state != "available" {
+        return Ok(Output { image_id, execution: None });
+    }
+    // The bus of a hub that is not the source has the hub's own images on it, too.
+    if let Err(error) = hub.settings.sources.check(&source.account_id) {
+        tracing::info!(%error, "not shared");
         return Ok(Output { image_id, execution: None });
     }
     let image = describe_image(hub, &source, &image_id).await?;

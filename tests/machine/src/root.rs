@@ -42,7 +42,18 @@ impl Caller {
         Ok(Self { access_key, token: None, region: REGION.to_owned() })
     }
 
-    /// A call of EC2 or IAM, by the names that parameters have on the wire; returns the answer's XML.
+    /// A session of a role that this caller assumes, without a session policy.
+    ///
+    /// # Errors
+    /// The answer, where it is an error.
+    pub fn assume(&self, world: &mut World, role: &str, external_id: &str) -> Result<Self, String> {
+        let parameters = [("RoleArn", role), ("RoleSessionName", "somebody"), ("ExternalId", external_id)];
+        let session = self.call(world, "sts", "AssumeRole", &parameters)?;
+        let access_key = element(&session, "AccessKeyId").unwrap_or_default();
+        Ok(Self { access_key, token: element(&session, "SessionToken"), region: self.region.clone() })
+    }
+
+    /// A call of EC2, IAM or STS, by the names that parameters have on the wire; returns the answer's XML.
     ///
     /// # Errors
     /// The answer, where it is an error.

@@ -13,6 +13,9 @@ use crate::{MANAGEMENT, OUTER, others, place, put, questions, run};
 /// Ready to be a target, and nowhere on the allow-list.
 const OUTSIDER: &str = "555555555555";
 
+/// Neither source nor target of anything.
+const UNKNOWN: &str = "888888888888";
+
 /// A function, and what it is called with.
 type Call = (&'static str, Value);
 
@@ -94,6 +97,27 @@ async fn with_a_list_of_accounts_only_no_function_gives_anything_and_nobody_is_a
     let request = json!({ "imageId": image.image_id, "targets": [{ "accountId": TARGET }, { "accountId": OUTSIDER }] });
     let (error, cause, _) = run(&local, "outside", &request).await?;
     assert_eq!(error, "TargetNotAllowed", "{cause}");
+
+    // Nor anything of an account whose images may not be shared.
+    for (function, mut payload) in in_source.into_iter().chain(in_target) {
+        payload["source"]["accountId"] = json!(OUTSIDER);
+        let (error, message) = invoke(&local, function, &payload)?;
+        assert_eq!(error, "SourceNotAllowed", "{function}: {message}");
+    }
+    let source = json!({ "accountId": OUTSIDER });
+    let request = json!({ "imageId": image.image_id, "source": source, "targets": [{ "accountId": TARGET }] });
+    let (error, cause, _) = run(&local, "of-an-outsider", &request).await?;
+    assert_eq!(error, "SourceNotAllowed", "{cause}");
+    for said in [OUTSIDER, SOURCE, "AllowedSourceAccountIds", "Nothing was changed."] {
+        assert!(cause.contains(said), "the cause does not say {said}: {cause}");
+    }
+    // Both are said at once, with what else is wrong.
+    let request = json!({ "imageId": "ami-x", "source": source, "targets": [{ "accountId": UNKNOWN }] });
+    let (error, cause, _) = run(&local, "all-wrong", &request).await?;
+    assert_eq!(error, "InvalidRequest", "{cause}");
+    for said in ["imageId", "list of sources", "allow-list of targets", UNKNOWN] {
+        assert!(cause.contains(said), "the cause does not say {said}: {cause}");
+    }
     assert_eq!(local.sandbox.world().journal.since(seen), []);
 
     // And for a target inside, Organizations is not asked either.

@@ -8,6 +8,7 @@ use ami_share_core::{
     allow_list::AllowList,
     ids::{AccountId, ExecutionName},
     settings::{OrganizationsReader, Settings},
+    sources::Sources,
 };
 use ami_share_sandbox::{Sandbox, world::Organization};
 use ami_share_tests::{HUB, Result, SOURCE, clients::root_of};
@@ -115,6 +116,7 @@ fn hub(endpoint: &str, allowed: &BTreeSet<String>) -> Result<Hub> {
         key_access_policy: "AmiShareKeyAccess".to_owned(),
         external_id: "local".to_owned(),
         source_account: AccountId::parse(SOURCE)?,
+        sources: Sources::default(),
         allow_list: AllowList::parse(&list)?,
         organizations_reader: Some(OrganizationsReader::Hub(AccountId::parse(HUB)?)),
         record_table: None,

@@ -114,7 +114,9 @@ fn is_more_of_a_paragraph(line: &str) -> bool {
 
 fn pages() -> Vec<Page> {
     let mut paths: Vec<String> =
-        ["README.md", "README.vi.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(str::to_owned).into();
+        ["README.md", "README.vi.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
+            .map(str::to_owned)
+            .into();
     let docs = files(&checkout().join("docs"), "md");
     paths.extend(docs.iter().map(|path| path.strip_prefix(checkout()).unwrap().to_string_lossy().into_owned()));
     paths.iter().map(|path| Page::read(path)).collect()

@@ -51,11 +51,11 @@ fn is_told_the_allow_list(name: &str) -> bool {
     asks_organizations(name) || uses(name, "allow_list.check_listed(")
 }
 
-/// Whether the function is to work in a target that is not on the allow-list any more: whatever is not on share-ami's
-/// way to what a target gets.
-fn is_for_any_target(name: &str) -> bool {
-    let on_the_way = definition::share_ami().tasks().iter().any(|(state, _)| state == name);
-    !on_the_way || name.starts_with("Undo") || name == "TerminateInstance"
+/// Whether the function is to work in accounts that are on no list any more: whatever is not on the way to what a
+/// target gets.
+fn is_for_any_account(name: &str) -> bool {
+    let on_the_way = definition::share_ami().tasks().iter().any(|(state, _)| state == name) || name == "StartShare";
+    !on_the_way || name.starts_with("Undo") || ["TerminateInstance", "ResolveUndo"].contains(&name)
 }
 
 /// The statements of a policy document; those under a condition of the template count as there.
@@ -225,10 +225,10 @@ fn each_function_has_a_role_of_its_own_that_the_account_roles_trust() {
 fn each_functions_role_assumes_exactly_the_roles_that_its_step_calls_as() {
     let hub = template(HUB);
     for (name, actions) in functions() {
-        let any = if is_for_any_target(name) { "Any" } else { "" };
+        let any = if is_for_any_account(name) { "Any" } else { "" };
         let mut expected: Vec<Value> = [
             ("WriteLogsAndTracesPolicy".to_owned(), true),
-            ("AssumeSourceRolePolicy".to_owned(), !actions.source.is_empty()),
+            (format!("Assume{any}SourceRolePolicy"), !actions.source.is_empty()),
             ("LockKeyPoliciesPolicy".to_owned(), takes_the_lock(name)),
             (format!("Assume{any}TargetRolePolicy"), !actions.target.is_empty()),
             (format!("Assume{any}LauncherRolePolicy"), !actions.launcher.is_empty()),
@@ -249,40 +249,45 @@ fn each_functions_role_assumes_exactly_the_roles_that_its_step_calls_as() {
 #[test]
 fn the_policies_that_functions_share_allow_the_one_role() {
     let hub = template(HUB);
-    for role in ["Source", "Target", "Launcher"] {
-        let document = properties(&hub, &format!("Assume{role}RolePolicy"))["PolicyDocument"].clone();
-        let limited = role != "Source";
-        let mut policies = vec![(document, limited)];
-        if limited {
-            let any = properties(&hub, &format!("AssumeAny{role}RolePolicy"));
-            policies.push((any["PolicyDocument"].clone(), false));
-        }
-        for (document, limited) in policies {
-            let statements = statements(&document);
+    let unlimited = vec![Value::Null];
+    for (role, limits) in [
+        ("Source", vec![sources_condition()]),
+        ("Target", allow_list_conditions()),
+        ("Launcher", allow_list_conditions()),
+    ] {
+        for (any, limits) in [("", &limits), ("Any", &unlimited)] {
+            let policy = properties(&hub, &format!("Assume{any}{role}RolePolicy"));
+            let statements = statements(&policy["PolicyDocument"]);
             for statement in &statements {
                 assert_eq!(statement["Effect"], "Allow");
                 assert_eq!(statement["Action"], "sts:AssumeRole");
                 let expected = json!({ "Fn::Sub": format!("arn:${{AWS::Partition}}:iam::*:role/${{{role}RoleName}}") });
                 assert_eq!(statement["Resource"], expected);
             }
-            let conditions: Vec<&Value> = statements.iter().map(|statement| &statement["Condition"]).collect();
-            if limited {
-                assert_eq!(conditions, allow_list_conditions().iter().collect::<Vec<_>>(), "{role}");
-            } else {
-                assert_eq!(conditions, [&Value::Null], "{role}");
-            }
+            let conditions: Vec<Value> = statements.iter().map(|statement| statement["Condition"].clone()).collect();
+            assert_eq!(conditions, *limits, "{any}{role}");
         }
     }
 }
 
+/// `list` of the hub's parameters, or the source of a request that names none.
+fn sources(list: &Value) -> Value {
+    let default = json!({ "Fn::If": ["HubIsSource", { "Ref": "AWS::AccountId" }, { "Ref": "SourceAccountId" }] });
+    json!({ "Fn::If": ["SomeSources", list, default] })
+}
+
+fn sources_condition() -> Value {
+    json!({ "StringEquals": { "aws:ResourceAccount": sources(&json!({ "Ref": "AllowedSourceAccountIds" })) } })
+}
+
 /// One for each list; nobody is on an empty one.
-fn allow_list_conditions() -> [Value; 3] {
+fn allow_list_conditions() -> Vec<Value> {
     let accounts = json!({ "Fn::If": ["SomeTargets", { "Ref": "AllowedTargetAccounts" }, "nobody"] });
     let paths = json!({ "Fn::Split": [",", { "Fn::Sub": [
         "*/${Units}/*",
         { "Units": { "Fn::Join": ["/*,*/", { "Ref": "AllowedOrganizationalUnits" }] } }
     ]}]});
-    [
+    vec![
         json!({ "StringEquals": { "aws:ResourceAccount": accounts } }),
         json!({ "StringEquals": { "aws:ResourceOrgID": { "Ref": "AllowedOrganizations" } } }),
         json!({ "ForAnyValue:StringLike": { "aws:ResourceOrgPaths": paths } }),
@@ -304,6 +309,7 @@ fn the_lists_of_organizations_and_units_make_statements_only_when_they_are_not_e
         }
     }
     for (condition, parameter) in [
+        ("SomeSources", "AllowedSourceAccountIds"),
         ("SomeTargets", "AllowedTargetAccounts"),
         ("SomeOrganizations", "AllowedOrganizations"),
         ("SomeUnits", "AllowedOrganizationalUnits"),
@@ -393,6 +399,19 @@ fn functions_that_look_at_the_allow_list_are_told_it_and_no_others() {
         "LaunchInstance",
     ] {
         assert!(told.contains(name), "{name} gives something, and does not look at the allow-list");
+    }
+}
+
+/// The request is read by the first, and every other one gives something.
+#[test]
+fn every_function_on_the_way_to_a_target_looks_at_the_list_of_sources() {
+    let hub = template(HUB);
+    let told = &hub["Globals"]["Function"]["Environment"]["Variables"]["ALLOWED_SOURCES"];
+    assert_eq!(*told, sources(&json!({ "Fn::Join": [",", { "Ref": "AllowedSourceAccountIds" }] })));
+    let looks = |name: &str| uses(name, "sources.check(");
+    for (name, _) in functions() {
+        let gives = is_told_the_allow_list(name) && name != "AuditShares";
+        assert_eq!(looks(name), gives || name == "StartShare", "{name}");
     }
 }
 

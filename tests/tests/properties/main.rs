@@ -21,6 +21,7 @@ mod proof;
 mod request;
 mod revoked;
 mod single;
+mod taken_over;
 mod trouble;
 mod world;
 mod worst;

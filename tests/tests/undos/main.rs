@@ -61,6 +61,7 @@ impl Stage {
             ("KEY_ACCESS_POLICY_NAME", "AmiShareKeyAccess"),
             ("EXTERNAL_ID", "external"),
             ("SOURCE_ACCOUNT_ID", SOURCE),
+            ("ALLOWED_SOURCES", SOURCE),
             ("ALLOWED_TARGETS", TARGET),
             ("RECORD_TABLE_ARN", TABLE),
         ];

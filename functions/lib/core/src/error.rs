@@ -71,6 +71,13 @@ pub enum Error {
     )]
     TargetNotAllowed { refused: Vec<RefusedTarget>, lists: String },
 
+    /// `listed` is what the parameter has.
+    #[error(
+        "account {account} is not on this deployment's list of sources ({listed}); add it to the hub stack's parameter \
+         AllowedSourceAccountIds if its images should be shared"
+    )]
+    SourceNotAllowed { account: AccountId, listed: String },
+
     #[error(
         "image {image} was not found by account {account} in {region} (ec2:DescribeImages); \
          check the id, the source account and the Region"
@@ -209,6 +216,7 @@ impl Error {
         match self {
             Self::InvalidRequest(_) => "InvalidRequest",
             Self::TargetNotAllowed { .. } => "TargetNotAllowed",
+            Self::SourceNotAllowed { .. } => "SourceNotAllowed",
             Self::ImageNotFound { .. } => "ImageNotFound",
             Self::ImageNotAvailable { .. } => "ImageNotAvailable",
             Self::ImageNotShareable { .. } => "ImageNotShareable",
@@ -236,9 +244,10 @@ impl Error {
     }
 
     /// Every name there is, for the contract test between this enum, the state machine and docs/errors.md.
-    pub const NAMES: [&str; 24] = [
+    pub const NAMES: [&str; 25] = [
         "InvalidRequest",
         "TargetNotAllowed",
+        "SourceNotAllowed",
         "ImageNotFound",
         "ImageNotAvailable",
         "ImageNotShareable",

@@ -221,7 +221,7 @@ impl Hub {
         actions: &[&str],
     ) -> Result<SdkConfig, Error> {
         let remedy = "deploy accounts/source.yaml or accounts/target.yaml there, with this deployment's hub account \
-                      and external id (and a target must be on the hub stack's allow-list)";
+                      and external id (and the hub stack must list the account, as a source or as a target)";
         let config = self.assume_role(account, &role_arn(account, region, role), execution, actions, remedy).await?;
         Ok(config.to_builder().region(aws_config::Region::new(region.to_string())).build())
     }

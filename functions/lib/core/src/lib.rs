@@ -13,6 +13,7 @@
 //! - [`hub`]: the roles a step assumes, and the clock.
 //! - [`arns`], [`digest`], [`tokens`], [`key_actions`]: what calls of several steps name.
 //! - [`allow_list`]: who may ever be a target.
+//! - [`sources`]: whose images may be shared.
 //! - [`key_policy`]: reading, merging and taking back statements of a key policy.
 //! - [`plan`]: what a plan and the steps that carry it out agree on.
 //! - [`polling`]: how long to wait between two looks at what takes its time.
@@ -47,6 +48,7 @@ pub mod revoke;
 pub mod room;
 pub mod settings;
 pub mod share;
+pub mod sources;
 pub mod step;
 pub mod take_back;
 pub mod tokens;

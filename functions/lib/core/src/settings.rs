@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::{
     allow_list::AllowList,
     ids::{AccountId, PrincipalArn},
+    sources::Sources,
 };
 
 /// The hub stack's parameters, as the template gives them to every function.
@@ -22,6 +23,8 @@ pub struct Settings {
     pub external_id: String,
     /// The source account of a request that names none.
     pub source_account: AccountId,
+    /// Whose images may be shared.
+    pub sources: Sources,
     /// Empty in functions that give nobody anything.
     pub allow_list: AllowList,
     /// Of the functions that ask.
@@ -116,6 +119,8 @@ impl Settings {
         // Only functions that give something are told whom they may give it to: to the others, to nobody.
         let allow_list = AllowList::parse(&get("ALLOWED_TARGETS").unwrap_or_default())
             .map_err(|rule| format!("ALLOWED_TARGETS: {rule}"))?;
+        let sources = Sources::parse(&get("ALLOWED_SOURCES").unwrap_or_default())
+            .map_err(|rule| format!("ALLOWED_SOURCES: {rule}"))?;
         let organizations_reader = get("ORGANIZATIONS_READER")
             .map(|reader| OrganizationsReader::parse(&reader))
             .transpose()
@@ -128,6 +133,7 @@ impl Settings {
             external_id,
             source_account: AccountId::parse(source_account)
                 .map_err(|rule| format!("SOURCE_ACCOUNT_ID must be {rule}"))?,
+            sources,
             allow_list,
             organizations_reader,
             record_table: get("RECORD_TABLE_ARN")
@@ -168,7 +174,7 @@ mod tests {
             "ALLOWED_TARGETS" => targets.map(str::to_owned),
             "ORGANIZATIONS_READER" => reader.map(str::to_owned),
             "SOURCE_ACCOUNT_ID" => Some("111111111111".to_owned()),
-            "RECORD_TABLE_ARN" | "STALE_READ_SECONDS" => None,
+            "ALLOWED_SOURCES" | "RECORD_TABLE_ARN" | "STALE_READ_SECONDS" => None,
             _ => Some("x".to_owned()),
         })
     }
