@@ -130,8 +130,13 @@ async fn deploy_twice(test: &str, accounts: [&str; 3]) -> Result<Machine> {
             machine.succeeds(account, command)?;
         }
         let there = machine.resources(&accounts.into()).await?;
-        let roles = ["AmiShareSource", "AmiShareTarget", "AmiShareLauncher", "AmiShareReportFunctionRole"];
-        for role in roles {
+        for role in [
+            "AmiShareSource",
+            "AmiShareSourceReader",
+            "AmiShareTarget",
+            "AmiShareLauncher",
+            "AmiShareReportFunctionRole",
+        ] {
             assert!(there.iter().any(|[_, kind, name, _]| kind == "IAM" && name == role), "{role}: {there:#?}");
         }
         let gone: Vec<_> = before.difference(&there).collect();

@@ -30,7 +30,7 @@ pub use report::{Kind, Report};
 pub use run::Progress;
 
 pub const ACTIONS: Actions = Actions {
-    source: &[
+    source_reader: &[
         images::DESCRIBE_IMAGES,
         images::DESCRIBE_SNAPSHOTS,
         images::DESCRIBE_IMAGE_ATTRIBUTE,
@@ -39,8 +39,7 @@ pub const ACTIONS: Actions = Actions {
         keys::GET_KEY_POLICY,
         ami_share_key_grants::LIST_GRANTS,
     ],
-    target: &[],
-    launcher: &[],
+    ..Actions::NONE
 };
 
 /// What it calls in the hub account, as its own role.
@@ -74,7 +73,7 @@ pub struct Output {
 pub async fn audit_shares(hub: &Hub, input: Input) -> Result<Output, Error> {
     let request = read_request(hub, &input.request)?;
     let source = &request.source;
-    let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
+    let config = hub.as_source_reader(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
     let config = config.to_builder().retry_config(RetryConfig::adaptive().with_max_attempts(pace::ATTEMPTS)).build();
     let ec2 = aws_sdk_ec2::Client::new(&config);
     let world = World {

@@ -17,7 +17,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 
 pub const ACTIONS: Actions =
-    Actions { source: &[], target: &[], launcher: &[DESCRIBE_IMAGES, DESCRIBE_INSTANCES, DESCRIBE_TEMPLATES] };
+    Actions { launcher: &[DESCRIBE_IMAGES, DESCRIBE_INSTANCES, DESCRIBE_TEMPLATES], ..Actions::NONE };
 
 const DESCRIBE_IMAGES: &str = "ec2:DescribeImages";
 const DESCRIBE_INSTANCES: &str = "ec2:DescribeInstances";

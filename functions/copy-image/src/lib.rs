@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use undo::{UNDO_ACTIONS, undo_copy_image};
 
-pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &making_encrypted(COPY) };
+pub const ACTIONS: Actions = Actions { launcher: &making_encrypted(COPY), ..Actions::NONE };
 
 const COPY: &str = "ec2:CopyImage";
 

@@ -23,7 +23,7 @@ use aws_sdk_ec2::{
 use crate::{copy_token, name_end};
 
 pub const UNDO_ACTIONS: Actions =
-    Actions { source: &[], target: &[], launcher: &[DESCRIBE_IMAGES, DEREGISTER, DESCRIBE_SNAPSHOTS, DELETE] };
+    Actions { launcher: &[DESCRIBE_IMAGES, DEREGISTER, DESCRIBE_SNAPSHOTS, DELETE], ..Actions::NONE };
 
 const DESCRIBE_IMAGES: &str = "ec2:DescribeImages";
 const DEREGISTER: &str = "ec2:DeregisterImage";

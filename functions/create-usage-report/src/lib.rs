@@ -14,7 +14,7 @@ use ami_share_core::{
 use aws_sdk_ec2::{Client, error::ProvideErrorMetadata, types::ImageUsageResourceTypeRequest};
 use serde::{Deserialize, Serialize};
 
-pub const ACTIONS: Actions = Actions { source: &[CREATE], target: &[], launcher: &[] };
+pub const ACTIONS: Actions = Actions { source_reader: &[CREATE], ..Actions::NONE };
 
 const CREATE: &str = "ec2:CreateImageUsageReport";
 
@@ -41,7 +41,7 @@ pub struct Output {
 #[tracing::instrument(skip_all, fields(execution = %input.execution, image = %input.image_id))]
 pub async fn create_usage_report(hub: &Hub, input: Input) -> Result<Output, Error> {
     let Input { execution, source, image_id } = &input;
-    let config = hub.as_source(&source.account_id, &source.region, execution, ACTIONS).await?;
+    let config = hub.as_source_reader(&source.account_id, &source.region, execution, ACTIONS).await?;
     let kind =
         |resource: UsingResource| ImageUsageResourceTypeRequest::builder().resource_type(resource.name()).build();
     let created = Client::new(&config)

@@ -16,9 +16,10 @@ use aws_sdk_ec2::{
 use serde::{Deserialize, Serialize};
 
 pub const ACTIONS: Actions = Actions {
-    source: COPY_ACTIONS.source,
+    source_reader: COPY_ACTIONS.source_reader,
     target: COPY_ACTIONS.target,
     launcher: &[DESCRIBE_IMAGES, DESCRIBE_SNAPSHOTS, "kms:DescribeKey", "kms:GetKeyPolicy"],
+    ..Actions::NONE
 };
 
 const DESCRIBE_IMAGES: &str = "ec2:DescribeImages";

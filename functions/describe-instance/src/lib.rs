@@ -16,9 +16,10 @@ use aws_sdk_ec2::{
 use serde::{Deserialize, Serialize};
 
 pub const ACTIONS: Actions = Actions {
-    source: LAUNCH_ACTIONS.source,
+    source_reader: LAUNCH_ACTIONS.source_reader,
     target: LAUNCH_ACTIONS.target,
     launcher: &[DESCRIBE, "kms:DescribeKey", "kms:GetKeyPolicy"],
+    ..Actions::NONE
 };
 
 const DESCRIBE: &str = "ec2:DescribeInstances";

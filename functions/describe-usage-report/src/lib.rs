@@ -14,7 +14,7 @@ use ami_share_core::{
 use aws_sdk_ec2::{Client, error::ProvideErrorMetadata, primitives::DateTime, types::ImageUsageReportEntry};
 use serde::{Deserialize, Serialize};
 
-pub const ACTIONS: Actions = Actions { source: &[DESCRIBE, DESCRIBE_ENTRIES], target: &[], launcher: &[] };
+pub const ACTIONS: Actions = Actions { source_reader: &[DESCRIBE, DESCRIBE_ENTRIES], ..Actions::NONE };
 
 const DESCRIBE: &str = "ec2:DescribeImageUsageReports";
 const DESCRIBE_ENTRIES: &str = "ec2:DescribeImageUsageReportEntries";
@@ -58,7 +58,7 @@ pub async fn describe_usage_report(hub: &Hub, input: Input) -> Result<Output, Er
     }
     let mut available = Vec::new();
     for (source, reports) in by_source {
-        let ec2 = Client::new(&hub.as_source(&source.account_id, &source.region, &execution, ACTIONS).await?);
+        let ec2 = Client::new(&hub.as_source_reader(&source.account_id, &source.region, &execution, ACTIONS).await?);
         for report in reports {
             if let Some(wait_seconds) = until_available(hub, &ec2, report).await? {
                 return Ok(Output { state: State::Pending, wait_seconds, usage });

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use undo::{UNDO_ACTIONS, UndoInput, undo_grant_keys};
 
-pub const ACTIONS: Actions = Actions { source: &[CREATE_GRANT], target: &[], launcher: &[] };
+pub const ACTIONS: Actions = Actions { source: &[CREATE_GRANT], ..Actions::NONE };
 
 const CREATE_GRANT: &str = "kms:CreateGrant";
 

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 /// Not kms:RevokeGrant, which would let the role end anybody's grants: the grant itself says that this
 /// role may retire it ("Retiring and revoking grants", KMS developer guide).
-pub const UNDO_ACTIONS: Actions = Actions { source: &[LIST_GRANTS, RETIRE_GRANT], target: &[], launcher: &[] };
+pub const UNDO_ACTIONS: Actions = Actions { source: &[LIST_GRANTS, RETIRE_GRANT], ..Actions::NONE };
 
 const RETIRE_GRANT: &str = "kms:RetireGrant";
 

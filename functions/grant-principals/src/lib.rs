@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use undo::{UNDO_ACTIONS, undo_grant_principals};
 
 pub const ACTIONS: Actions =
-    Actions { source: &[], target: &[ATTACH_TO_ROLE, ATTACH_TO_USER, PUT_TO_ROLE, PUT_TO_USER], launcher: &[] };
+    Actions { target: &[ATTACH_TO_ROLE, ATTACH_TO_USER, PUT_TO_ROLE, PUT_TO_USER], ..Actions::NONE };
 
 const ATTACH_TO_ROLE: &str = "iam:AttachRolePolicy";
 const ATTACH_TO_USER: &str = "iam:AttachUserPolicy";

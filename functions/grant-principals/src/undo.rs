@@ -20,7 +20,6 @@ use aws_sdk_iam::{
 use crate::failure;
 
 pub const UNDO_ACTIONS: Actions = Actions {
-    source: &[],
     target: &[
         DETACH_FROM_ROLE,
         DETACH_FROM_USER,
@@ -31,7 +30,7 @@ pub const UNDO_ACTIONS: Actions = Actions {
         "iam:ListRolePolicies",
         "iam:ListUserPolicies",
     ],
-    launcher: &[],
+    ..Actions::NONE
 };
 
 const DETACH_FROM_ROLE: &str = "iam:DetachRolePolicy";

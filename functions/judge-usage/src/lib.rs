@@ -3,7 +3,7 @@
 use ami_share_core::{Error, hub::Actions, ids::ExecutionName, revoke::Usage};
 use serde::{Deserialize, Serialize};
 
-pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &[] };
+pub const ACTIONS: Actions = Actions::NONE;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

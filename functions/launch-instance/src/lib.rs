@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use undo::{UNDO_ACTIONS, undo_launch_instance};
 
-pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &making_encrypted(RUN) };
+pub const ACTIONS: Actions = Actions { launcher: &making_encrypted(RUN), ..Actions::NONE };
 
 const RUN: &str = "ec2:RunInstances";
 

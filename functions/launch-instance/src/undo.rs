@@ -14,7 +14,7 @@ use aws_sdk_ec2::{
     types::{Filter, InstanceState, InstanceStateName},
 };
 
-pub const UNDO_ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &[DESCRIBE, TERMINATE] };
+pub const UNDO_ACTIONS: Actions = Actions { launcher: &[DESCRIBE, TERMINATE], ..Actions::NONE };
 
 const DESCRIBE: &str = "ec2:DescribeInstances";
 const TERMINATE: &str = "ec2:TerminateInstances";

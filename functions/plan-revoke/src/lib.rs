@@ -19,7 +19,7 @@ use serde::Deserialize;
 
 use plan::Plan;
 
-pub const ACTIONS: Actions = Actions { source: &[policies::READ], target: &[], launcher: &[] };
+pub const ACTIONS: Actions = Actions { source_reader: &[policies::READ], ..Actions::NONE };
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -50,7 +50,7 @@ pub async fn plan_revoke(hub: &Hub, input: Input) -> Result<Plan, Error> {
         let policies = if take_back.key_changes.is_empty() {
             vec![]
         } else {
-            let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
+            let config = hub.as_source_reader(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
             policies::read(&aws_sdk_kms::Client::new(&config), take_back, plan.lost()).await?
         };
         let names = Names {

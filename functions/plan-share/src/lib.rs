@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use plan::Plan;
 
-pub const ACTIONS: Actions = Actions { source: &[policies::READ], target: &[], launcher: &[] };
+pub const ACTIONS: Actions = Actions { source_reader: &[policies::READ], ..Actions::NONE };
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -50,7 +50,7 @@ pub async fn plan_share(hub: &Hub, input: Input) -> Result<Output, Error> {
     let source = &resolution.source;
     let mut policies = Vec::new();
     if !resolution.key_changes.is_empty() {
-        let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
+        let config = hub.as_source_reader(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
         policies = policies::read(&aws_sdk_kms::Client::new(&config), resolution).await?;
     }
     let source_role = hub.source_role(&source.account_id, &source.region);

@@ -13,7 +13,7 @@ use ami_share_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &[] };
+pub const ACTIONS: Actions = Actions::NONE;
 
 /// The error of an execution that did not take everything back.
 const INCOMPLETE: &str = "RevokeIncomplete";

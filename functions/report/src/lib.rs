@@ -15,7 +15,7 @@ use ami_share_core::{
 use aws_smithy_types::date_time::{DateTime, Format};
 use serde::{Deserialize, Serialize};
 
-pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &[] };
+pub const ACTIONS: Actions = Actions::NONE;
 
 /// The longest report, in bytes of JSON: a state hands on 262,144, and a notice has the report as a string in JSON.
 const MOST: usize = 190_000;

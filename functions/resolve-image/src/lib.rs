@@ -20,7 +20,7 @@ use serde_json::Value;
 use targets::TargetState;
 
 pub const ACTIONS: Actions = Actions {
-    source: &[
+    source_reader: &[
         "ec2:DescribeImages",
         "ec2:DescribeSnapshots",
         "ec2:DescribeImageAttribute",
@@ -30,7 +30,7 @@ pub const ACTIONS: Actions = Actions {
         "kms:ListGrants",
     ],
     target: &targets::ACTIONS,
-    launcher: &[],
+    ..Actions::NONE
 };
 
 #[derive(Debug, Deserialize)]
@@ -57,7 +57,7 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
     let accounts: Vec<AccountId> = request.targets.iter().map(|target| target.account_id.clone()).collect();
     ami_share_allow_list::check(hub, &execution, &accounts).await?;
     let source = &request.source;
-    let config = hub.as_source(&source.account_id, &source.region, &execution, ACTIONS).await?;
+    let config = hub.as_source_reader(&source.account_id, &source.region, &execution, ACTIONS).await?;
     let ec2 = aws_sdk_ec2::Client::new(&config);
     let kms = aws_sdk_kms::Client::new(&config);
 

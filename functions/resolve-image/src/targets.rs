@@ -71,7 +71,7 @@ async fn find_one(
 ) -> Result<TargetState, Vec<Error>> {
     let account = &target.account_id;
     let region = &request.source.region;
-    let actions = Actions { target: &ACTIONS, ..Actions::default() };
+    let actions = Actions { target: &ACTIONS, ..Actions::NONE };
     let config = hub.as_target(account, region, execution, actions).await.map_err(|error| vec![error])?;
     let iam = aws_sdk_iam::Client::new(&config);
     let mut errors = Vec::new();

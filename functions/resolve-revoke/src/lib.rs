@@ -32,7 +32,7 @@ use source::SourceState;
 use unnoted::STATE;
 
 pub const ACTIONS: Actions = Actions {
-    source: &[
+    source_reader: &[
         source::DESCRIBE_IMAGES,
         source::DESCRIBE_SNAPSHOTS,
         source::DESCRIBE_IMAGE_ATTRIBUTE,
@@ -40,7 +40,7 @@ pub const ACTIONS: Actions = Actions {
         source::LIST_GRANTS,
     ],
     target: &[target::LIST_ENTITIES],
-    launcher: &[],
+    ..Actions::NONE
 };
 
 #[derive(Debug, Deserialize)]
@@ -142,7 +142,7 @@ async fn look(
     let SourceImage { source, image_id } = image;
     let asking = Asking { hub, execution, actions: ACTIONS, source, image: image_id, state: STATE, patient: true };
     let needs = needs(&asking, notes).await?;
-    let config = hub.as_source(&source.account_id, &source.region, execution, ACTIONS).await?;
+    let config = hub.as_source_reader(&source.account_id, &source.region, execution, ACTIONS).await?;
     let role = hub.source_role(&source.account_id, &source.region);
     let state = source::find(&config, &role, image, notes, &needs).await?;
     Ok((needs, state))

@@ -27,7 +27,7 @@ pub(crate) const STATE: &str = "ResolveRevoke";
 /// How many targets are looked at at a time.
 const CONCURRENCY: usize = 16;
 
-const ACTIONS: Actions = Actions { source: &[], target: &[LIST_ENTITIES], launcher: &[] };
+const ACTIONS: Actions = Actions { target: &[LIST_ENTITIES], ..Actions::NONE };
 
 /// What targets that nothing at all is noted of have of ami-share's making.
 pub(crate) async fn of_no_share(

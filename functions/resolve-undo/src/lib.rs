@@ -18,7 +18,7 @@ use ami_share_take_back::{Asked, Asking, FromAccount, Need, from_account, gather
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 
-pub const ACTIONS: Actions = Actions { source: &ami_share_take_back::ACTIONS, target: &[], launcher: &[] };
+pub const ACTIONS: Actions = Actions { source_reader: &ami_share_take_back::ACTIONS, ..Actions::NONE };
 
 /// How many targets' notes are read at a time.
 const CONCURRENCY: usize = 16;

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 pub use ami_share_record::REWRITE_ACTIONS as HUB_ACTIONS;
 
-pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &[] };
+pub const ACTIONS: Actions = Actions::NONE;
 
 /// How many notes are written at a time.
 const CONCURRENCY: usize = 16;

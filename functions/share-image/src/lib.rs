@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use undo::{UNDO_ACTIONS, undo_share_image};
 
-pub const ACTIONS: Actions = Actions { source: &[MODIFY, DESCRIBE], target: &[], launcher: &[] };
+pub const ACTIONS: Actions = Actions { source: &[MODIFY, DESCRIBE], ..Actions::NONE };
 
 const MODIFY: &str = "ec2:ModifyImageAttribute";
 const DESCRIBE: &str = "ec2:DescribeImageAttribute";

@@ -9,7 +9,7 @@ use aws_sdk_ec2::{Client, error::ProvideErrorMetadata, types::LaunchPermissionMo
 
 use crate::{DESCRIBE, Input, MODIFY, failure, modify, not_yet_visible, permissions, permitted, read};
 
-pub const UNDO_ACTIONS: Actions = Actions { source: &[MODIFY, DESCRIBE], target: &[], launcher: &[] };
+pub const UNDO_ACTIONS: Actions = Actions { source: &[MODIFY, DESCRIBE], ..Actions::NONE };
 
 /// Removes the accounts from the image's launch permissions and reads them back. A permission that
 /// is not there is as good as taken back, and so is one on an image that is gone or disabled: both

@@ -16,7 +16,7 @@ use policies::{Policies, not_yet_visible};
 
 pub use undo::{UNDO_ACTIONS, UndoInput, undo_share_key};
 
-pub const ACTIONS: Actions = Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], target: &[], launcher: &[] };
+pub const ACTIONS: Actions = Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], ..Actions::NONE };
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -11,8 +11,7 @@ use serde::Deserialize;
 
 use crate::policies::{Policies, not_yet_visible};
 
-pub const UNDO_ACTIONS: Actions =
-    Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], target: &[], launcher: &[] };
+pub const UNDO_ACTIONS: Actions = Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], ..Actions::NONE };
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

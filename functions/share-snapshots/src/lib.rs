@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use undo::{UNDO_ACTIONS, undo_share_snapshots};
 
-pub const ACTIONS: Actions = Actions { source: &[MODIFY], target: &[], launcher: &[] };
+pub const ACTIONS: Actions = Actions { source: &[MODIFY], ..Actions::NONE };
 
 const MODIFY: &str = "ec2:ModifySnapshotAttribute";
 

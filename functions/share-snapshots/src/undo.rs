@@ -17,7 +17,7 @@ use aws_sdk_ec2::{
 
 use crate::{Input, MODIFY, modify};
 
-pub const UNDO_ACTIONS: Actions = Actions { source: &[MODIFY, DESCRIBE], target: &[], launcher: &[] };
+pub const UNDO_ACTIONS: Actions = Actions { source: &[MODIFY, DESCRIBE], ..Actions::NONE };
 
 const DESCRIBE: &str = "ec2:DescribeSnapshotAttribute";
 

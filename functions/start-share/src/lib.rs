@@ -20,7 +20,7 @@ use profile::Profile;
 
 pub use profile::PROFILE_TAG;
 
-pub const ACTIONS: Actions = Actions { source: &[DESCRIBE_IMAGES], target: &[], launcher: &[] };
+pub const ACTIONS: Actions = Actions { source_reader: &[DESCRIBE_IMAGES], ..Actions::NONE };
 
 /// What it calls in the hub account, as its own role.
 pub const HUB_ACTIONS: [&str; 2] = [GET_PARAMETER, START_EXECUTION];
@@ -123,7 +123,7 @@ fn source_of(event: &EventBridgeEvent<Detail>) -> Result<Source, Error> {
 async fn describe_image(hub: &Hub, source: &Source, image_id: &ImageId) -> Result<Image, Error> {
     let session = ExecutionName::parse(image_id.as_str())
         .map_err(|rule| Error::invalid("detail.ImageId", image_id.as_str(), format!("must be {rule}")))?;
-    let config = hub.as_source(&source.account_id, &source.region, &session, ACTIONS).await?;
+    let config = hub.as_source_reader(&source.account_id, &source.region, &session, ACTIONS).await?;
     let answer = aws_sdk_ec2::Client::new(&config).describe_images().image_ids(image_id.as_str()).send().await;
     let image = match answer {
         Ok(answer) => answer.images.unwrap_or_default().pop(),

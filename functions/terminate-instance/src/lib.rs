@@ -9,7 +9,7 @@ use ami_share_core::{
 use aws_sdk_ec2::{Client, error::ProvideErrorMetadata};
 use serde::{Deserialize, Serialize};
 
-pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &[TERMINATE] };
+pub const ACTIONS: Actions = Actions { launcher: &[TERMINATE], ..Actions::NONE };
 
 const TERMINATE: &str = "ec2:TerminateInstances";
 

@@ -10,7 +10,7 @@ use aws_config::SdkConfig;
 use aws_sdk_ec2::types::{Filter, Volume};
 use serde::{Deserialize, Serialize};
 
-pub const ACTIONS: Actions = Actions { source: &[], target: &[], launcher: &[DESCRIBE_VOLUMES] };
+pub const ACTIONS: Actions = Actions { launcher: &[DESCRIBE_VOLUMES], ..Actions::NONE };
 
 const DESCRIBE_VOLUMES: &str = "ec2:DescribeVolumes";
 

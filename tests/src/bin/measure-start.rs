@@ -16,7 +16,7 @@ use ami_share_tests::Result;
 const RUNS: usize = 11;
 
 /// What a deployed function is told by its environment, as far as it must be there.
-const ENVIRONMENT: [(&str, &str); 18] = [
+const ENVIRONMENT: [(&str, &str); 19] = [
     ("AWS_ACCESS_KEY_ID", "333333333333"),
     ("AWS_SECRET_ACCESS_KEY", "secret"),
     ("AWS_REGION", "eu-west-1"),
@@ -26,6 +26,7 @@ const ENVIRONMENT: [(&str, &str); 18] = [
     ("AWS_LAMBDA_LOG_STREAM_NAME", "log"),
     ("AWS_LAMBDA_LOG_GROUP_NAME", "log"),
     ("SOURCE_ROLE_NAME", "AmiShareSource"),
+    ("SOURCE_READER_ROLE_NAME", "AmiShareSourceReader"),
     ("TARGET_ROLE_NAME", "AmiShareTarget"),
     ("LAUNCHER_ROLE_NAME", "AmiShareLauncher"),
     ("KEY_ACCESS_POLICY_NAME", "AmiShareKeyAccess"),

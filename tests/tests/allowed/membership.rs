@@ -111,6 +111,7 @@ fn hub(endpoint: &str, allowed: &BTreeSet<String>) -> Result<Hub> {
     let list = allowed.iter().map(String::as_str).collect::<Vec<_>>().join(",");
     let settings = Settings {
         source_role: "AmiShareSource".to_owned(),
+        source_reader_role: "AmiShareSourceReader".to_owned(),
         target_role: "AmiShareTarget".to_owned(),
         launcher_role: "AmiShareLauncher".to_owned(),
         key_access_policy: "AmiShareKeyAccess".to_owned(),

@@ -11,7 +11,7 @@ async fn the_audit_calls_exactly_the_actions_that_it_names_and_needs_each() -> R
     stage.share_plainly("share", &stage.image, TARGET).await?;
     let audit = stage.audit("whole", &json!({})).await?;
     assert_eq!(audit.report["status"], "clean", "{:#}", audit.report);
-    let mut named: Vec<&str> = audit_shares::ACTIONS.source.to_vec();
+    let mut named: Vec<&str> = audit_shares::ACTIONS.source_reader.to_vec();
     named.sort_unstable();
     assert_eq!(audit.calls().into_keys().collect::<Vec<_>>(), named);
     let by_whom: Vec<&Entry> = audit.journal.iter().filter(|entry| entry.account == SOURCE).collect();
@@ -25,7 +25,7 @@ async fn the_audit_calls_exactly_the_actions_that_it_names_and_needs_each() -> R
     for action in named {
         let deny =
             json!({ "Version": "2012-10-17", "Statement": [{ "Effect": "Deny", "Action": action, "Resource": "*" }] });
-        let put = iam.put_role_policy().role_name("AmiShareSource").policy_name("Without");
+        let put = iam.put_role_policy().role_name("AmiShareSourceReader").policy_name("Without");
         put.policy_document(deny.to_string()).send().await?;
         let audit = stage.try_audit(&format!("without-{}", action.replace(':', "-")), &json!({})).await?;
         // A key that may not be read is one finding among others; all else is the end of the audit.
@@ -41,7 +41,7 @@ async fn the_audit_calls_exactly_the_actions_that_it_names_and_needs_each() -> R
         }
         let said = format!("account {SOURCE} refused {action}");
         assert!(audit.table.contains(&said), "{action}: {}", audit.table);
-        iam.delete_role_policy().role_name("AmiShareSource").policy_name("Without").send().await?;
+        iam.delete_role_policy().role_name("AmiShareSourceReader").policy_name("Without").send().await?;
     }
     let audit = stage.audit("again", &json!({})).await?;
     assert_eq!(audit.report["status"], "clean", "{:#}", audit.report);

@@ -114,6 +114,24 @@ fn the_source_role_allows_exactly_what_steps_call_as_it() {
 }
 
 #[test]
+fn the_source_reader_role_allows_exactly_what_steps_call_as_it() {
+    let role = properties(&template(SOURCE), "SourceReaderRole");
+    let allowed = allowed(&inline(&role));
+    assert_exactly("SourceReaderRole", &allowed, &named(|actions| actions.source_reader));
+    // It makes one thing: a report on who uses an image, for the account itself.
+    let makes = |action: &&String| !["Describe", "Get", "List"].iter().any(|verb| action.contains(&format!(":{verb}")));
+    assert_eq!(allowed.iter().filter(makes).collect::<Vec<_>>(), ["ec2:CreateImageUsageReport"]);
+}
+
+/// What writes reads what it merges with by the same role, so that one look is enough to know what a function can do.
+#[test]
+fn no_function_is_both_a_reader_and_a_writer_of_the_source() {
+    for (name, actions) in functions() {
+        assert!(actions.source.is_empty() || actions.source_reader.is_empty(), "{name}");
+    }
+}
+
+#[test]
 fn the_target_role_allows_exactly_what_steps_call_as_it() {
     let role = properties(&template(TARGET), "TargetRole");
     assert_exactly("TargetRole", &allowed(&inline(&role)), &named(|actions| actions.target));
@@ -191,7 +209,9 @@ fn inline_policies_can_be_written_only_where_the_owner_allows_it() {
 
 #[test]
 fn account_roles_trust_only_the_hubs_functions_with_the_external_id() {
-    for (path, role) in [(SOURCE, "SourceRole"), (TARGET, "TargetRole"), (TARGET, "LauncherRole")] {
+    for (path, role) in
+        [(SOURCE, "SourceRole"), (SOURCE, "SourceReaderRole"), (TARGET, "TargetRole"), (TARGET, "LauncherRole")]
+    {
         let trust = &properties(&template(path), role)["AssumeRolePolicyDocument"]["Statement"];
         let expected = json!([{
             "Sid": "FunctionsOfTheHub",
@@ -229,6 +249,7 @@ fn each_functions_role_assumes_exactly_the_roles_that_its_step_calls_as() {
         let mut expected: Vec<Value> = [
             ("WriteLogsAndTracesPolicy".to_owned(), true),
             (format!("Assume{any}SourceRolePolicy"), !actions.source.is_empty()),
+            (format!("Assume{any}SourceReaderRolePolicy"), !actions.source_reader.is_empty()),
             ("LockKeyPoliciesPolicy".to_owned(), takes_the_lock(name)),
             (format!("Assume{any}TargetRolePolicy"), !actions.target.is_empty()),
             (format!("Assume{any}LauncherRolePolicy"), !actions.launcher.is_empty()),
@@ -252,6 +273,7 @@ fn the_policies_that_functions_share_allow_the_one_role() {
     let unlimited = vec![Value::Null];
     for (role, limits) in [
         ("Source", vec![sources_condition()]),
+        ("SourceReader", vec![sources_condition()]),
         ("Target", allow_list_conditions()),
         ("Launcher", allow_list_conditions()),
     ] {
@@ -753,7 +775,7 @@ fn nobody_is_allowed_every_action_of_a_service() {
 fn the_templates_parameters_agree() {
     let hub = template(HUB);
     for (path, names) in [
-        (SOURCE, ["ExternalId", "FunctionRolePrefix", "SourceRoleName"].as_slice()),
+        (SOURCE, ["ExternalId", "FunctionRolePrefix", "SourceRoleName", "SourceReaderRoleName"].as_slice()),
         (TARGET, &["ExternalId", "FunctionRolePrefix", "TargetRoleName", "LauncherRoleName", "KeyAccessPolicyName"]),
         (ORGANIZATION, &["ExternalId", "FunctionRolePrefix"]),
     ] {

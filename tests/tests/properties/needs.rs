@@ -165,7 +165,7 @@ fn a_region_that_cannot_be_asked_keeps_the_access_until_it_is_forced() {
     let before = check::picture(&stage);
     share_both(&stage);
     let there = json!({ "StringEquals": { "aws:RequestedRegion": ELSEWHERE } });
-    deny(&stage, SOURCE, "AmiShareSource", "ec2:DescribeImages", &there);
+    deny(&stage, SOURCE, "AmiShareSourceReader", "ec2:DescribeImages", &there);
     let unknown = run(&stage, "RevokeShare", "unknown", revoke(&stage, 0, false));
     assert_eq!(unknown.error.as_deref(), Some("RevokeIncomplete"), "{}", cause(&unknown));
     let said = format!("nobody can say which images of account {SOURCE} in {ELSEWHERE} need it");
@@ -176,7 +176,7 @@ fn a_region_that_cannot_be_asked_keeps_the_access_until_it_is_forced() {
     assert_usable(&stage, 1);
     succeed(&[run(&stage, "RevokeShare", "forced", revoke(&stage, 0, true))]);
     assert!(!is_attached(&stage));
-    allow_again(&stage, SOURCE, "AmiShareSource");
+    allow_again(&stage, SOURCE, "AmiShareSourceReader");
     succeed(&[run(&stage, "RevokeShare", "rest", revoke(&stage, 1, true))]);
     check::unchanged(&before, &check::picture(&stage), &check::Kept::new()).unwrap();
 }

@@ -3,43 +3,52 @@
 
 use std::collections::BTreeSet;
 
+use ami_share_core::{
+    ids::{AccountId, KeyArn},
+    key_actions::SOURCE_KEY_ACTIONS,
+    key_policy::KeyPolicy,
+};
 use ami_share_machine::root::Caller;
 use ami_share_sandbox::World;
-use ami_share_tests::SOURCE;
+use ami_share_tests::{SOURCE, TARGET};
+use serde_json::json;
 
 use crate::{
     deployed,
-    world::{OTHER, crowded},
+    world::{OTHER, crowded, key_policy, snapshots_of},
 };
 
 type Names = BTreeSet<&'static str>;
 
-/// What takes back in a source, what looks at what is to be taken back, and the audit.
-const BACK: [&str; 10] = [
-    "AuditShares",
-    "CreateUsageReport",
-    "DescribeUsageReport",
-    "PlanRevoke",
-    "ResolveRevoke",
-    "ResolveUndo",
-    "UndoGrantKeys",
-    "UndoShareImage",
-    "UndoShareKey",
-    "UndoShareSnapshots",
+/// What gives something in a source, and what takes it back.
+const WRITING: [[&str; 4]; 2] = [
+    ["GrantKeys", "ShareImage", "ShareKey", "ShareSnapshots"],
+    ["UndoGrantKeys", "UndoShareImage", "UndoShareKey", "UndoShareSnapshots"],
 ];
 
-/// [`OTHER`] has the roles of a source that is not listed, and trusts the hub all the same.
+/// What looks before something is given, or why that failed; and what looks at what is to be taken back, and the audit.
+const READING: [&[&str]; 2] = [
+    &["DescribeCopy", "DescribeInstance", "PlanShare", "ResolveImage", "StartShare"],
+    &["AuditShares", "CreateUsageReport", "DescribeUsageReport", "PlanRevoke", "ResolveRevoke", "ResolveUndo"],
+];
+
+/// An image of the source under two keys, and nothing that is shared of it. [`OTHER`] has the roles of a source that is
+/// not listed, and trusts the hub all the same.
 struct Accounts {
     world: World,
+    image: String,
+    snapshot: String,
+    key: String,
 }
 
 impl Accounts {
     fn new() -> Self {
         let deployment = deployed::deployment(false);
-        let (mut world, ..) = crowded(deployment, &[false]);
+        let (mut world, images, keys) = crowded(deployment, &[false]);
         let roles = deployment.accounts[SOURCE].to_string().replace(SOURCE, OTHER);
         world.import_iam(OTHER, &serde_json::from_str(&roles).unwrap()).unwrap();
-        Self { world }
+        let snapshot = snapshots_of(&mut world, &images[0]).remove(0);
+        Self { world, image: images[0].id.clone(), snapshot, key: keys[0].clone() }
     }
 
     /// A session of a role of an account, as whoever has the role of that function gets it.
@@ -55,12 +64,49 @@ impl Accounts {
         let functions = deployed::deployment(false).functions.keys();
         functions.map(String::as_str).filter(|function| self.assume(function, account, role).is_ok()).collect()
     }
+
+    /// Everything that gives an account something of the source: each call, and what it was answered.
+    fn give(&mut self, caller: &Caller, account: &str) -> [(&'static str, Result<(), String>); 4] {
+        let Self { world, image, snapshot, key } = self;
+        let launch = [("ImageId", image.as_str()), ("LaunchPermission.Add.1.UserId", account)];
+        let copy = [("SnapshotId", snapshot.as_str()), ("CreateVolumePermission.Add.1.UserId", account)];
+        let arn = KeyArn::parse(key.as_str()).unwrap();
+        let policy = KeyPolicy::parse(&arn, &key_policy(world, key)).unwrap();
+        let merged = policy.with(&[AccountId::parse(account).unwrap()]).unwrap().to_text().unwrap();
+        let put = json!({ "KeyId": key, "PolicyName": "default", "Policy": merged });
+        let grant = json!({
+            "KeyId": key,
+            "Operations": SOURCE_KEY_ACTIONS.map(|action| action.trim_start_matches("kms:")),
+            "GranteePrincipal": format!("arn:aws:iam::{account}:root"),
+            "RetiringPrincipal": format!("arn:aws:iam::{SOURCE}:role/AmiShareSource"),
+        });
+        [
+            ("ec2:ModifyImageAttribute", caller.call(world, "ec2", "ModifyImageAttribute", &launch).map(drop)),
+            ("ec2:ModifySnapshotAttribute", caller.call(world, "ec2", "ModifySnapshotAttribute", &copy).map(drop)),
+            ("kms:PutKeyPolicy", caller.call_kms(world, "PutKeyPolicy", &put).map(drop)),
+            ("kms:CreateGrant", caller.call_kms(world, "CreateGrant", &grant).map(drop)),
+        ]
+    }
 }
 
 #[test]
 fn a_source_that_is_not_listed_is_reached_only_by_what_takes_back() {
     let mut accounts = Accounts::new();
-    assert_eq!(accounts.assuming(OTHER, "AmiShareSource"), Names::from(BACK));
-    let listed = accounts.assuming(SOURCE, "AmiShareSource");
-    assert!(listed.is_superset(&BACK.into()) && listed.contains("ShareImage"), "{listed:?}");
+    assert_eq!(accounts.assuming(OTHER, "AmiShareSource"), Names::from(WRITING[1]));
+    assert_eq!(accounts.assuming(OTHER, "AmiShareSourceReader"), READING[1].iter().copied().collect());
+}
+
+#[test]
+fn what_only_looks_at_a_source_can_give_nothing_there() {
+    let mut accounts = Accounts::new();
+    assert_eq!(accounts.assuming(SOURCE, "AmiShareSource"), WRITING.concat().into_iter().collect());
+    assert_eq!(accounts.assuming(SOURCE, "AmiShareSourceReader"), READING.concat().into_iter().collect());
+    let reader = accounts.assume("AuditShares", SOURCE, "AmiShareSourceReader").unwrap();
+    for (call, answer) in accounts.give(&reader, TARGET) {
+        assert!(answer.is_err_and(|refusal| refusal.contains("not authorized")), "{call}");
+    }
+    let writer = accounts.assume("ShareImage", SOURCE, "AmiShareSource").unwrap();
+    for (call, answer) in accounts.give(&writer, TARGET) {
+        assert_eq!(answer, Ok(()), "{call}");
+    }
 }

@@ -21,8 +21,12 @@ type Call = (String, String, String);
 fn named() -> BTreeSet<Call> {
     let mut named = BTreeSet::new();
     for (function, actions) in functions() {
-        for (role, actions) in [("Source", actions.source), ("Target", actions.target), ("Launcher", actions.launcher)]
-        {
+        for (role, actions) in [
+            ("Source", actions.source),
+            ("SourceReader", actions.source_reader),
+            ("Target", actions.target),
+            ("Launcher", actions.launcher),
+        ] {
             named.extend(actions.iter().map(|action| (function.to_owned(), role.to_owned(), (*action).to_owned())));
         }
     }

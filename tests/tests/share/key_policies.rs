@@ -97,13 +97,14 @@ fn statement(sid: &str, effect: &str, rest: &Value) -> Value {
     statement
 }
 
-/// Only the administrator's statement is left, and one that allows ami-share's role these actions.
+/// Only the administrator's statement is left, and one that allows ami-share's roles these actions.
 fn without_root(document: &mut Value, actions: &[&str]) {
     let statements = document["Statement"].as_array_mut().expect("a list");
     statements.retain(|statement| statement["Sid"] == "Key administrators");
     if !actions.is_empty() {
-        let role = json!({ "AWS": format!("arn:aws:iam::{SOURCE}:role/AmiShareSource") });
-        statements.push(statement("Image sharing", "Allow", &json!({ "Principal": role, "Action": actions })));
+        let roles = ["AmiShareSource", "AmiShareSourceReader"].map(|role| format!("arn:aws:iam::{SOURCE}:role/{role}"));
+        let roles = json!({ "AWS": roles });
+        statements.push(statement("Image sharing", "Allow", &json!({ "Principal": roles, "Action": actions })));
     }
 }
 
@@ -163,11 +164,11 @@ fn odd_policies() -> Vec<Odd> {
             make: |document| without_root(document, &[]),
             by_policy: Refused(
                 "AccessDenied",
-                &["kms:DescribeKey", "AmiShareSource", "let IAM of account 111111111111 decide"],
+                &["kms:DescribeKey", "AmiShareSourceReader", "let IAM of account 111111111111 decide"],
             ),
             by_grant: Refused(
                 "AccessDenied",
-                &["kms:DescribeKey", "AmiShareSource", "let IAM of account 111111111111 decide"],
+                &["kms:DescribeKey", "AmiShareSourceReader", "let IAM of account 111111111111 decide"],
             ),
         },
         Odd {

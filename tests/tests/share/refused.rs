@@ -139,11 +139,10 @@ fn cases(stage: &Stage) -> Vec<Case> {
         Case::new("own-key-pending-deletion", "KeyNotUsable", &["alias/app-volumes", TARGET, "PendingDeletion"])
             .spoil(|stage| own_key_state(stage, KeyState::PendingDeletion))
             .target(own_key("atLaunch", "alias/app-volumes")),
-        Case::new("source-without-role", "AccessDenied", &[SOURCE, "AmiShareSource", "accounts/source.yaml"]).spoil(
-            |stage| {
-                stage.local.sandbox.world().account_mut(SOURCE).iam.roles.remove("AmiShareSource");
-            },
-        ),
+        Case::new("source-without-role", "AccessDenied", &[SOURCE, "AmiShareSourceReader", "accounts/source.yaml"])
+            .spoil(|stage| {
+                stage.local.sandbox.world().account_mut(SOURCE).iam.roles.remove("AmiShareSourceReader");
+            }),
         Case::new("target-without-role", "AccessDenied", &[TARGET, "AmiShareTarget", "accounts/target.yaml"]).spoil(
             |stage| {
                 let mut world = stage.local.sandbox.world();

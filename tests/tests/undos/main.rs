@@ -56,6 +56,7 @@ impl Stage {
         world.account_mut(BYSTANDER);
         let variables = [
             ("SOURCE_ROLE_NAME", "AmiShareSource"),
+            ("SOURCE_READER_ROLE_NAME", "AmiShareSourceReader"),
             ("TARGET_ROLE_NAME", "AmiShareTarget"),
             ("LAUNCHER_ROLE_NAME", "AmiShareLauncher"),
             ("KEY_ACCESS_POLICY_NAME", "AmiShareKeyAccess"),

@@ -20,14 +20,21 @@ use crate::{
 
 /// Every AWS action that a step calls, or has EC2 call on its behalf, by the role it calls it as.
 /// They are the step's session policies, and all that the roles in `accounts/` are allowed.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Actions {
-    /// As `accounts/source.yaml`'s role, in the source account.
+    /// As the role of `accounts/source.yaml` that changes things.
     pub source: &'static [&'static str],
+    /// As the role of `accounts/source.yaml` that changes nothing.
+    pub source_reader: &'static [&'static str],
     /// As the role of `accounts/target.yaml` that manages principals.
     pub target: &'static [&'static str],
     /// As the role of `accounts/target.yaml` that launches and copies.
     pub launcher: &'static [&'static str],
+}
+
+impl Actions {
+    /// Nothing at all.
+    pub const NONE: Self = Self { source: &[], source_reader: &[], target: &[], launcher: &[] };
 }
 
 /// One run of a function.
@@ -131,12 +138,12 @@ impl Hub {
             .map_err(|rule| Error::invalid("LauncherRoleName", &self.settings.launcher_role, format!("must be {rule}")))
     }
 
-    /// The ARN of the source account's role; `region` says the partition.
+    /// The ARN of the source account's role that changes things, which may retire our grants; `region` says the partition.
     pub fn source_role(&self, account: &AccountId, region: &Region) -> String {
         role_arn(account, region, &self.settings.source_role)
     }
 
-    /// The source account's role, allowed its part of `actions` and nothing else.
+    /// The source account's role that changes things, allowed its part of `actions` and nothing else.
     ///
     /// # Errors
     /// As [`Hub::assume`].
@@ -148,6 +155,20 @@ impl Hub {
         actions: Actions,
     ) -> Result<SdkConfig, Error> {
         self.assume(account, region, &self.settings.source_role, execution, actions.source).await
+    }
+
+    /// The source account's role that changes nothing, allowed its part of `actions` and nothing else.
+    ///
+    /// # Errors
+    /// As [`Hub::assume`].
+    pub async fn as_source_reader(
+        &self,
+        account: &AccountId,
+        region: &Region,
+        execution: &ExecutionName,
+        actions: Actions,
+    ) -> Result<SdkConfig, Error> {
+        self.assume(account, region, &self.settings.source_reader_role, execution, actions.source_reader).await
     }
 
     /// The target account's role that manages principals, allowed its part of `actions` and nothing else.
@@ -220,8 +241,8 @@ impl Hub {
         execution: &ExecutionName,
         actions: &[&str],
     ) -> Result<SdkConfig, Error> {
-        let remedy = "deploy accounts/source.yaml or accounts/target.yaml there, with this deployment's hub account \
-                      and external id (and the hub stack must list the account, as a source or as a target)";
+        let remedy = "deploy this version's accounts/source.yaml or accounts/target.yaml there, with this deployment's \
+                      hub account and external id (and the hub stack must list the account, as a source or as a target)";
         let config = self.assume_role(account, &role_arn(account, region, role), execution, actions, remedy).await?;
         Ok(config.to_builder().region(aws_config::Region::new(region.to_string())).build())
     }

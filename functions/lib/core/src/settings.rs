@@ -11,8 +11,10 @@ use crate::{
 /// The hub stack's parameters, as the template gives them to every function.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The role that `accounts/source.yaml` makes.
+    /// The role of `accounts/source.yaml` that changes things.
     pub source_role: String,
+    /// The role of `accounts/source.yaml` that changes nothing.
+    pub source_reader_role: String,
     /// The role of `accounts/target.yaml` that manages principals.
     pub target_role: String,
     /// The role of `accounts/target.yaml` that copies, launches, describes and terminates.
@@ -104,8 +106,17 @@ impl Settings {
                 String::new()
             })
         };
-        let [source_role, target_role, launcher_role, key_access_policy, external_id, source_account] = [
+        let [
+            source_role,
+            source_reader_role,
+            target_role,
+            launcher_role,
+            key_access_policy,
+            external_id,
+            source_account,
+        ] = [
             "SOURCE_ROLE_NAME",
+            "SOURCE_READER_ROLE_NAME",
             "TARGET_ROLE_NAME",
             "LAUNCHER_ROLE_NAME",
             "KEY_ACCESS_POLICY_NAME",
@@ -127,6 +138,7 @@ impl Settings {
             .map_err(|rule| format!("ORGANIZATIONS_READER must be an account id, or {rule}"))?;
         Ok(Self {
             source_role,
+            source_reader_role,
             target_role,
             launcher_role,
             key_access_policy,

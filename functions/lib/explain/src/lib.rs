@@ -22,14 +22,15 @@ pub use attempt::Attempt;
 
 /// What [`explain_launch`] calls; its launcher actions must be among those of the session it is given.
 pub const LAUNCH_ACTIONS: Actions = Actions {
-    source: &["ec2:DescribeImageAttribute", "kms:DescribeKey", "kms:GetKeyPolicy", LIST_GRANTS],
+    source_reader: &["ec2:DescribeImageAttribute", "kms:DescribeKey", "kms:GetKeyPolicy", LIST_GRANTS],
     target: &["iam:SimulatePrincipalPolicy"],
     launcher: &["kms:DescribeKey", "kms:GetKeyPolicy"],
+    ..Actions::NONE
 };
 
 /// What [`explain_copy`] calls; its launcher actions must be among those of the session it is given.
 pub const COPY_ACTIONS: Actions = Actions {
-    source: &[
+    source_reader: &[
         "ec2:DescribeImageAttribute",
         source::SNAPSHOT_ATTRIBUTE,
         "kms:DescribeKey",
@@ -38,6 +39,7 @@ pub const COPY_ACTIONS: Actions = Actions {
     ],
     target: &["iam:SimulatePrincipalPolicy"],
     launcher: &["kms:DescribeKey", "kms:GetKeyPolicy"],
+    ..Actions::NONE
 };
 
 /// Why an instance of `launched` (the image, or the target's own copy of it) died.

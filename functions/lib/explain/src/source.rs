@@ -17,7 +17,7 @@ pub(crate) const SNAPSHOT_ATTRIBUTE: &str = "ec2:DescribeSnapshotAttribute";
 /// `actions` are those of a copy or those of a launch, which needs no snapshot permission.
 pub(crate) async fn examine(attempt: Attempt<'_>, actions: Actions, findings: &mut Findings) {
     let Attempt { hub, source, execution, .. } = attempt;
-    let config = match hub.as_source(&source.account_id, &source.region, execution, actions).await {
+    let config = match hub.as_source_reader(&source.account_id, &source.region, execution, actions).await {
         Ok(config) => config,
         Err(error) => return findings.doubts.push(format!("the source account's side ({error})")),
     };
@@ -25,7 +25,7 @@ pub(crate) async fn examine(attempt: Attempt<'_>, actions: Actions, findings: &m
     if let Err(error) = launch_permission(attempt, &ec2, findings).await {
         findings.doubts.push(format!("launch permission ({error})"));
     }
-    if actions.source.contains(&SNAPSHOT_ATTRIBUTE)
+    if actions.source_reader.contains(&SNAPSHOT_ATTRIBUTE)
         && let Err(error) = snapshot_permissions(attempt, &ec2, findings).await
     {
         findings.doubts.push(format!("snapshot permission ({error})"));

@@ -136,7 +136,8 @@ async fn ask(
     place: &Source,
     accounts: &BTreeSet<AccountId>,
 ) -> Result<(BTreeMap<AccountId, Images>, Result<Images, Error>), Error> {
-    let config = asking.hub.as_source(&place.account_id, &place.region, asking.execution, asking.actions).await?;
+    let config =
+        asking.hub.as_source_reader(&place.account_id, &place.region, asking.execution, asking.actions).await?;
     let ec2 = aws_sdk_ec2::Client::new(&config);
     let own = launchable::by_account(&ec2, place, accounts).await?;
     Ok((own, launchable::by_organization(&ec2, place).await))
