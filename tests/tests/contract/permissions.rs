@@ -207,25 +207,95 @@ fn inline_policies_can_be_written_only_where_the_owner_allows_it() {
     assert_eq!(conditions, Set::from(["InlinePolicies".to_owned(), "OtherPrincipalsInline".to_owned()]));
 }
 
+/// The roles of the accounts' templates, and what each is called as for.
+type Called = fn(&Actions) -> &'static [&'static str];
+const ACCOUNT_ROLES: [(&str, &str, Called); 4] = [
+    (SOURCE, "SourceRole", |actions| actions.source),
+    (SOURCE, "SourceReaderRole", |actions| actions.source_reader),
+    (TARGET, "TargetRole", |actions| actions.target),
+    (TARGET, "LauncherRole", |actions| actions.launcher),
+];
+
+fn trust_policy(path: &str, role: &str) -> Value {
+    properties(&template(path), role)["AssumeRolePolicyDocument"].clone()
+}
+
+/// Exactly these functions, of the hub's account, with the external id. A trust policy cannot name a role as its principal
+/// that does not exist yet.
+fn assert_trusts(path: &str, role: &str, functions: impl Iterator<Item = &'static str>) {
+    let arn = |name| {
+        let path = format!("role/${{FunctionRolePrefix}}{name}FunctionRole");
+        json!({ "Fn::Sub": format!("arn:${{AWS::Partition}}:iam::${{HubAccountId}}:{path}") })
+    };
+    let mut expected: Vec<Value> = functions.map(arn).collect();
+    expected.sort_by_key(Value::to_string);
+    let mut trust = trust_policy(path, role)["Statement"].clone();
+    let trusted = trust[0]["Condition"]["ArnEquals"]["aws:PrincipalArn"].as_array_mut().unwrap();
+    trusted.sort_by_key(|arn| arn.to_string());
+    let expected = json!([{
+        "Sid": trust[0]["Sid"],
+        "Effect": "Allow",
+        "Principal": { "AWS": { "Fn::Sub": "arn:${AWS::Partition}:iam::${HubAccountId}:root" } },
+        "Action": "sts:AssumeRole",
+        "Condition": {
+            "ArnEquals": { "aws:PrincipalArn": expected },
+            "StringEquals": { "sts:ExternalId": { "Ref": "ExternalId" } }
+        }
+    }]);
+    assert_eq!(trust, expected, "{role}");
+}
+
 #[test]
-fn account_roles_trust_only_the_hubs_functions_with_the_external_id() {
-    for (path, role) in
-        [(SOURCE, "SourceRole"), (SOURCE, "SourceReaderRole"), (TARGET, "TargetRole"), (TARGET, "LauncherRole")]
-    {
-        let trust = &properties(&template(path), role)["AssumeRolePolicyDocument"]["Statement"];
-        let expected = json!([{
-            "Sid": "FunctionsOfTheHub",
-            "Effect": "Allow",
-            "Principal": { "AWS": { "Fn::Sub": "arn:${AWS::Partition}:iam::${HubAccountId}:root" } },
-            "Action": "sts:AssumeRole",
-            "Condition": {
-                "ArnLike": { "aws:PrincipalArn": {
-                    "Fn::Sub": "arn:${AWS::Partition}:iam::${HubAccountId}:role/${FunctionRolePrefix}*FunctionRole"
-                }},
-                "StringEquals": { "sts:ExternalId": { "Ref": "ExternalId" } }
-            }
-        }]);
-        assert_eq!(*trust, expected, "{role}");
+fn account_roles_trust_exactly_the_functions_that_call_as_them_with_the_external_id() {
+    for (path, role, called) in ACCOUNT_ROLES {
+        let calling = functions().into_iter().filter(|(_, actions)| !called(actions).is_empty());
+        assert_trusts(path, role, calling.map(|(name, _)| name));
+    }
+}
+
+/// IAM's quota of a role's trust policy, white space aside ("IAM and AWS STS quotas", IAM user guide).
+const TRUST_POLICY_CHARACTERS: usize = 2_048;
+
+/// With every parameter as long as its pattern lets it be, in the partition with the longest name.
+#[test]
+fn the_longest_trust_policy_is_one_that_iam_takes() {
+    let roles =
+        ACCOUNT_ROLES.map(|(path, role, _)| (path, role)).into_iter().chain([(ORGANIZATION, "OrganizationRole")]);
+    for (path, role) in roles {
+        let parameters = template(path)["Parameters"].clone();
+        let longest = |name: &str| match name {
+            "AWS::Partition" => "aws-us-gov".len(),
+            name => longest(parameters[name]["AllowedPattern"].as_str().unwrap()),
+        };
+        let policy = filled(&trust_policy(path, role), &longest).to_string();
+        let characters = policy.chars().filter(|c| !c.is_whitespace()).count();
+        println!("{role}: {characters} of {TRUST_POLICY_CHARACTERS} characters");
+        assert!(characters <= TRUST_POLICY_CHARACTERS, "{role}: {characters} characters: {policy}");
+    }
+}
+
+/// How long a value of that pattern can be: `[a-z]{1,32}` is 32.
+fn longest(pattern: &str) -> usize {
+    let (_, times) = pattern.rsplit_once('{').unwrap();
+    times.trim_end_matches('}').rsplit(',').next().unwrap().parse().unwrap()
+}
+
+/// With an `x` for each character of a parameter's longest value.
+fn filled(value: &Value, longest: &dyn Fn(&str) -> usize) -> Value {
+    let x = |name: &str| "x".repeat(longest(name));
+    match value {
+        Value::Object(object) if object.contains_key("Ref") => json!(x(object["Ref"].as_str().unwrap())),
+        Value::Object(object) if object.contains_key("Fn::Sub") => {
+            let mut parts = object["Fn::Sub"].as_str().unwrap().split("${");
+            let first = parts.next().unwrap().to_owned();
+            let rest = parts.map(|part| part.split_once('}').unwrap()).map(|(name, text)| x(name) + text);
+            json!(rest.fold(first, |text, part| text + &part))
+        }
+        Value::Object(object) => {
+            object.iter().map(|(name, value)| (name.clone(), filled(value, longest))).collect::<Value>()
+        }
+        Value::Array(items) => items.iter().map(|item| filled(item, longest)).collect(),
+        scalar => scalar.clone(),
     }
 }
 
@@ -364,31 +434,9 @@ fn functions_that_ask_organizations_may_ask_exactly_what_they_ask() {
 
 #[test]
 fn the_organizations_role_trusts_exactly_the_functions_that_ask_with_the_external_id() {
-    let trust = &properties(&template(ORGANIZATION), "OrganizationRole")["AssumeRolePolicyDocument"]["Statement"];
-    let role = |name: &str| {
-        let path = format!("role/${{FunctionRolePrefix}}{name}FunctionRole");
-        json!({ "Fn::Sub": format!("arn:${{AWS::Partition}}:iam::${{HubAccountId}}:{path}") })
-    };
-    let asking: Set = functions()
-        .iter()
-        .filter(|(name, _)| asks_organizations(name))
-        .map(|(name, _)| role(name).to_string())
-        .collect();
-    assert!(asking.len() >= 4, "{asking:?}");
-    let condition = &trust[0]["Condition"];
-    let trusted = condition["ArnEquals"]["aws:PrincipalArn"].as_array().unwrap();
-    assert_eq!(trusted.iter().map(Value::to_string).collect::<Set>(), asking);
-    let expected = json!([{
-        "Sid": "FunctionsThatMustKnow",
-        "Effect": "Allow",
-        "Principal": { "AWS": { "Fn::Sub": "arn:${AWS::Partition}:iam::${HubAccountId}:root" } },
-        "Action": "sts:AssumeRole",
-        "Condition": {
-            "ArnEquals": { "aws:PrincipalArn": trusted },
-            "StringEquals": { "sts:ExternalId": { "Ref": "ExternalId" } }
-        }
-    }]);
-    assert_eq!(*trust, expected);
+    let asking = || functions().into_iter().map(|(name, _)| name).filter(|name| asks_organizations(name));
+    assert!(asking().count() >= 4, "{:?}", asking().collect::<Vec<_>>());
+    assert_trusts(ORGANIZATION, "OrganizationRole", asking());
 }
 
 /// A function that is not told of it allows nobody, so one that looks must be told.

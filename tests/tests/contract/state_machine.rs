@@ -497,7 +497,9 @@ fn whoever_waits_for_the_lock_waits_longer_than_many_leases() {
 fn whoever_reads_a_policy_that_may_be_out_of_date_looks_again_after_its_time() {
     let settings = ami_share_core::settings::Settings::from_variables(|name| match name {
         "SOURCE_ACCOUNT_ID" => Some("111111111111".to_owned()),
-        "RECORD_TABLE_ARN" | "STALE_READ_SECONDS" | "ALLOWED_SOURCES" | "ALLOWED_TARGETS" | "ORGANIZATIONS_READER" => None,
+        "RECORD_TABLE_ARN" | "STALE_READ_SECONDS" | "ALLOWED_SOURCES" | "ALLOWED_TARGETS" | "ORGANIZATIONS_READER" => {
+            None
+        }
         _ => Some("x".to_owned()),
     });
     let stale_reads = settings.unwrap().stale_reads.as_secs_f64();

@@ -10,12 +10,12 @@ use ami_share_core::{
 };
 use ami_share_machine::root::Caller;
 use ami_share_sandbox::World;
-use ami_share_tests::{SOURCE, TARGET};
+use ami_share_tests::{HUB, SOURCE, TARGET};
 use serde_json::json;
 
 use crate::{
     deployed,
-    world::{OTHER, crowded, key_policy, snapshots_of},
+    world::{OTHER, crowded, key_policy, make_role, snapshots_of},
 };
 
 type Names = BTreeSet<&'static str>;
@@ -51,12 +51,16 @@ impl Accounts {
         Self { world, image: images[0].id.clone(), snapshot, key: keys[0].clone() }
     }
 
+    /// A session of a role of an account, as whoever has that role of the hub gets it.
+    fn assume_as(&mut self, hub_role: &str, account: &str, role: &str) -> Result<Caller, String> {
+        let external_id = &deployed::deployment(false).functions["ShareKey"].environment["EXTERNAL_ID"];
+        let caller = Caller::role(&mut self.world, &format!("arn:aws:iam::{HUB}:role/{hub_role}")).unwrap();
+        caller.assume(&mut self.world, &format!("arn:aws:iam::{account}:role/{role}"), external_id)
+    }
+
     /// A session of a role of an account, as whoever has the role of that function gets it.
     fn assume(&mut self, function: &str, account: &str, role: &str) -> Result<Caller, String> {
-        let function = &deployed::deployment(false).functions[function];
-        let caller = Caller::role(&mut self.world, &function.role_arn).unwrap();
-        let role = format!("arn:aws:iam::{account}:role/{role}");
-        caller.assume(&mut self.world, &role, &function.environment["EXTERNAL_ID"])
+        self.assume_as(&format!("AmiShare{function}FunctionRole"), account, role)
     }
 
     /// The functions whose roles can assume that role.
@@ -109,4 +113,70 @@ fn what_only_looks_at_a_source_can_give_nothing_there() {
     for (call, answer) in accounts.give(&writer, TARGET) {
         assert_eq!(answer, Ok(()), "{call}");
     }
+}
+
+const TARGET_ROLES: [(&str, &[&str]); 2] = [
+    (
+        "AmiShareTarget",
+        &[
+            "DescribeCopy",
+            "DescribeInstance",
+            "GrantPrincipals",
+            "ResolveImage",
+            "ResolveRevoke",
+            "UndoGrantPrincipals",
+        ],
+    ),
+    (
+        "AmiShareLauncher",
+        &[
+            "CheckUsage",
+            "CopyImage",
+            "DescribeCopy",
+            "DescribeInstance",
+            "LaunchInstance",
+            "TerminateInstance",
+            "UndoCopyImage",
+            "UndoLaunchInstance",
+            "VerifyVolumes",
+        ],
+    ),
+];
+
+#[test]
+fn each_role_of_a_target_is_assumed_by_the_functions_that_need_it_only() {
+    let mut accounts = Accounts::new();
+    for (role, functions) in TARGET_ROLES {
+        assert_eq!(accounts.assuming(TARGET, role), functions.iter().copied().collect(), "{role}");
+    }
+}
+
+/// A role like those of a deployment beside this one, whose lists are others, or like one that somebody made: it may
+/// assume whatever trusts it, and knows the external id.
+#[test]
+fn a_role_of_the_hub_that_is_named_alike_is_trusted_by_no_account() {
+    let mut accounts = Accounts::new();
+    let anything = json!({ "Version": "2012-10-17", "Statement": [
+        { "Effect": "Allow", "Action": "sts:AssumeRole", "Resource": "*" },
+    ]});
+    let anything = anything.to_string();
+    let roles = [
+        (SOURCE, "AmiShareSource"),
+        (SOURCE, "AmiShareSourceReader"),
+        (TARGET, "AmiShareTarget"),
+        (TARGET, "AmiShareLauncher"),
+    ];
+    for name in ["AmiShareTestShareKeyFunctionRole", "AmiShareFunctionRole", "AmiShareShareKeyFunctionRole2"] {
+        make_role(&mut accounts.world, HUB, name);
+        let policy = [("RoleName", name), ("PolicyName", "any"), ("PolicyDocument", anything.as_str())];
+        Caller::root(HUB).call(&mut accounts.world, "iam", "PutRolePolicy", &policy).unwrap();
+        for (account, role) in roles {
+            let refusal = accounts.assume_as(name, account, role).unwrap_err();
+            assert!(refusal.contains("no resource-based policy allows"), "{name}, {role}: {refusal}");
+        }
+    }
+    // And with another external id none of the right ones is.
+    let caller = Caller::role(&mut accounts.world, &format!("arn:aws:iam::{HUB}:role/AmiShareShareKeyFunctionRole"));
+    let source = format!("arn:aws:iam::{SOURCE}:role/AmiShareSource");
+    assert!(caller.unwrap().assume(&mut accounts.world, &source, "another").is_err());
 }

@@ -375,7 +375,7 @@ pub(crate) fn crowded(deployment: &Deployment, elsewhere: &[bool]) -> (World, Ve
     (world, images, keys)
 }
 
-fn make_role(world: &mut World, account: &str, name: &str) {
+pub(crate) fn make_role(world: &mut World, account: &str, name: &str) {
     let trust = json!({ "Version": "2012-10-17", "Statement": [{
         "Effect": "Allow", "Principal": { "AWS": format!("arn:aws:iam::{account}:root") }, "Action": "sts:AssumeRole",
     }]});
