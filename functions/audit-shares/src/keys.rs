@@ -5,17 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use ami_share_core::{
     Error, aws,
     ids::{AccountId, KeyArn},
-    key_policy::{KeyPolicy, Others, account_in, explained},
+    key_policy::{KeyPolicy, Others, account_in},
     share::Source,
 };
 use ami_share_key_grants::{all, only_administrators_end, target_of};
-use aws_sdk_kms::{Client, error::ProvideErrorMetadata, types::GrantListEntry};
+use aws_sdk_kms::{Client, types::GrantListEntry};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 
 use crate::pace::CONCURRENCY;
 
-pub(crate) const GET_KEY_POLICY: &str = "kms:GetKeyPolicy";
 pub(crate) const LIST_KEYS: &str = "kms:ListKeys";
 
 /// How an account may come to use a key.
@@ -108,12 +107,10 @@ async fn read_one(kms: &Client, source: &Source, retiring: &str, key: &KeyArn) -
     if key.account_id() != source.account_id {
         return Ok(KeyAccess::not_read(format!("it belongs to account {}", key.account_id())));
     }
-    let policy = match kms.get_key_policy().key_id(key.as_str()).policy_name("default").send().await {
-        Ok(answer) => KeyPolicy::parse(key, answer.policy().unwrap_or_default()),
-        Err(error) if error.code() == Some("NotFoundException") => {
-            return Ok(KeyAccess::not_read("it is not there any more"));
-        }
-        Err(error) => Err(explained(key, aws::failure(&source.account_id, GET_KEY_POLICY, error))),
+    let policy = match ami_share_key_policies::find(kms, key).await {
+        Ok(Some(text)) => KeyPolicy::parse(key, &text),
+        Ok(None) => return Ok(KeyAccess::not_read("it is not there any more")),
+        Err(error) => Err(error),
     };
     let grants = match &policy {
         Ok(_) => all(kms, key).await,

@@ -14,12 +14,13 @@ use ami_share_core::{
     ids::{ExecutionName, PlanHash},
     take_back::TakeBack,
 };
+use ami_share_key_policies::GET_KEY_POLICY;
 use ami_share_plan::Names;
 use serde::Deserialize;
 
 use plan::Plan;
 
-pub const ACTIONS: Actions = Actions { source_reader: &[policies::READ], ..Actions::NONE };
+pub const ACTIONS: Actions = Actions { source_reader: &[GET_KEY_POLICY], ..Actions::NONE };
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

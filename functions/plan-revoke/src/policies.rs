@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 
 use ami_share_core::{
-    Error, aws,
+    Error,
     ids::{AccountId, KeyArn},
-    key_policy::{self, KeyPolicy},
+    key_policy::KeyPolicy,
     take_back::TakeBack,
 };
 use aws_sdk_kms::Client;
-
-pub(crate) const READ: &str = "kms:GetKeyPolicy";
 
 /// A key's policy as the rounds before leave it, and as this one would.
 pub(crate) struct PolicyChange {
@@ -31,14 +29,7 @@ pub(crate) async fn read(
     let mut policies = Vec::new();
     for change in &take_back.key_changes {
         let key = &change.key_arn;
-        let answer = kms
-            .get_key_policy()
-            .key_id(key.as_str())
-            .policy_name("default")
-            .send()
-            .await
-            .map_err(|error| key_policy::explained(key, aws::failure(&take_back.source.account_id, READ, error)))?;
-        let mut text = answer.policy.unwrap_or_default();
+        let mut text = ami_share_key_policies::read(kms, key).await?;
         let mut before = KeyPolicy::parse(key, &text)?;
         if let Some(less) = lost.get(key).and_then(|accounts| before.without(accounts)) {
             text = less.to_text()?;

@@ -15,12 +15,13 @@ use ami_share_core::{
     plan::PlannedPolicies,
     share::{Action, Resolution},
 };
+use ami_share_key_policies::GET_KEY_POLICY;
 use ami_share_plan::Names;
 use serde::{Deserialize, Serialize};
 
 use plan::Plan;
 
-pub const ACTIONS: Actions = Actions { source_reader: &[policies::READ], ..Actions::NONE };
+pub const ACTIONS: Actions = Actions { source_reader: &[GET_KEY_POLICY], ..Actions::NONE };
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -1,14 +1,12 @@
 //! The policies of the keys, as they are and as ShareKey would write them.
 
 use ami_share_core::{
-    Error, aws,
-    key_policy::{self, KeyPolicy},
+    Error,
+    key_policy::KeyPolicy,
     plan::PlannedPolicies,
     share::{KeyChange, Resolution},
 };
 use aws_sdk_kms::Client;
-
-pub(crate) const READ: &str = "kms:GetKeyPolicy";
 
 /// A key's policy as it is, and as ShareKey would write it.
 pub(crate) struct PolicyChange<'r> {
@@ -24,12 +22,7 @@ pub(crate) struct PolicyChange<'r> {
 pub(crate) async fn read<'r>(kms: &Client, resolution: &'r Resolution) -> Result<Vec<PolicyChange<'r>>, Error> {
     let mut policies = Vec::new();
     for change in &resolution.key_changes {
-        let key = &change.key_arn;
-        let answer =
-            kms.get_key_policy().key_id(key.as_str()).policy_name("default").send().await.map_err(|error| {
-                key_policy::explained(key, aws::failure(&resolution.source.account_id, READ, error))
-            })?;
-        policies.push(PolicyChange::new(change, answer.policy.unwrap_or_default())?);
+        policies.push(PolicyChange::new(change, ami_share_key_policies::read(kms, &change.key_arn).await?)?);
     }
     Ok(policies)
 }

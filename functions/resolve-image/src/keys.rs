@@ -118,15 +118,7 @@ async fn shareable(kms: &Client, key: &KeyArn, devices: &[String]) -> Result<(),
 }
 
 async fn policy_change(kms: &Client, key: &KeyArn, accounts: &[AccountId]) -> Result<Option<KeyChange>, Error> {
-    let account = key.account_id();
-    let answer = kms
-        .get_key_policy()
-        .key_id(key.as_str())
-        .policy_name("default")
-        .send()
-        .await
-        .map_err(|error| key_policy::explained(key, aws::failure(&account, "kms:GetKeyPolicy", error)))?;
-    let policy = KeyPolicy::parse(key, answer.policy().unwrap_or_default())?;
+    let policy = KeyPolicy::parse(key, &ami_share_key_policies::read(kms, key).await?)?;
     let Some(merged) = policy.with(accounts) else { return Ok(None) };
     // What ShareKey could not write is refused here, before anything is changed.
     merged.to_text()?;

@@ -26,7 +26,7 @@ pub const ACTIONS: Actions = Actions {
         "ec2:DescribeImageAttribute",
         "ec2:DescribeSnapshotAttribute",
         "kms:DescribeKey",
-        "kms:GetKeyPolicy",
+        ami_share_key_policies::GET_KEY_POLICY,
         "kms:ListGrants",
     ],
     target: &targets::ACTIONS,

@@ -10,13 +10,14 @@ use ami_share_core::{
     plan::PlannedPolicies,
     share::{KeyChange, Source},
 };
+use ami_share_key_policies::GET_KEY_POLICY;
 use serde::{Deserialize, Serialize};
 
-use policies::{Policies, not_yet_visible};
+use policies::{PUT_KEY_POLICY, Policies, not_yet_visible};
 
 pub use undo::{UNDO_ACTIONS, UndoInput, undo_share_key};
 
-pub const ACTIONS: Actions = Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], ..Actions::NONE };
+pub const ACTIONS: Actions = Actions { source: &[GET_KEY_POLICY, PUT_KEY_POLICY], ..Actions::NONE };
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -1,18 +1,21 @@
 //! Key policies, read and written under the lock.
 
 use ami_share_core::{
-    Error, Hub, aws,
+    Error, Hub,
     hub::Actions,
     ids::{ExecutionName, KeyArn},
-    key_policy::{self, KeyPolicy},
+    key_policy::KeyPolicy,
     share::Source,
 };
 use ami_share_key_lock::{ATTEMPT, KeyLock};
+use ami_share_key_policies::GET_KEY_POLICY;
 use aws_sdk_kms::{
     Client,
     config::{retry::RetryConfig, timeout::TimeoutConfig},
-    error::{ProvideErrorMetadata, SdkError},
+    error::ProvideErrorMetadata,
 };
+
+pub(crate) const PUT_KEY_POLICY: &str = "kms:PutKeyPolicy";
 
 /// The policies of a source account's keys, which are read and written under the lock.
 pub(crate) struct Policies<'h> {
@@ -37,15 +40,7 @@ impl<'h> Policies<'h> {
     }
 
     pub(crate) async fn read(&mut self, key: &KeyArn) -> Result<KeyPolicy, Error> {
-        let answer = self
-            .kms
-            .get_key_policy()
-            .key_id(key.as_str())
-            .policy_name("default")
-            .send()
-            .await
-            .map_err(|error| failure(key, "kms:GetKeyPolicy", error))?;
-        let policy = KeyPolicy::parse(key, answer.policy().unwrap_or_default())?;
+        let policy = KeyPolicy::parse(key, &ami_share_key_policies::read(&self.kms, key).await?)?;
         self.lock.look(key, &policy)?;
         Ok(policy)
     }
@@ -62,27 +57,17 @@ impl<'h> Policies<'h> {
             }
             Err(_) => {}
         }
-        put.map(drop).map_err(|error| failure(key, "kms:PutKeyPolicy", error))
-    }
-}
-
-fn failure<E>(key: &KeyArn, call: &'static str, error: SdkError<E, aws_sdk_kms::config::http::HttpResponse>) -> Error
-where
-    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
-{
-    let message = error.message().unwrap_or_default().to_owned();
-    match error.code() {
-        Some("MalformedPolicyDocumentException") => Error::KeyPolicyConflict {
-            key: key.clone(),
-            reason: format!(
-                "KMS refuses it ({call}: {message}); look for an account or principal that does not exist, or for why \
-                 ami-share's role could not write it again"
-            ),
-        },
-        Some("NotFoundException" | "KMSInvalidStateException") => {
-            Error::KeyNotUsable { key: key.to_string(), reason: format!("{call}: {message}") }
-        }
-        _ => key_policy::explained(key, aws::failure(&key.account_id(), call, error)),
+        put.map(drop).map_err(|error| match error.code() {
+            Some("MalformedPolicyDocumentException") => Error::KeyPolicyConflict {
+                key: key.clone(),
+                reason: format!(
+                    "KMS refuses it ({PUT_KEY_POLICY}: {}); look for an account or principal that does not exist, or for \
+                     why ami-share's role could not write it again",
+                    error.message().unwrap_or_default()
+                ),
+            },
+            _ => ami_share_key_policies::failure(key, PUT_KEY_POLICY, error),
+        })
     }
 }
 
@@ -90,6 +75,6 @@ pub(crate) fn not_yet_visible(key: &KeyArn) -> Error {
     Error::NotYetVisible {
         what: format!("the policy just written to key {key}"),
         account: key.account_id(),
-        call: "kms:GetKeyPolicy",
+        call: GET_KEY_POLICY,
     }
 }

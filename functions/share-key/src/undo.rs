@@ -9,9 +9,9 @@ use ami_share_core::{
 };
 use serde::Deserialize;
 
-use crate::policies::{Policies, not_yet_visible};
+use crate::policies::{PUT_KEY_POLICY, Policies, not_yet_visible};
 
-pub const UNDO_ACTIONS: Actions = Actions { source: &["kms:GetKeyPolicy", "kms:PutKeyPolicy"], ..Actions::NONE };
+pub const UNDO_ACTIONS: Actions = crate::ACTIONS;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -59,7 +59,7 @@ pub(crate) async fn take_back(policies: &mut Policies<'_>, change: &KeyChange) -
     let named = &policy.accounts() | &policy.half_named();
     let from = account_ids.iter().filter(|account| named.contains(account)).map(ToString::to_string).collect();
     Ok(Some(Taken {
-        call: "kms:PutKeyPolicy".to_owned(),
+        call: PUT_KEY_POLICY.to_owned(),
         account_id: key_arn.account_id(),
         resource: key_arn.to_string(),
         from,

@@ -117,12 +117,9 @@ async fn examine_key(attempt: Attempt<'_>, config: &SdkConfig, key: &KeyArn, fin
             findings.causes.extend(state_problem(key.as_str(), state));
         }
     }
-    let policy = match kms.get_key_policy().key_id(key.as_str()).send().await {
-        Err(error) => {
-            let error = aws::failure(source, "kms:GetKeyPolicy", error);
-            return findings.doubts.push(format!("the policy of key {key} ({error})"));
-        }
-        Ok(answer) => answer.policy.unwrap_or_default(),
+    let policy = match ami_share_key_policies::read(&kms, key).await {
+        Ok(policy) => policy,
+        Err(error) => return findings.doubts.push(format!("the policy of key {key} ({error})")),
     };
     let principal = match attempt.hub.launcher(&attempt.target.account_id, &attempt.source.region) {
         Ok(principal) => principal,

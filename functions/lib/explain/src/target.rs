@@ -82,13 +82,12 @@ async fn examine_own_key(
     if metadata.key_spec().is_some_and(|spec| *spec != KeySpec::SymmetricDefault) {
         findings.causes.push(format!("key state: key {key} is not symmetric, and EBS takes no other; name another"));
     }
-    let actions = match kms.get_key_policy().key_id(key.as_str()).send().await {
-        Ok(answer) => {
+    let actions = match ami_share_key_policies::read(&kms, key).await {
+        Ok(policy) => {
             let calls = OWN_KEY_ACTIONS.map(|action| Call { principal, key, action });
-            policy_findings(&answer.policy.unwrap_or_default(), &calls, findings)
+            policy_findings(&policy, &calls, findings)
         }
         Err(error) => {
-            let error = aws::failure(target, "kms:GetKeyPolicy", error);
             findings.doubts.push(format!("the policy of key {key} ({error})"));
             OWN_KEY_ACTIONS.to_vec()
         }
