@@ -7,11 +7,12 @@ use ami_share_core::{
     share::{KeyChange, Source},
     take_back::{Taken, Undone},
 };
+use ami_share_key_policies::GET_KEY_POLICY;
 use serde::Deserialize;
 
 use crate::policies::{PUT_KEY_POLICY, Policies, not_yet_visible};
 
-pub const UNDO_ACTIONS: Actions = crate::ACTIONS;
+pub const UNDO_ACTIONS: Actions = Actions { source: &[GET_KEY_POLICY, PUT_KEY_POLICY], ..Actions::NONE };
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
