@@ -7,6 +7,7 @@ use ami_share_core::{
     ids::{ImageId, KeyArn, SnapshotId},
     share::Source,
 };
+use ami_share_launchable as launchable;
 use aws_sdk_ec2::{
     Client,
     error::ProvideErrorMetadata,
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{grantee::Grantee, pace::CONCURRENCY};
 
-pub(crate) const DESCRIBE_IMAGES: &str = "ec2:DescribeImages";
+pub(crate) const DESCRIBE_IMAGES: &str = launchable::DESCRIBE_IMAGES;
 pub(crate) const DESCRIBE_SNAPSHOTS: &str = "ec2:DescribeSnapshots";
 pub(crate) const DESCRIBE_IMAGE_ATTRIBUTE: &str = "ec2:DescribeImageAttribute";
 pub(crate) const DESCRIBE_SNAPSHOT_ATTRIBUTE: &str = "ec2:DescribeSnapshotAttribute";
@@ -60,16 +61,7 @@ impl Inventory {
     /// Whatever AWS answers.
     pub(crate) async fn read(ec2: &Client, source: &Source) -> Result<Self, Error> {
         let request = ec2.describe_images().owners("self").include_disabled(true);
-        let mut pages = request.into_paginator().page_size(1000).items().send();
-        let mut images = BTreeMap::new();
-        while let Some(image) = pages.next().await {
-            let image = image.map_err(|error| aws::failure(&source.account_id, DESCRIBE_IMAGES, error))?;
-            // EC2 goes on naming an image for some time after it was deregistered.
-            let gone = image.state() == Some(&ImageState::Deregistered);
-            if let Some(Ok(id)) = image.image_id().map(ImageId::parse).filter(|_| !gone) {
-                images.insert(id, OwnImage::of(&image));
-            }
-        }
+        let images = launchable::images_of(source, request, OwnImage::of).await?;
         let snapshots: BTreeSet<&SnapshotId> = images.values().flat_map(|image| &image.snapshots).collect();
         let snapshots: Vec<String> = snapshots.into_iter().map(ToString::to_string).collect();
         let batches: Vec<Vec<String>> = snapshots.chunks(SNAPSHOTS_PER_CALL).map(<[String]>::to_vec).collect();

@@ -13,6 +13,7 @@ use ami_share_core::{
 use aws_sdk_ec2::{
     Client,
     error::ProvideErrorMetadata,
+    operation::describe_images::builders::DescribeImagesFluentBuilder,
     types::{self, ImageAttributeName, ImageState},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -52,7 +53,7 @@ pub async fn by_account(
     let found: Vec<(AccountId, BTreeMap<ImageId, Vec<String>>)> = stream::iter(accounts)
         .map(|account| async move {
             let request = ec2.describe_images().owners("self").executable_users(account.as_str());
-            Ok::<_, Error>((account.clone(), images_of(source, request).await?))
+            Ok::<_, Error>((account.clone(), images_of(source, request, snapshots).await?))
         })
         .buffered(CONCURRENCY)
         .try_collect()
@@ -68,7 +69,7 @@ pub async fn by_account(
 /// # Errors
 /// As [`by_account`]; [`Error::QuotaExceeded`] where there are more images than can be asked about.
 pub async fn by_organization(ec2: &Client, source: &Source) -> Result<Images, Error> {
-    let images = images_of(source, ec2.describe_images().owners("self")).await?;
+    let images = images_of(source, ec2.describe_images().owners("self"), snapshots).await?;
     let keys = keys(ec2, source, images.values().flatten().cloned().collect()).await?;
     let images: Vec<(ImageId, BTreeSet<KeyArn>)> =
         under(images, &keys).into_iter().filter(|(_, keys)| !keys.is_empty()).collect();
@@ -108,11 +109,15 @@ async fn is_open_to_an_organization(ec2: &Client, source: &Source, image: &Image
     }
 }
 
-/// What `request` finds, each image with its snapshots.
-async fn images_of(
+/// What `request` finds, and `of` says of each image: one call for each 1,000.
+///
+/// # Errors
+/// Whatever AWS answers.
+pub async fn images_of<T>(
     source: &Source,
-    request: aws_sdk_ec2::operation::describe_images::builders::DescribeImagesFluentBuilder,
-) -> Result<BTreeMap<ImageId, Vec<String>>, Error> {
+    request: DescribeImagesFluentBuilder,
+    of: impl Fn(&types::Image) -> T,
+) -> Result<BTreeMap<ImageId, T>, Error> {
     let mut pages = request.into_paginator().page_size(1000).items().send();
     let mut images = BTreeMap::new();
     while let Some(image) = pages.next().await {
@@ -120,7 +125,7 @@ async fn images_of(
         // EC2 goes on naming an image for some time after it was deregistered.
         let gone = image.state() == Some(&ImageState::Deregistered);
         if let Some(Ok(id)) = image.image_id().map(ImageId::parse).filter(|_| !gone) {
-            images.insert(id, snapshots(&image));
+            images.insert(id, of(&image));
         }
     }
     Ok(images)
