@@ -2,13 +2,13 @@
 
 mod undo;
 
+use ami_share_copies::{copy_name, copy_token};
 use ami_share_core::{
     Error, Hub, aws,
     hub::Actions,
-    ids::{AccountId, ExecutionName, ImageId},
+    ids::{ExecutionName, ImageId},
     key_actions::making_encrypted,
     share::{EXECUTION_TAG, Image, KEY_TAG, SOURCE_IMAGE_TAG, Source, Target},
-    tokens::client_token,
 };
 use aws_sdk_ec2::{
     Client,
@@ -23,9 +23,6 @@ pub use undo::{UNDO_ACTIONS, undo_copy_image};
 pub const ACTIONS: Actions = Actions { launcher: &making_encrypted(COPY), ..Actions::NONE };
 
 const COPY: &str = "ec2:CopyImage";
-
-/// The longest name of an image (EC2 API reference, CreateImage).
-const MAX_NAME: usize = 128;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -92,26 +89,6 @@ pub async fn copy_image(hub: &Hub, input: Input) -> Result<Output, Error> {
     Ok(Output { copy_id })
 }
 
-/// The image's name and [`name_end`], in the characters that EC2 takes for a name (EC2 API reference,
-/// CreateImage). Names are unique within an account and Region, and a target may have several
-/// copies, under several keys.
-fn copy_name(image: &Image, token: &str) -> String {
-    let end = name_end(&image.image_id, token);
-    let fits = |c: char| c.is_ascii_alphanumeric() || "()[] ./-'@_".contains(c);
-    let start: String = image.name.chars().map(|c| if fits(c) { c } else { '-' }).take(MAX_NAME - end.len()).collect();
-    format!("{start}{end}")
-}
-
-/// How the name of a copy ends, which is made of the image `of`: the start of the token tells it from other copies.
-fn name_end(of: &ImageId, token: &str) -> String {
-    format!(" ({of} {})", &token[..8])
-}
-
-/// The token of the one copy that an execution has `account` make.
-fn copy_token(execution: &ExecutionName, account: &AccountId) -> String {
-    client_token(execution, account, "copy")
-}
-
 fn tagged(kind: ResourceType, tags: &[(&str, &str)]) -> TagSpecification {
     let tags = tags.iter().map(|(key, value)| Tag::builder().key(*key).value(*value).build()).collect();
     TagSpecification::builder().resource_type(kind).set_tags(Some(tags)).build()
@@ -167,15 +144,6 @@ mod tests {
 
     use super::*;
 
-    fn image(name: &str) -> Image {
-        Image {
-            image_id: ImageId::parse("ami-0123456789abcdef0").unwrap(),
-            name: name.to_owned(),
-            architecture: "x86_64".to_owned(),
-            volumes: Vec::new(),
-        }
-    }
-
     fn refused(code: &str, message: &str) -> Option<Error> {
         let input = Input {
             execution: ExecutionName::parse("nightly").unwrap(),
@@ -183,7 +151,12 @@ mod tests {
                 account_id: AccountId::parse("111111111111").unwrap(),
                 region: Region::parse("eu-west-1").unwrap(),
             },
-            image: image("golden"),
+            image: Image {
+                image_id: ImageId::parse("ami-0123456789abcdef0").unwrap(),
+                name: "golden".to_owned(),
+                architecture: "x86_64".to_owned(),
+                volumes: Vec::new(),
+            },
             target: Target {
                 account_id: AccountId::parse("222222222222").unwrap(),
                 principal_changes: Vec::new(),
@@ -220,22 +193,5 @@ mod tests {
         assert!(refused("InvalidRequest", marketplace).is_none());
         let credentials = "AWS was not able to validate the provided access credentials";
         assert!(refused("AuthFailure", credentials).is_none());
-    }
-
-    #[test]
-    fn a_copy_is_named_after_its_image() {
-        assert_eq!(copy_name(&image("golden 1.2"), "0123456789"), "golden 1.2 (ami-0123456789abcdef0 01234567)");
-    }
-
-    #[test]
-    fn characters_that_ec2_does_not_take_are_replaced() {
-        assert_eq!(copy_name(&image("a:b,c\u{e9}"), "0123456789"), "a-b-c- (ami-0123456789abcdef0 01234567)");
-    }
-
-    #[test]
-    fn a_long_name_is_cut_and_keeps_what_tells_it_apart() {
-        let name = copy_name(&image(&"n".repeat(128)), "0123456789");
-        assert_eq!(name.len(), MAX_NAME);
-        assert!(name.ends_with("(ami-0123456789abcdef0 01234567)"), "{name}");
     }
 }

@@ -1,37 +1,31 @@
 //! UndoCopyImage: removes the copies that executions made, with their snapshots.
 //!
-//! A tag does not say that something is a copy of ours: backups inherit tags, from a copy or an instance that stayed, and
-//! are somebody else's. So a copy is known by its id, and its snapshots by its block device mapping. Only what a lost
-//! reply made, and what an interrupted removal has left, is looked for by tag, and then everything else must fit as well.
+//! A copy is known as [`ami_share_copies`] says, and its snapshots by its block device mapping. Only those that an
+//! interrupted removal has left are looked for by tag, and then everything else must fit as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ami_share_copies::{
+    self as copies, DESCRIBE_IMAGES, MAX_VALUES, has_tag_of, is_copy, is_younger, of_executions, own_images,
+};
 use ami_share_core::{
     Error, Hub, aws,
     hub::Actions,
     ids::{AccountId, ImageId},
-    share::EXECUTION_TAG,
     take_back::{MadeCopy, Taken, UndoInput, Undone},
 };
 use aws_sdk_ec2::{
     Client,
     error::ProvideErrorMetadata,
-    primitives::{DateTime, DateTimeFormat},
-    types::{Filter, Image, ImageState, Snapshot, Tag},
+    types::{Filter, Image, ImageState, Snapshot},
 };
-
-use crate::{copy_token, name_end};
 
 pub const UNDO_ACTIONS: Actions =
     Actions { launcher: &[DESCRIBE_IMAGES, DEREGISTER, DESCRIBE_SNAPSHOTS, DELETE], ..Actions::NONE };
 
-const DESCRIBE_IMAGES: &str = "ec2:DescribeImages";
 const DEREGISTER: &str = "ec2:DeregisterImage";
 const DESCRIBE_SNAPSHOTS: &str = "ec2:DescribeSnapshots";
 const DELETE: &str = "ec2:DeleteSnapshot";
-
-/// The most values of a filter ("List and filter using the CLI and API", EC2 user guide).
-const MAX_VALUES: usize = 200;
 
 /// In seconds: the snapshots of a copy are begun with it. They take longer than this to be copied in their turn, unless
 /// they are small.
@@ -54,11 +48,11 @@ pub async fn undo_copy_image(hub: &Hub, input: UndoInput) -> Result<Undone, Erro
     let config = hub.as_launcher(account, &source.region, execution, UNDO_ACTIONS).await?;
     let ec2 = Client::new(&config);
     let mut removal = Removal { ec2: &ec2, account, taken: Vec::new(), errors: Vec::new() };
-    for copies in target.copies.chunks(MAX_VALUES) {
-        let images = find_images(&ec2, account, copies).await?;
+    for made in target.copies.chunks(MAX_VALUES) {
+        let images = copies::find(&ec2, account, made).await?;
         // All is read before anything is removed: from then on nobody knows which snapshots an image had.
         let mut snapshots = mapped_snapshots(&images);
-        let unmapped: Vec<&MadeCopy> = copies.iter().filter(|made| !is_mapped(made, account, &images)).collect();
+        let unmapped: Vec<&MadeCopy> = made.iter().filter(|made| !is_mapped(made, account, &images)).collect();
         if !unmapped.is_empty() {
             snapshots.extend(left_snapshots(&ec2, account, &unmapped, &images).await?);
         }
@@ -112,63 +106,6 @@ impl Removal<'_> {
         let (call, account_id, resource) = (call.to_owned(), self.account.clone(), id.to_owned());
         self.taken.push(Taken { call, account_id, resource, from: Vec::new() });
     }
-}
-
-/// The copies that are there, by their ids.
-async fn find_images(ec2: &Client, account: &AccountId, copies: &[MadeCopy]) -> Result<BTreeMap<String, Image>, Error> {
-    let noted: Vec<String> = copies.iter().filter_map(|made| Some(made.copy_id.as_ref()?.to_string())).collect();
-    let lost: Vec<&MadeCopy> = copies.iter().filter(|made| made.copy_id.is_none()).collect();
-    let mut found = BTreeMap::new();
-    if !noted.is_empty() {
-        let filter = Filter::builder().name("image-id").set_values(Some(noted)).build();
-        found.extend(own_images(ec2, account, filter).await?);
-    }
-    if !lost.is_empty() {
-        let candidates = own_images(ec2, account, of_executions(&lost)).await?.into_iter();
-        found.extend(candidates.filter(|(_, image)| lost.iter().any(|made| is_copy(made, account, image))));
-    }
-    Ok(found)
-}
-
-/// Those of the account that the filter lets pass, disabled ones too, by their ids.
-async fn own_images(ec2: &Client, account: &AccountId, filter: Filter) -> Result<BTreeMap<String, Image>, Error> {
-    let pages = ec2.describe_images().owners("self").include_disabled(true).filters(filter).into_paginator();
-    let mut images = pages.items().send();
-    let mut found = BTreeMap::new();
-    while let Some(image) = images.next().await {
-        let image = image.map_err(|error| aws::failure(account, DESCRIBE_IMAGES, error))?;
-        if let Some(id) = image.image_id() {
-            found.insert(id.to_owned(), image);
-        }
-    }
-    Ok(found)
-}
-
-fn of_executions(copies: &[&MadeCopy]) -> Filter {
-    let names = copies.iter().map(|made| made.execution.to_string()).collect();
-    Filter::builder().name(format!("tag:{EXECUTION_TAG}")).set_values(Some(names)).build()
-}
-
-/// Whether the image is the copy that `made` tells of, without its id. A copy of the copy, or an image of its instance,
-/// may have its tags; an image of an instance names the same source as well, but has another name, as names are unique.
-fn is_copy(made: &MadeCopy, account: &AccountId, image: &Image) -> bool {
-    let end = name_end(&made.of, &copy_token(&made.execution, account));
-    let created = image.creation_date().and_then(|date| DateTime::from_str(date, DateTimeFormat::DateTime).ok());
-    has_tag_of(made, image.tags())
-        && image.source_image_id() == Some(made.of.as_str())
-        && image.source_instance_id().is_none()
-        && image.name().is_some_and(|name| name.ends_with(&end))
-        && is_younger(made, created.as_ref())
-}
-
-/// A filter takes `*` and `?` for wildcards: what it finds is looked at again.
-fn has_tag_of(made: &MadeCopy, tags: &[Tag]) -> bool {
-    tags.iter().any(|tag| tag.key() == Some(EXECUTION_TAG) && tag.value() == Some(made.execution.as_str()))
-}
-
-/// EC2 tells the time of an image to the second.
-fn is_younger(made: &MadeCopy, time: Option<&DateTime>) -> bool {
-    time.is_some_and(|time| time.secs() >= made.noted_at.div_euclid(1_000))
 }
 
 /// Whether the copy is there, and its mapping has all its snapshots.
@@ -256,18 +193,17 @@ fn copied_for(description: &str) -> Option<CopiedFor<'_>> {
 
 #[cfg(test)]
 mod tests {
-    use ami_share_core::{ids::ExecutionName, share};
+    use ami_share_core::{ids::ExecutionName, share::EXECUTION_TAG};
+    use aws_sdk_ec2::{
+        primitives::{DateTime, DateTimeFormat},
+        types::Tag,
+    };
 
     use super::*;
-    use crate::copy_name;
 
     const OF: &str = "ami-0123456789abcdef0";
     const COPY: &str = "ami-0fedcba9876543210";
     const NOTED: &str = "2026-11-27T20:00:00.700Z";
-
-    fn account() -> AccountId {
-        AccountId::parse("222222222222").unwrap()
-    }
 
     fn time(text: &str) -> DateTime {
         DateTime::from_str(text, DateTimeFormat::DateTime).unwrap()
@@ -284,40 +220,6 @@ mod tests {
 
     fn tag(execution: &str) -> Tag {
         Tag::builder().key(EXECUTION_TAG).value(execution).build()
-    }
-
-    /// As CopyImage has it made for the execution.
-    fn copy(execution: &str) -> aws_sdk_ec2::types::builders::ImageBuilder {
-        let image = share::Image {
-            image_id: ImageId::parse(OF).unwrap(),
-            name: "golden".to_owned(),
-            architecture: "x86_64".to_owned(),
-            volumes: Vec::new(),
-        };
-        let token = copy_token(&ExecutionName::parse(execution).unwrap(), &account());
-        Image::builder()
-            .image_id(COPY)
-            .name(copy_name(&image, &token))
-            .source_image_id(OF)
-            .creation_date("2026-11-27T20:00:00.000Z")
-            .tags(tag(execution))
-    }
-
-    #[test]
-    fn a_copy_whose_reply_was_lost_is_known_by_everything_together() {
-        let made = made("nightly*", None);
-        assert!(is_copy(&made, &account(), &copy("nightly*").build()));
-        for (other, what) in [
-            (copy("nightly*").source_image_id(COPY), "a copy of the copy, with its tags"),
-            (copy("nightly*").source_instance_id("i-0123abcd"), "made of an instance, with its tags"),
-            (copy("nightly*").name("backup"), "another name"),
-            (copy("nightly*").creation_date("2026-11-27T19:59:59.000Z"), "older than the note"),
-            (copy("nightly*").set_creation_date(None), "of no known time"),
-            (copy("nightly*").set_tags(None), "without the tag"),
-            (copy("nightly-2"), "of another execution"),
-        ] {
-            assert!(!is_copy(&made, &account(), &other.build()), "{what}");
-        }
     }
 
     fn snapshot(description: &str) -> aws_sdk_ec2::types::builders::SnapshotBuilder {
