@@ -1,13 +1,15 @@
 //! One request in a random world.
 
 use ami_share_machine::Status;
+use ami_share_tests::{REGION, TARGET};
+use serde_json::json;
 
 use crate::{
     Tally, add,
     check::{self, Checked},
-    hold,
+    deployed, hold,
     request::{Request, RequestPlan, requests},
-    world::{Stage, WorldPlan, worlds},
+    world::{self, Stage, WorldPlan, worlds},
 };
 
 #[test]
@@ -72,4 +74,21 @@ fn again(tally: &Tally, stage: &Stage, request: &Request) -> Checked {
         Some(entry) => Err(format!("the second run called {} in {}", entry.action, entry.account)),
         None => Ok(()),
     }
+}
+
+/// Its note is settled, and what it shared stands: somebody must be told.
+#[test]
+fn an_execution_that_is_stopped_before_its_report_was_sent_is_told_of_by_undo_share() {
+    let stage = world::with_images(deployed::deployment(false), 41, &[false]);
+    world::make_principals(&mut stage.machine.world(), TARGET, &[REGION]);
+    let request = json!({ "imageId": stage.images[0].id, "targets": [{ "accountId": TARGET }] });
+    let arn = stage.machine.start("ShareAmi", "stopped", request, 0).unwrap();
+    stage.machine.stop_in(&arn, "Notify");
+    stage.machine.run().unwrap();
+    let undos = stage.machine.executions("UndoShare");
+    let undo = stage.machine.record(&undos[0]);
+    assert_eq!((undos.len(), undo.status), (1, Status::Succeeded), "{:?}", undo.cause);
+    let report = undo.output.unwrap();
+    assert_eq!((&report["status"], &report["executionArn"]), (&json!("nothingToTakeBack"), &json!(arn)));
+    assert_eq!(stage.machine.published().len(), 1);
 }
