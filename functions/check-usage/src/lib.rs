@@ -1,17 +1,20 @@
 //! CheckUsage: asks the targets whether they use the image, or copies of it that are to go. What a target
 //! itself says is up to date; for one that cannot be asked there is EC2's report.
 
+use std::collections::BTreeSet;
+
+use ami_share_copies::{self as copies, DESCRIBE_IMAGES, MAX_VALUES};
 use ami_share_core::{
     Error, Hub, aws,
     hub::Actions,
     ids::{AccountId, ExecutionName, ImageId},
-    revoke::{RevokedAccount, Usage, Use, UsingResource},
-    share::{EXECUTION_TAG, Source},
+    revoke::{SourceImage, Usage, Use, UsingResource},
+    take_back::{FromTarget, MadeInstance},
     tokens::launch_tokens,
 };
 use aws_sdk_ec2::{
     Client,
-    types::{Filter, InstanceStateName},
+    types::{Filter, Instance, InstanceStateName},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
@@ -19,7 +22,6 @@ use serde::Deserialize;
 pub const ACTIONS: Actions =
     Actions { launcher: &[DESCRIBE_IMAGES, DESCRIBE_INSTANCES, DESCRIBE_TEMPLATES], ..Actions::NONE };
 
-const DESCRIBE_IMAGES: &str = "ec2:DescribeImages";
 const DESCRIBE_INSTANCES: &str = "ec2:DescribeInstances";
 const DESCRIBE_TEMPLATES: &str = "ec2:DescribeLaunchTemplateVersions";
 
@@ -30,11 +32,13 @@ const CONCURRENCY: usize = 16;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Input {
     pub execution: ExecutionName,
-    pub source: Source,
-    pub image_id: ImageId,
+    pub image: SourceImage,
     /// One that is gone can be launched by nobody, revoked or not.
     pub image_found: bool,
-    pub accounts: Vec<RevokedAccount>,
+    /// Those that something is to be taken back from.
+    pub accounts: Vec<AccountId>,
+    /// What is to be done in some of them: the copies and instances that go.
+    pub targets: Vec<FromTarget>,
     /// What the targets before these have said.
     pub usage: Usage,
 }
@@ -43,7 +47,7 @@ pub struct Input {
 ///
 /// # Errors
 /// Whatever AWS answers that may pass: a target that cannot be asked is no error.
-#[tracing::instrument(skip_all, fields(execution = %input.execution, image = %input.image_id))]
+#[tracing::instrument(skip_all, fields(execution = %input.execution, image = %input.image.image_id))]
 pub async fn check_usage(hub: &Hub, input: Input) -> Result<Usage, Error> {
     let input = &input;
     let answers: Vec<Result<Vec<Use>, Error>> = stream::iter(&input.accounts)
@@ -51,7 +55,7 @@ pub async fn check_usage(hub: &Hub, input: Input) -> Result<Usage, Error> {
             match ask(hub, input, account).await {
                 // The account is gone, or its roles are, or they allow less than they should.
                 Err(error @ Error::AccessDenied { .. }) => {
-                    tracing::info!(account = %account.account_id, %error, "a target cannot be asked");
+                    tracing::info!(%account, %error, "a target cannot be asked");
                     Ok(Err(error))
                 }
                 Err(error) => Err(error),
@@ -62,52 +66,45 @@ pub async fn check_usage(hub: &Hub, input: Input) -> Result<Usage, Error> {
         .try_collect()
         .await?;
     let mut usage = input.usage.clone();
-    for (RevokedAccount { account_id, .. }, answer) in input.accounts.iter().zip(answers) {
-        match answer {
-            Ok(uses) => {
-                usage.add_account(account_id, true);
-                usage.add(uses);
-            }
-            Err(_) => usage.add_account(account_id, false),
-        }
+    for (account, answer) in input.accounts.iter().zip(answers) {
+        usage.add_account(&input.image, account, answer.is_ok());
+        usage.add(answer.unwrap_or_default());
     }
     Ok(usage)
 }
 
-async fn ask(hub: &Hub, input: &Input, target: &RevokedAccount) -> Result<Vec<Use>, Error> {
-    let account = &target.account_id;
-    let config = hub.as_launcher(account, &input.source.region, &input.execution, ACTIONS).await?;
+async fn ask(hub: &Hub, input: &Input, account: &AccountId) -> Result<Vec<Use>, Error> {
+    let SourceImage { source, image_id } = &input.image;
+    let config = hub.as_launcher(account, &source.region, &input.execution, ACTIONS).await?;
     let ec2 = Client::new(&config);
-    let mut images: Vec<ImageId> = input.image_found.then(|| input.image_id.clone()).into_iter().collect();
-    if !target.copies_of.is_empty() {
-        images.extend(copies(&ec2, target).await?);
+    let going = input.targets.iter().find(|target| target.account_id == *account);
+    let mut images: Vec<ImageId> = input.image_found.then(|| image_id.clone()).into_iter().collect();
+    for made in going.iter().flat_map(|going| going.copies.chunks(MAX_VALUES)) {
+        let copies = copies::find(&ec2, account, made).await?;
+        images.extend(copies.keys().filter_map(|id| ImageId::parse(id).ok()));
     }
     if images.is_empty() {
         return Ok(vec![]);
     }
-    let mut uses = instances(&ec2, target, &images).await?;
+    let going = going.map_or(&[][..], |going| going.instances.as_slice());
+    let mut uses = instances(&ec2, account, going, &images).await?;
     uses.extend(launch_templates(&ec2, account, &images).await?);
     Ok(uses)
 }
 
-/// The copies that are to go.
-async fn copies(ec2: &Client, target: &RevokedAccount) -> Result<Vec<ImageId>, Error> {
-    let executions = target.copies_of.iter().map(ToString::to_string).collect();
-    let made_by = Filter::builder().name(format!("tag:{EXECUTION_TAG}")).set_values(Some(executions)).build();
-    let mut pages = ec2.describe_images().owners("self").filters(made_by).into_paginator().items().send();
-    let mut copies = Vec::new();
-    while let Some(image) = pages.next().await {
-        let image = image.map_err(|error| aws::failure(&target.account_id, DESCRIBE_IMAGES, error))?;
-        copies.extend(image.image_id().and_then(|id| ImageId::parse(id).ok()));
-    }
-    Ok(copies)
-}
-
 /// The instances that are there, be they stopped, but for those that are to go.
-async fn instances(ec2: &Client, target: &RevokedAccount, images: &[ImageId]) -> Result<Vec<Use>, Error> {
-    let account = &target.account_id;
-    let going: Vec<String> =
-        target.instances_of.iter().flat_map(|execution| launch_tokens(execution, account)).collect();
+async fn instances(
+    ec2: &Client,
+    account: &AccountId,
+    going: &[MadeInstance],
+    images: &[ImageId],
+) -> Result<Vec<Use>, Error> {
+    let tokens: BTreeSet<String> = going.iter().flat_map(|made| launch_tokens(&made.execution, account)).collect();
+    let noted: BTreeSet<&str> = going.iter().filter_map(|made| Some(made.instance_id.as_ref()?.as_str())).collect();
+    let goes = |instance: &Instance| {
+        let launched = instance.client_token().is_some_and(|token| tokens.contains(token));
+        launched || instance.instance_id().is_some_and(|id| noted.contains(id))
+    };
     let states = [
         InstanceStateName::Pending,
         InstanceStateName::Running,
@@ -125,11 +122,8 @@ async fn instances(ec2: &Client, target: &RevokedAccount, images: &[ImageId]) ->
     let mut found = Vec::new();
     while let Some(reservation) = pages.next().await {
         let reservation = reservation.map_err(|error| aws::failure(account, DESCRIBE_INSTANCES, error))?;
-        for instance in reservation.instances() {
-            let goes = instance.client_token().is_some_and(|token| going.iter().any(|going| going == token));
-            if !goes {
-                found.push((instance.image_id().map(str::to_owned), instance.instance_id().map(str::to_owned)));
-            }
+        for instance in reservation.instances().iter().filter(|instance| !goes(instance)) {
+            found.push((instance.image_id().map(str::to_owned), instance.instance_id().map(str::to_owned)));
         }
     }
     Ok(uses(account, images, UsingResource::Instance, &found))

@@ -1,7 +1,7 @@
 //! DescribeUsageReport: looks whether EC2's reports on who uses the images are there, and reads what they say
 //! of the targets.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use ami_share_core::{
     Error, Hub, aws,
@@ -67,8 +67,7 @@ pub async fn describe_usage_report(hub: &Hub, input: Input) -> Result<Output, Er
         }
     }
     for (ec2, report) in available {
-        let reported = reported(&ec2, report, &usage).await?;
-        usage.add_reported(reported);
+        usage.add_reported(&report.image, reported(&ec2, report).await?);
     }
     Ok(Output { state: State::Available, wait_seconds: 0, usage })
 }
@@ -118,14 +117,13 @@ fn unknown(asked: &UsageReport, why: &str) -> Error {
     }
 }
 
-async fn reported(ec2: &Client, report: &UsageReport, usage: &Usage) -> Result<Vec<Use>, Error> {
+async fn reported(ec2: &Client, report: &UsageReport) -> Result<Vec<Use>, Error> {
     let UsageReport { image, report_id } = report;
     let mut pages = ec2.describe_image_usage_report_entries().report_ids(report_id).into_paginator().items().send();
     let mut reported = Vec::new();
-    let targets: BTreeSet<&AccountId> = usage.asked.iter().chain(&usage.unasked).collect();
     while let Some(entry) = pages.next().await {
         let entry = entry.map_err(|error| aws::failure(&image.source.account_id, DESCRIBE_ENTRIES, error))?;
-        reported.extend(read(&entry, &image.image_id).filter(|used| targets.contains(&used.account_id)));
+        reported.extend(read(&entry, &image.image_id));
     }
     Ok(reported)
 }

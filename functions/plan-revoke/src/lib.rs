@@ -12,7 +12,7 @@ use ami_share_core::{
     Error, Hub,
     hub::Actions,
     ids::{ExecutionName, PlanHash},
-    take_back::TakeBack,
+    take_back::{Left, TakeBack},
 };
 use ami_share_key_policies::GET_KEY_POLICY;
 use ami_share_plan::Names;
@@ -28,6 +28,8 @@ pub struct Input {
     pub execution: ExecutionName,
     /// What the round at hand would take back; nothing where that is nothing.
     pub take_back: Option<TakeBack>,
+    /// What stays of targets that are in no round.
+    pub left: Vec<Left>,
     /// What the rounds before it would.
     pub plan: Option<Plan>,
     /// Whether another round follows.
@@ -46,6 +48,7 @@ pub struct Input {
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn plan_revoke(hub: &Hub, input: Input) -> Result<Plan, Error> {
     let mut plan = input.plan.unwrap_or_default();
+    plan.stays(&input.left);
     if let Some(take_back) = &input.take_back {
         let source = &take_back.source;
         let policies = if take_back.key_changes.is_empty() {

@@ -8,7 +8,7 @@ use ami_share_core::{
     key_policy::KeyPolicy,
     plan,
     share::{Kept, KeyChange},
-    take_back::TakeBack,
+    take_back::{Left, TakeBack},
 };
 use ami_share_plan::{Call, written};
 use serde::{Deserialize, Serialize};
@@ -130,7 +130,9 @@ impl Plan {
         let judged = |account: &AccountId| take_back.notes.iter().any(|note| note.account_id == *account);
         self.kept.retain(|kept| !judged(&kept.account_id));
         self.kept.extend(take_back.kept.iter().cloned());
-        self.left.extend(take_back.left.iter().map(ToString::to_string));
+        let left = take_back.left.iter().map(ToString::to_string);
+        let new: Vec<String> = left.filter(|left| !self.left.contains(left)).collect();
+        self.left.extend(new);
         let mut room = MOST_OF_REST;
         self.unlisted += fit(&mut self.left, &mut room) + fit(&mut self.kept, &mut room);
         self.calls.extend(calls);
@@ -140,6 +142,15 @@ impl Plan {
         let rest = MOST_OF_KEYS + MOST_OF_REST + SENTENCES;
         self.unlisted += fit(&mut self.calls, &mut (MOST_BYTES - rest));
         Ok(())
+    }
+
+    /// Adds what stays whatever the rounds take.
+    pub(crate) fn stays(&mut self, left: &[Left]) {
+        if !left.is_empty() {
+            self.plan_hash = plan::hash(&json!([self.plan_hash, without_causes(left)]));
+            self.left.extend(left.iter().map(ToString::to_string));
+            self.unlisted += fit(&mut self.left, &mut { MOST_OF_REST });
+        }
     }
 
     pub(crate) fn remaining(&mut self, remaining: usize) {
@@ -174,14 +185,17 @@ fn message(calls: usize, targets: usize) -> String {
     )
 }
 
+/// Causes have request ids, and the names of sessions.
+fn without_causes(left: &[Left]) -> Value {
+    left.iter().map(|left| json!([left.account_id, left.state, left.error])).collect()
+}
+
 /// Everything that decides what is taken back: not who asks or when, and not how a policy is laid out.
 fn rests_on(take_back: &TakeBack, policies: &[PolicyChange], calls: &[Call]) -> Value {
-    let left: Vec<Value> = take_back.left.iter().map(|left| json!([left.account_id, left.state, left.error])).collect();
     let mut found = json!(take_back);
     if let Some(fields) = found.as_object_mut() {
         fields.remove("execution");
-        // Causes have request ids, and the names of sessions.
-        fields.insert("left".to_owned(), json!(left));
+        fields.insert("left".to_owned(), without_causes(&take_back.left));
     }
     for note in found["notes"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
         note.remove("going");

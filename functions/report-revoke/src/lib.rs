@@ -6,8 +6,9 @@ use ami_share_core::{
     hub::Actions,
     ids::{AccountId, ExecutionName, ImageId},
     revoke::{Phase, Progress},
+    room::MOST_OF_CAUSE,
     share::Kept,
-    take_back::{Taken, TakenBack, bytes_of},
+    take_back::{Failure, Taken, TakenBack, bytes_of},
     words,
 };
 use serde::{Deserialize, Serialize};
@@ -18,8 +19,8 @@ pub const ACTIONS: Actions = Actions::NONE;
 /// The error of an execution that did not take everything back.
 const INCOMPLETE: &str = "RevokeIncomplete";
 
-/// The longest cause: 32,768 characters (Step Functions API reference, ExecutionFailed event).
-const MOST_OF_CAUSE: usize = 32_000;
+/// The most targets that a cause names where they are listed in the report.
+const NAMED: usize = 3;
 
 /// The longest message of what failed.
 const MOST_OF_MESSAGE: usize = 8_000;
@@ -34,17 +35,10 @@ pub struct Input {
     pub progress: Option<Progress>,
     /// What became of the last round; nothing where none took anything back.
     pub last: Option<TakenBack>,
+    /// What the shares were last gone through for, as far as the state machine knows: with force it begins to take at once.
+    pub phase: Phase,
     /// What ended the execution before its time.
     pub failure: Option<Failure>,
-}
-
-/// A state that failed, with its error as Step Functions gives it.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Failure {
-    state: String,
-    error: String,
-    cause: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,6 +62,10 @@ pub struct Output {
     not_ours: Vec<AccountId>,
     /// Targets that have copies or instances which nobody asked to remove.
     copies_or_instances_stay: Vec<AccountId>,
+    /// Targets that were given something of an image since the execution began, and keep what they have of that image.
+    given_since: Vec<AccountId>,
+    /// Targets that could not be asked whether anybody has the managed policy without a note.
+    not_asked: Vec<AccountId>,
     /// What could not be taken back.
     left: Vec<String>,
     /// How many more entries there are than all lists have room for.
@@ -110,32 +108,17 @@ fn summary(input: Input) -> Output {
         if progress.phase == Phase::Revoke { (progress.revoked, progress.images) } else { (vec![], vec![]) };
     let done = progress.done;
     let left: Vec<String> = done.left.iter().map(ToString::to_string).collect();
-    let (error, cause) = match &input.failure {
-        Some(failure) => {
-            let so_far = match revoked.len() {
-                0 => "Nothing was changed.".to_owned(),
-                some => format!("What {some} targets had was taken back before, or was to be: start it again."),
-            };
-            let message = words::cut(&words::message(&failure.cause), MOST_OF_MESSAGE);
-            let mut said = vec![format!("{}: {}", failure.state, words::with_full_stop(&message)), so_far];
-            said.extend(not_taken_back(&left, done.unlisted.left, &said.join(" ")));
-            (Some(words::cut(&failure.error, 256)), Some(said.join(" ")))
-        }
-        None if done.is_whole() && progress.remaining == 0 => (None, None),
-        None => {
-            let mut said = Vec::new();
-            if progress.remaining > 0 {
-                said.push(format!(
-                    "{} targets lost what one execution has room for, and {} shares remain: start the same request \
-                     again, which goes on with them.",
-                    revoked.len(),
-                    progress.remaining
-                ));
-            }
-            said.extend(not_taken_back(&left, done.unlisted.left, &said.join(" ")));
-            (Some(INCOMPLETE.to_owned()), Some(said.join(" ")))
-        }
+    let said = match &input.failure {
+        Some(failure) => Some(failed(failure, revoked.len(), input.phase, &input.request)),
+        None if done.is_whole() && progress.remaining == 0 && progress.given_since.is_empty() => None,
+        None => Some(incomplete(revoked.len(), progress.remaining, &progress.given_since)),
     };
+    let cause = said.map(|mut said| {
+        said.extend(not_taken_back(&left, done.unlisted.left, &said.join(" ")));
+        words::cut(&said.join(" "), MOST_OF_CAUSE)
+    });
+    let name = input.failure.map_or_else(|| INCOMPLETE.to_owned(), |failure| words::cut(&failure.error, 256));
+    let error = cause.is_some().then_some(name);
     let status = match &error {
         Some(_) => Status::Failed,
         None if revoked.is_empty() => Status::NothingToRevoke,
@@ -151,12 +134,54 @@ fn summary(input: Input) -> Output {
         kept: done.kept,
         not_ours: progress.not_ours,
         copies_or_instances_stay: progress.stays,
+        given_since: progress.given_since,
+        not_asked: progress.not_asked,
         left,
         unlisted: progress.unlisted + done.unlisted.taken + done.unlisted.left + done.unlisted.kept,
         remaining: progress.remaining,
         error,
-        cause: cause.map(|cause| words::cut(&cause, MOST_OF_CAUSE)),
+        cause,
     }
+}
+
+/// What failed, and what that leaves.
+fn failed(failure: &Failure, revoked: usize, phase: Phase, request: &Value) -> Vec<String> {
+    let so_far = match revoked {
+        0 if !may_have_marked(failure, phase, request) => "Nothing was changed.".to_owned(),
+        0 => "Nothing was taken back, but notes may say that it is going to be: start it again.".to_owned(),
+        some => format!("What {some} targets had was taken back before, or was to be: start it again."),
+    };
+    let message = words::cut(&failure.message(), MOST_OF_MESSAGE);
+    vec![format!("{}: {}", failure.state, words::with_full_stop(&message)), so_far]
+}
+
+/// Whether it came after the first mark on a note, or may have: ResolveRevoke marks before it looks.
+fn may_have_marked(failure: &Failure, phase: Phase, request: &Value) -> bool {
+    let looks_first = request["force"] != true || request["action"] == "plan" || !request["planHash"].is_null();
+    let refused = ["InvalidRequest", "ImageNotFound"].contains(&failure.error.as_str());
+    failure.state == "ResolveRevoke" && (phase == Phase::Revoke || !looks_first) && !refused
+}
+
+/// Why an execution that nothing has failed is not whole, but for what is left.
+fn incomplete(revoked: usize, remaining: usize, given_since: &[AccountId]) -> Vec<String> {
+    let mut said = Vec::new();
+    if !given_since.is_empty() {
+        let more = given_since.len().saturating_sub(NAMED);
+        let named: Vec<String> = given_since.iter().take(NAMED).map(ToString::to_string).collect();
+        said.push(format!(
+            "{} targets were given something since this execution began, which nobody was asked about, and keep it: {}. \
+             Start the same request again if it is to go too.",
+            given_since.len(),
+            words::list(&named, ", ", more, MOST_OF_CAUSE)
+        ));
+    }
+    if remaining > 0 {
+        said.push(format!(
+            "{revoked} targets lost what one execution has room for, and {remaining} shares remain: start the same request \
+             again, which goes on with them."
+        ));
+    }
+    said
 }
 
 /// After what the cause says already.
@@ -184,6 +209,7 @@ mod tests {
             "request": { "imageId": "ami-0123abcd", "targets": "all" },
             "progress": progress,
             "last": last,
+            "phase": "revoke",
             "failure": failure,
         });
         serde_json::to_value(summary(serde_json::from_value(input).unwrap())).unwrap()
@@ -290,6 +316,41 @@ mod tests {
         assert_eq!(report["cause"], "JudgeUsage: it is in use. Nothing was changed.");
     }
 
+    /// It marks notes, reads them again, and asks the source account: in the middle of that it may fail.
+    #[test]
+    fn one_that_fails_right_after_it_marked_notes_does_not_say_that_nothing_was_changed() {
+        let cause_of = |force: bool, phase: &str, error: &str| {
+            let input = json!({
+                "execution": "e",
+                "request": { "imageId": "ami-0123abcd", "targets": "all", "force": force },
+                "progress": null,
+                "last": null,
+                "phase": phase,
+                "failure": { "state": "ResolveRevoke", "error": error, "cause": "why" },
+            });
+            summary(serde_json::from_value(input).unwrap()).cause.unwrap()
+        };
+        let marked =
+            "ResolveRevoke: why. Nothing was taken back, but notes may say that it is going to be: start it again.";
+        assert_eq!(cause_of(false, "revoke", "Throttled"), marked);
+        assert_eq!(cause_of(true, "check", "Throttled"), marked);
+        for (force, phase, error) in [(false, "check", "Throttled"), (true, "check", "InvalidRequest")] {
+            assert_eq!(cause_of(force, phase, error), "ResolveRevoke: why. Nothing was changed.");
+        }
+    }
+
+    /// It stands: so the revoke is not whole.
+    #[test]
+    fn what_was_given_since_it_began_is_named() {
+        let accounts = ["222222222222", "444444444444", "555555555555", "666666666666"];
+        let so_far = progress(json!({ "revoked": ["222222222222"], "givenSince": accounts }));
+        let report = report(so_far, Value::Null, Value::Null);
+        assert_eq!((&report["error"], &report["givenSince"]), (&json!("RevokeIncomplete"), &json!(accounts)));
+        let cause = report["cause"].as_str().unwrap();
+        assert!(cause.starts_with("4 targets were given something since this execution began"), "{cause}");
+        assert!(cause.contains("keep it: 222222222222, 444444444444, 555555555555, and 1 more. Start"), "{cause}");
+    }
+
     #[test]
     fn what_was_left_before_a_failure_is_in_its_cause_too() {
         let failure = json!({ "state": "ResolveRevoke", "error": "Throttled", "cause": "later" });
@@ -318,6 +379,7 @@ mod tests {
         }
         let so_far = progress(json!({
             "revoked": vec![account; 500], "notOurs": vec![account; 200], "stays": vec![account; 200], "remaining": 1500,
+            "givenSince": vec![account; 200], "notAsked": vec![account; 200],
             "done": full
         }));
         let failure = json!({ "state": "CheckUsage", "error": "Aws", "cause": "\"quoted\" ".repeat(3_000) });

@@ -8,8 +8,9 @@ use ami_share_core::{
     Error,
     hub::Actions,
     ids::{AccountId, ExecutionName, ImageId, InstanceId, PrincipalArn},
+    room::MOST_OF_CAUSE,
     share::{EncryptedVolume, Kept, KeyChange, Resolution, SnapshotChange},
-    take_back::{Taken, TakenBack, bytes_of},
+    take_back::{Failure, Taken, TakenBack, bytes_of},
     words,
 };
 use aws_smithy_types::date_time::{DateTime, Format};
@@ -19,9 +20,6 @@ pub const ACTIONS: Actions = Actions::NONE;
 
 /// The longest report, in bytes of JSON: a state hands on 262,144, and a notice has the report as a string in JSON.
 const MOST: usize = 190_000;
-
-/// The longest cause: 32,768 characters (Step Functions API reference, ExecutionFailed event).
-const MOST_OF_CAUSE: usize = 32_000;
 
 /// The longest message of what failed, and what those of all targets have together.
 const MOST_OF_MESSAGE: usize = 8_000;
@@ -60,21 +58,6 @@ pub struct TargetResult {
     /// ISO 8601, from Step Functions' context.
     started_at: String,
     ended_at: String,
-}
-
-/// A state that failed, with its error as Step Functions gives it.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Failure {
-    state: String,
-    error: String,
-    cause: Option<String>,
-}
-
-impl Failure {
-    fn message(&self) -> String {
-        words::message(self.cause.as_deref().unwrap_or_default())
-    }
 }
 
 #[derive(Debug, Serialize)]

@@ -1,4 +1,4 @@
-//! The notes of the targets at hand, marked, or as they would be.
+//! The notes of targets; of those at hand marked, or as they would be.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,80 +6,152 @@ use ami_share_core::{
     Error,
     ids::{AccountId, KeyArn},
     mark::Mark,
-    revoke::{RevokeRequest, SourceImage},
+    revoke::SourceImage,
     share::Target,
 };
 use ami_share_record::{Note, Record};
 use ami_share_take_back::FromAccount;
 use futures_util::{StreamExt, stream};
 
-use crate::shares::{self, is_of};
+/// The name of the state, of what it leaves.
+pub(crate) const STATE: &str = "ResolveRevoke";
 
 /// How many targets' notes are read at a time.
 const CONCURRENCY: usize = 16;
 
-/// The image whose shares are to go in this round.
-pub(crate) struct AtHand<'a> {
-    pub(crate) request: &'a RevokeRequest,
-    pub(crate) image: &'a SourceImage,
-    pub(crate) mark: &'a Mark,
-    /// Whether something is taken back now, or only looked at.
-    pub(crate) revoking: bool,
+pub(crate) fn is_of(image: &SourceImage, note: &Note) -> bool {
+    *note.image() == image.image_id && note.gift.source == image.source
 }
 
-type NotesByTarget = BTreeMap<AccountId, Vec<Note>>;
+pub(crate) fn image_of(note: &Note) -> SourceImage {
+    SourceImage { source: note.gift.source.clone(), image_id: note.image().clone() }
+}
 
-/// The notes by target, and what stays of those targets that have a note which nobody can read: somebody has to look into
-/// it, and the others need not wait for that.
+/// Whether `notes`, which are all of a target, say that somebody has given it something of the image since: then it keeps
+/// what it has of that image.
+pub(crate) fn is_given_since(begun: i64, image: &SourceImage, notes: &[Note]) -> bool {
+    notes.iter().any(|note| is_of(image, note) && note.noted_at >= begun)
+}
+
+pub(crate) type NotesByTarget = BTreeMap<AccountId, Vec<Note>>;
+
+/// The notes of some targets.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    pub(crate) by_target: NotesByTarget,
+    /// What stays of those targets that have a note which nobody can read: somebody has to look into it, and the others
+    /// need not wait for that.
+    pub(crate) unread: Vec<FromAccount>,
+    /// Those that were given something of the image at hand since the execution began, and are left alone.
+    pub(crate) given_since: Vec<AccountId>,
+}
+
+impl Notes {
+    /// Those of `accounts` only.
+    pub(crate) fn of(mut self, accounts: &[AccountId]) -> Self {
+        self.by_target.retain(|account, _| accounts.contains(account));
+        self.unread.clear();
+        self
+    }
+
+    /// Whether anything is noted of the image, readably or not.
+    pub(crate) fn say_anything_of(&self, image: &SourceImage) -> bool {
+        let noted = self.by_target.values().flatten().any(|note| is_of(image, note));
+        noted || !self.unread.is_empty() || !self.given_since.is_empty()
+    }
+
+    /// # Errors
+    /// Whatever DynamoDB answers.
+    fn add(&mut self, account: AccountId, read: Result<Vec<Note>, Error>) -> Result<(), Error> {
+        match read {
+            Ok(notes) => {
+                self.by_target.insert(account, notes);
+            }
+            Err(error @ Error::Aws { .. }) => self.unread.push(FromAccount::unread(account, STATE, &error)),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+/// # Errors
+/// Whatever DynamoDB answers.
+pub(crate) async fn read(record: &Record, accounts: &[AccountId]) -> Result<Notes, Error> {
+    let mut read = stream::iter(accounts)
+        .map(|account| async move { (account.clone(), record.notes_of(account).await) })
+        .buffered(CONCURRENCY);
+    let mut notes = Notes::default();
+    while let Some((account, read)) = read.next().await {
+        notes.add(account, read)?;
+    }
+    Ok(notes)
+}
+
+/// The image whose shares are to go in this round.
+pub(crate) struct AtHand<'a> {
+    pub(crate) image: &'a SourceImage,
+    /// The images that the execution goes through before it.
+    pub(crate) before: &'a [SourceImage],
+    pub(crate) mark: &'a Mark,
+    /// When the execution began, in milliseconds since 1970: what was noted since stays.
+    pub(crate) begun: i64,
+}
+
+impl AtHand<'_> {
+    fn is_at_hand(&self, note: &Note) -> bool {
+        is_of(self.image, note) && note.noted_at < self.begun
+    }
+}
+
+/// The notes of `accounts`, those at hand marked; where nothing is taken back yet, as they would be.
 ///
 /// # Errors
 /// Whatever DynamoDB answers.
-pub(crate) async fn read(
+pub(crate) async fn at_hand(
     record: &Record,
+    known: Option<Notes>,
     accounts: &[AccountId],
     at_hand: &AtHand<'_>,
-    state: &str,
-) -> Result<(NotesByTarget, Vec<FromAccount>), Error> {
-    let read: Vec<Result<Vec<Note>, Error>> = stream::iter(accounts)
-        .map(|account| async move {
-            let notes = record.notes_of(account).await?;
-            if at_hand.revoking { marked(record, account, notes, at_hand).await } else { Ok(as_marked(notes, at_hand)) }
-        })
-        .buffered(CONCURRENCY)
-        .collect()
-        .await;
-    let (mut notes, mut unread) = (BTreeMap::new(), Vec::new());
-    for (account, read) in accounts.iter().zip(read) {
-        match read {
-            Ok(read) => {
-                notes.insert(account.clone(), read);
-            }
-            Err(error @ Error::Aws { .. }) => unread.push(FromAccount::unread(account.clone(), state, &error)),
-            Err(error) => return Err(error),
-        }
+    revoking: bool,
+) -> Result<Notes, Error> {
+    let mut notes = match known {
+        Some(notes) => notes,
+        None => read(record, accounts).await?,
+    };
+    let given_since = notes.by_target.iter().filter(|(_, notes)| is_given_since(at_hand.begun, at_hand.image, notes));
+    notes.given_since = given_since.map(|(account, _)| account.clone()).collect();
+    notes.by_target.retain(|account, _| !notes.given_since.contains(account));
+    let by_target = std::mem::take(&mut notes.by_target);
+    if !revoking {
+        let as_marked = by_target.into_iter().map(|(account, notes)| (account, as_marked(notes, at_hand)));
+        return Ok(Notes { by_target: as_marked.collect(), ..notes });
     }
-    Ok((notes, unread))
+    let mut marked = stream::iter(by_target)
+        .map(|(account, notes)| async move {
+            let marked = marked(record, &account, notes, at_hand).await;
+            (account, marked)
+        })
+        .buffered(CONCURRENCY);
+    while let Some((account, marked)) = marked.next().await {
+        notes.add(account, marked)?;
+    }
+    Ok(notes)
 }
 
-/// The notes of a target, after those of the image at hand were marked.
+/// Marks the notes of a target that are at hand, and reads all of its notes again: what was noted or marked meanwhile counts.
 async fn marked(
     record: &Record,
     account: &AccountId,
     notes: Vec<Note>,
     at_hand: &AtHand<'_>,
 ) -> Result<Vec<Note>, Error> {
-    if !notes.iter().any(|note| is_of(at_hand.image, note)) {
+    if !notes.iter().any(|note| at_hand.is_at_hand(note)) {
         return Ok(notes);
     }
-    for note in notes.iter().filter(|note| is_of(at_hand.image, note)) {
+    for note in notes.iter().filter(|note| at_hand.is_at_hand(note)) {
         record.mark(account, note.image(), &note.gift.execution, at_hand.mark).await?;
     }
     record.notes_of(account).await
-}
-
-/// The mark of notes whose image is before the one at hand.
-pub(crate) fn before() -> Mark {
-    Mark::noted("before")
 }
 
 /// The notes of a target, as they would be when the image is at hand: those of images before it would be marked by then,
@@ -87,12 +159,13 @@ pub(crate) fn before() -> Mark {
 pub(crate) fn as_marked(mut notes: Vec<Note>, at_hand: &AtHand<'_>) -> Vec<Note> {
     let of_image = notes.iter().filter(|note| is_of(at_hand.image, note));
     let keys: BTreeSet<KeyArn> = of_image.flat_map(|note| note.gift.image.keys()).collect();
+    let goes_before = |image: &&SourceImage| !is_given_since(at_hand.begun, image, &notes);
+    let before: Vec<&SourceImage> = at_hand.before.iter().filter(goes_before).collect();
     for note in &mut notes {
-        let image = shares::image_of(note);
-        if image == *at_hand.image {
+        if at_hand.is_at_hand(note) {
             note.going = Some(at_hand.mark.clone());
-        } else if image < *at_hand.image && at_hand.request.is_of(&image) {
-            note.going = Some(before());
+        } else if before.iter().any(|image| is_of(image, note)) {
+            note.goes_before = true;
             let Target { source_changes, principal_changes, .. } = &mut note.gift.target;
             source_changes.key_arns.retain(|key| keys.contains(key));
             source_changes.grant_key_arns.retain(|key| keys.contains(key));

@@ -17,7 +17,7 @@ use aws_sdk_ec2::types::{Filter, ImageAttributeName, ImageState};
 use aws_sdk_kms::error::ProvideErrorMetadata;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use crate::shares::is_of;
+use crate::notes::is_of;
 
 pub(crate) const DESCRIBE_IMAGES: &str = launchable::DESCRIBE_IMAGES;
 pub(crate) const DESCRIBE_SNAPSHOTS: &str = launchable::DESCRIBE_SNAPSHOTS;
@@ -131,7 +131,7 @@ fn noted_keys(image: &SourceImage, need: Option<&Need>, notes: &[Note]) -> BTree
     let mut keys = BTreeSet::new();
     for note in notes.iter().filter(|note| note.gift.source == image.source) {
         let gone = need.is_none_or(|need| need.is_gone(&note.gift.source, note.image()));
-        if note.going.is_some() || gone {
+        if note.is_going() || gone {
             let changes = &note.gift.target.source_changes;
             keys.extend(changes.key_arns.iter().chain(&changes.grant_key_arns).cloned());
         }

@@ -16,72 +16,97 @@ use ami_share_take_back::Need;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::{
-    shares::is_of,
+    notes::{NotesByTarget, STATE, is_of},
     source::SourceState,
     target::{self, LIST_ENTITIES},
 };
-
-/// The name of the state, of what it leaves.
-pub(crate) const STATE: &str = "ResolveRevoke";
 
 /// How many targets are looked at at a time.
 const CONCURRENCY: usize = 16;
 
 const ACTIONS: Actions = Actions { target: &[LIST_ENTITIES], ..Actions::NONE };
 
-/// What targets that nothing at all is noted of have of ami-share's making.
-pub(crate) async fn of_no_share(
-    hub: &Hub,
-    execution: &ExecutionName,
-    accounts: &[AccountId],
-) -> Result<Vec<Left>, Error> {
-    let region = hub.region().map_err(|rule| Error::invalid("region", "", rule))?;
-    let mut left = Vec::new();
-    for account in accounts {
-        match unnoted_principals(hub, execution, &region, account, &[]).await {
-            Ok(found) => left.extend(found),
-            Err(error) if error.passes() => return Err(error),
-            Err(error) => tracing::info!(%account, %error, "a target that nothing is noted of cannot be asked"),
-        }
-    }
-    Ok(left)
+/// What is found of one target, or of several.
+#[derive(Debug, Default)]
+pub(crate) struct Unnoted {
+    pub(crate) left: Vec<Left>,
+    /// Targets that do not say who has the managed policy.
+    pub(crate) not_asked: Vec<AccountId>,
 }
 
-/// What each target has that is plainly of ami-share's making, and that no note names: it may be what others rely on. Only
-/// targets that nothing is noted of for the image are looked at.
+impl Unnoted {
+    /// Looks who has the managed policy, and no note of `notes`, which are all of the account, says so. Where nothing is
+    /// plainly `given` without a note, the account need not have roles to be asked with.
+    ///
+    /// # Errors
+    /// What passes.
+    async fn look_for_principals(
+        &mut self,
+        looking: &Looking<'_>,
+        account: &AccountId,
+        notes: &[Note],
+        given: bool,
+    ) -> Result<(), Error> {
+        match unnoted_principals(looking, account, notes).await {
+            Ok(found) => self.left.extend(found),
+            Err(error) if error.passes() => return Err(error),
+            Err(error) if given => self.left.push(not_noted(account, &error)),
+            Err(error) => {
+                tracing::info!(%account, %error, "a target cannot be asked who has the managed policy");
+                self.not_asked.push(account.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Who looks.
+pub(crate) struct Looking<'a> {
+    pub(crate) hub: &'a Hub,
+    pub(crate) execution: &'a ExecutionName,
+    pub(crate) region: &'a Region,
+}
+
+/// What targets that nothing at all is noted of have of ami-share's making.
+pub(crate) async fn of_no_share(looking: &Looking<'_>, accounts: &[AccountId]) -> Result<Unnoted, Error> {
+    let mut unnoted = Unnoted::default();
+    for account in accounts {
+        unnoted.look_for_principals(looking, account, &[], false).await?;
+    }
+    Ok(unnoted)
+}
+
+/// What each target has that is plainly of ami-share's making, and that no note names: it may be what others rely on.
 pub(crate) async fn of_shares(
-    hub: &Hub,
-    execution: &ExecutionName,
+    looking: &Looking<'_>,
     image: &SourceImage,
-    notes: &BTreeMap<AccountId, Vec<Note>>,
+    notes: &NotesByTarget,
     state: &SourceState,
     needs: &BTreeMap<AccountId, Need>,
-) -> Result<Vec<Vec<Left>>, Error> {
-    stream::iter(notes)
+) -> Result<Unnoted, Error> {
+    let found: Vec<Unnoted> = stream::iter(notes)
         .map(|(account, notes)| async move {
-            if notes.iter().any(|note| is_of(image, note)) {
-                return Ok(vec![]);
-            }
+            let mut unnoted = Unnoted::default();
             let access = state.statements(account).into_iter().chain(state.grants(account)).next();
-            let access = access.as_ref();
-            let permitted = access.filter(|_| state.permitted.contains(account));
-            let mut left: Vec<Left> =
-                permitted.map(|key| unnoted_permission(image, account, key)).into_iter().collect();
-            // What gives a principal the keys of one image gives it those of all.
-            if needs.get(account).is_some_and(|need| !need.keys.is_empty()) {
-                return Ok(left);
+            let access = access.filter(|_| !notes.iter().any(|note| is_of(image, note)));
+            let permitted = access.iter().filter(|_| state.permitted.contains(account));
+            unnoted.left.extend(permitted.map(|key| unnoted_permission(image, account, key)));
+            // What gives a principal the keys of one image gives it those of all: it goes with the last.
+            let is_needed = needs.get(account).is_some_and(|need| !need.keys.is_empty());
+            if !is_needed && notes.iter().all(Note::is_going) {
+                unnoted.look_for_principals(looking, account, notes, access.is_some()).await?;
             }
-            match unnoted_principals(hub, execution, &image.source.region, account, notes).await {
-                Ok(principals) => left.extend(principals),
-                Err(error) if error.passes() => return Err(error),
-                // Where nothing is ami-share's, it need not have roles.
-                Err(error) => left.extend(access.map(|_| not_noted(account, &error))),
-            }
-            Ok(left)
+            Ok::<_, Error>(unnoted)
         })
         .buffered(CONCURRENCY)
         .try_collect()
-        .await
+        .await?;
+    let mut all = Unnoted::default();
+    for Unnoted { left, not_asked } in found {
+        all.left.extend(left);
+        all.not_asked.extend(not_asked);
+    }
+    Ok(all)
 }
 
 /// Beside access to keys that ami-share gave, a launch permission is hardly anybody else's.
@@ -100,13 +125,8 @@ fn unnoted_permission(image: &SourceImage, account: &AccountId, key: &KeyArn) ->
 }
 
 /// What `account` has of the managed policy, and no note of it says.
-async fn unnoted_principals(
-    hub: &Hub,
-    execution: &ExecutionName,
-    region: &Region,
-    account: &AccountId,
-    notes: &[Note],
-) -> Result<Option<Left>, Error> {
+async fn unnoted_principals(looking: &Looking<'_>, account: &AccountId, notes: &[Note]) -> Result<Option<Left>, Error> {
+    let Looking { hub, execution, region } = looking;
     let config = hub.as_target(account, region, execution, ACTIONS).await?;
     let policy = policy_arn(account, region, &hub.settings.key_access_policy);
     let found = target::unnoted_principals(&config, account, &policy, notes).await?;

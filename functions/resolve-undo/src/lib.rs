@@ -205,7 +205,8 @@ fn reached(failure: Option<&Failure>) -> Reached {
 fn unnoted(resolution: &Resolution, target: &Target, mark: &Mark, begun: i64) -> Note {
     let Resolution { execution, source, image, principal_access, .. } = resolution.clone();
     let gift = Gift { execution, source, image, principal_access, target: target.clone() };
-    Note { gift, noted_at: begun, going: Some(mark.clone()), confirmed: false, stays: Stays::default() }
+    let going = Some(mark.clone());
+    Note { gift, noted_at: begun, going, goes_before: false, confirmed: false, stays: Stays::default() }
 }
 
 /// The note of this execution, without what it has not come to. What an earlier take-back has taken from it counts again:

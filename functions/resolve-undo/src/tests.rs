@@ -81,7 +81,8 @@ fn note(going: Option<&str>) -> Note {
         principal_access: PrincipalAccess::Attach,
         target: Target { source_changes: SourceChanges::default(), ..target(2) },
     };
-    Note { gift, noted_at: 1, going: going.map(Mark::noted), confirmed: false, stays: Stays::default() }
+    let going = going.map(Mark::noted);
+    Note { gift, noted_at: 1, going, goes_before: false, confirmed: false, stays: Stays::default() }
 }
 
 fn failure(state: &str, error: &str) -> Failure {

@@ -165,15 +165,12 @@ fn round() -> Value {
         "execution": "revoke-1-0123abcd",
         "image": source_image(),
         "imageFound": true,
-        "accounts": [{
-            "accountId": "222222222222",
-            "copiesOf": ["nightly-1-0123abcd"],
-            "instancesOf": ["nightly-1-0123abcd"]
-        }],
+        "accounts": ["222222222222"],
         "takeBack": take_back(),
         "askUsage": true,
         "reportUsage": true,
         "plan": true,
+        "left": [left()],
         "planHash": "f72000278f64efa800b180b5b2a4861e2aae1d4685599d8c454af9e30a294a85",
         "more": true,
         "progress": progress()
@@ -191,8 +188,10 @@ fn source_image() -> Value {
 fn progress() -> Value {
     json!({
         "phase": "revoke",
-        "after": { "image": source_image(), "accountId": "222222222222" },
-        "until": { "image": source_image(), "accountId": "444444444444" },
+        "begun": 1_764_273_600_000_i64,
+        "order": [source_image()],
+        "after": { "image": 0, "accountId": "222222222222" },
+        "until": { "image": 0, "accountId": "444444444444" },
         "rounds": 2,
         "ofImage": true,
         "remaining": 3,
@@ -200,6 +199,8 @@ fn progress() -> Value {
         "images": ["ami-0123456789abcdef0"],
         "notOurs": ["222222222222"],
         "stays": ["222222222222"],
+        "givenSince": ["222222222222"],
+        "notAsked": ["222222222222"],
         "unlisted": 1,
         "done": taken_back()
     })
@@ -256,7 +257,12 @@ fn variables() -> Value {
         "thisRound": round(),
         "request": { "imageId": "ami-0123456789abcdef0", "targets": "all" },
         "phase": "check",
-        "usage": { "asked": ["222222222222"], "unasked": ["444444444444"], "uses": [used()], "unlisted": 0 },
+        "usage": {
+            "targets": ["222222222222"],
+            "images": [{ "image": source_image(), "answered": [0], "unasked": [] }],
+            "uses": [used()],
+            "unlisted": 0
+        },
         "reports": [usage_report()],
         "plan": null,
         "targetFailure": failure(),

@@ -20,6 +20,7 @@ mod planned;
 mod proof;
 mod request;
 mod revoked;
+mod rounds;
 mod single;
 mod taken_over;
 mod trouble;

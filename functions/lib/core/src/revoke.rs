@@ -13,10 +13,13 @@ use crate::{
     ids::{AccountId, ExecutionName, ImageId, PlanHash},
     request::{Fields, Problems, collected, read_action, read_source},
     share::{Action, Source},
-    take_back::{TakeBack, TakenBack},
+    take_back::{Left, TakeBack, TakenBack},
 };
 
-pub use crate::usage::{Use, UsingResource};
+pub use crate::{
+    share::SourceImage,
+    usage::{Usage, Use, UsingResource},
+};
 
 /// The most targets of one round.
 pub const ROUND: usize = 50;
@@ -24,10 +27,10 @@ pub const ROUND: usize = 50;
 /// The most targets that one execution takes something back from.
 pub const MAX_REVOKED: usize = 500;
 
-/// The most targets of one request by name, and entries of the longest lists that grow from round to round: what states
-/// pass to each other ends at 262,144 bytes. More entries are counted only.
+/// The most targets of one request by name: what states pass to each other ends at 262,144 bytes.
 pub const MAX_LISTED_TARGETS: usize = 2_000;
-/// The most entries of the lists that grow from round to round.
+
+/// The most entries of the lists that grow from round to round. More are counted only.
 pub const LISTED: usize = 200;
 
 /// The most targets of a request for all their images: their notes are all read in each round.
@@ -36,22 +39,12 @@ pub const MAX_TARGETS_OF_ALL_IMAGES: usize = ROUND;
 /// The most rounds of each phase: each is some 40 events of the 25,000 of an execution's history.
 pub const MAX_ROUNDS: usize = 200;
 
-/// An image, and where it is.
+/// Where a share stands in the order in which an execution goes through them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct SourceImage {
-    /// Where it is, or was.
-    pub source: Source,
-    /// It may be gone.
-    pub image_id: ImageId,
-}
-
-/// One share: an image, and a target that was given it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ShareId {
-    /// What was shared.
-    pub image: SourceImage,
+pub struct Place {
+    /// Its image, by its place in [`Progress::order`].
+    pub image: usize,
     /// The target.
     pub account_id: AccountId,
 }
@@ -223,7 +216,7 @@ pub struct Round {
     /// Whether the source account still has the image.
     pub image_found: bool,
     /// Targets that something is taken back from.
-    pub accounts: Vec<RevokedAccount>,
+    pub accounts: Vec<AccountId>,
     /// What is taken back, or would be; nothing where that is nothing.
     pub take_back: Option<TakeBack>,
     /// Whether the targets are asked what uses the image.
@@ -232,6 +225,8 @@ pub struct Round {
     pub report_usage: bool,
     /// Whether a plan is made of it.
     pub plan: bool,
+    /// What the plan says besides, of targets that have no share at hand.
+    pub left: Vec<Left>,
     /// The plan that is to be applied.
     pub plan_hash: Option<PlanHash>,
     /// Whether another round follows.
@@ -240,28 +235,21 @@ pub struct Round {
     pub progress: Progress,
 }
 
-/// A target that something is taken back from, and what it has that goes with it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RevokedAccount {
-    /// The target.
-    pub account_id: AccountId,
-    /// The executions whose copies go too.
-    pub copies_of: Vec<ExecutionName>,
-    /// The executions whose instances go too.
-    pub instances_of: Vec<ExecutionName>,
-}
-
 /// How far an execution has come. It is handed from round to round, and to the report.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Progress {
     /// Each phase goes through the targets from the first.
     pub phase: Phase,
+    /// When the execution first looked, in milliseconds since 1970; nothing before. What was noted since is not its to take:
+    /// nobody was asked about it.
+    pub begun: Option<i64>,
+    /// The images that both phases go through, in this order: as many as there is room for.
+    pub order: Vec<SourceImage>,
     /// The last share that was looked at.
-    pub after: Option<ShareId>,
+    pub after: Option<Place>,
     /// The last share that is looked at, where the first time through found as many as one execution can do.
-    pub until: Option<ShareId>,
+    pub until: Option<Place>,
     /// Of this phase, with the one at hand.
     pub rounds: usize,
     /// Whether anything of the image at hand is to be taken back.
@@ -276,7 +264,11 @@ pub struct Progress {
     pub not_ours: Vec<AccountId>,
     /// Targets that have copies or instances which nobody asked to remove.
     pub stays: Vec<AccountId>,
-    /// How many more of these two there are than are listed.
+    /// Targets that were given something of an image since the execution began, and keep what they have of that image.
+    pub given_since: Vec<AccountId>,
+    /// Targets that do not say who has the managed policy, where no note names anybody any more.
+    pub not_asked: Vec<AccountId>,
+    /// How many more of these four there are than are listed.
     pub unlisted: usize,
     /// What the rounds have come to, but for the last.
     pub done: TakenBack,
@@ -286,17 +278,20 @@ impl Progress {
     /// Begins `phase`, if it is not the one at hand.
     pub fn enter(&mut self, phase: Phase) {
         if self.phase != phase {
-            *self = Self { phase, until: self.after.take().filter(|_| self.remaining > 0), ..Self::default() };
+            let order = std::mem::take(&mut self.order);
+            let until = self.after.take().filter(|_| self.remaining > 0);
+            *self = Self { phase, begun: self.begun, order, until, ..Self::default() };
         }
     }
 
-    /// Counts a round for `image`, and what it takes back from `accounts` of it.
-    pub fn add_round(&mut self, image: &SourceImage, accounts: Vec<AccountId>) {
+    /// Counts a round for the image at that place, and what it takes back from `accounts` of it.
+    pub fn add_round(&mut self, image: usize, accounts: Vec<AccountId>) {
         self.rounds += 1;
-        let same = self.after.as_ref().is_some_and(|after| after.image == *image);
+        let same = self.after.as_ref().is_some_and(|after| after.image == image);
         self.of_image = !accounts.is_empty() || (same && self.of_image);
-        if !accounts.is_empty() && self.images.last() != Some(&image.image_id) {
-            self.images.push(image.image_id.clone());
+        let image_id = &self.order[image].image_id;
+        if !accounts.is_empty() && self.images.last() != Some(image_id) {
+            self.images.push(image_id.clone());
         }
         let known: BTreeSet<AccountId> = self.revoked.iter().cloned().collect();
         self.revoked.extend(accounts.into_iter().filter(|account| !known.contains(account)));
@@ -308,15 +303,23 @@ impl Progress {
     }
 
     /// As many as there is room for; the rest are counted.
-    pub fn add_not_ours(&mut self, mut accounts: Vec<AccountId>) {
-        accounts.retain(|account| !self.not_ours.contains(account));
-        add(&mut self.not_ours, &mut self.unlisted, LISTED, accounts);
+    pub fn add_not_ours(&mut self, accounts: Vec<AccountId>) {
+        add(&mut self.not_ours, &mut self.unlisted, accounts);
     }
 
     /// As many as there is room for; the rest are counted.
-    pub fn add_stays(&mut self, mut accounts: Vec<AccountId>) {
-        accounts.retain(|account| !self.stays.contains(account));
-        add(&mut self.stays, &mut self.unlisted, LISTED, accounts);
+    pub fn add_stays(&mut self, accounts: Vec<AccountId>) {
+        add(&mut self.stays, &mut self.unlisted, accounts);
+    }
+
+    /// As many as there is room for; the rest are counted.
+    pub fn add_given_since(&mut self, accounts: Vec<AccountId>) {
+        add(&mut self.given_since, &mut self.unlisted, accounts);
+    }
+
+    /// As many as there is room for; the rest are counted.
+    pub fn add_not_asked(&mut self, accounts: Vec<AccountId>) {
+        add(&mut self.not_asked, &mut self.unlisted, accounts);
     }
 
     /// Whether this execution can go through another round.
@@ -325,66 +328,11 @@ impl Progress {
     }
 }
 
-fn add<T>(list: &mut Vec<T>, unlisted: &mut usize, most: usize, more: Vec<T>) {
-    let room = most.saturating_sub(list.len());
-    *unlisted += more.len().saturating_sub(room);
-    list.extend(more.into_iter().take(room));
-}
-
-/// Who uses the image, as far as it has been asked.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Usage {
-    /// Targets that answered.
-    pub asked: Vec<AccountId>,
-    /// Targets that could not be asked.
-    pub unasked: Vec<AccountId>,
-    /// The first [`Usage::LISTED`] of them.
-    pub uses: Vec<Use>,
-    /// How many more uses there are than are listed.
-    pub unlisted: usize,
-}
-
-impl Usage {
-    /// The most uses that are named.
-    pub const LISTED: usize = 200;
-
-    /// The most targets of a request for all their images: their notes are all read in each round.
-    pub const MAX_TARGETS_OF_ALL_IMAGES: usize = ROUND;
-
-    /// The most rounds of each phase: each is some 40 events of the 25,000 of an execution's history.
-    pub const MAX_ROUNDS: usize = 200;
-
-    /// As many as there is room for; the rest are counted.
-    pub fn add(&mut self, uses: Vec<Use>) {
-        add(&mut self.uses, &mut self.unlisted, Self::LISTED, uses);
-    }
-
-    /// Adds what EC2's report says. For instances, what a target itself says counts: the report may lack the last 24
-    /// hours, and counts instances for some time after they were terminated, the proofs of ami-share among them. It counts
-    /// for targets that could not be asked; and for launch templates, of which it looks at more versions than the latest
-    /// and the default one.
-    pub fn add_reported(&mut self, reported: Vec<Use>) {
-        let counts =
-            |used: &Use| self.unasked.contains(&used.account_id) || used.resource == UsingResource::LaunchTemplate;
-        // The target has named it already, by its id.
-        let named = |used: &Use| {
-            let same = |said: &Use| {
-                said.account_id == used.account_id && said.image_id == used.image_id && said.resource == used.resource
-            };
-            self.uses.iter().any(same)
-        };
-        let more = reported.into_iter().filter(|used| counts(used) && !named(used)).collect();
-        self.add(more);
-    }
-
-    /// Adds a target that answered, or could not be asked.
-    pub fn add_account(&mut self, account: &AccountId, answered: bool) {
-        let accounts = if answered { &mut self.asked } else { &mut self.unasked };
-        if !accounts.contains(account) {
-            accounts.push(account.clone());
-        }
-    }
+fn add(list: &mut Vec<AccountId>, unlisted: &mut usize, mut accounts: Vec<AccountId>) {
+    accounts.retain(|account| !list.contains(account));
+    let room = LISTED.saturating_sub(list.len());
+    *unlisted += accounts.len().saturating_sub(room);
+    list.extend(accounts.into_iter().take(room));
 }
 
 /// A report of EC2 on who uses an image.
@@ -399,7 +347,6 @@ pub struct UsageReport {
 
 #[cfg(test)]
 mod tests {
-    use UsingResource::{Instance, LaunchTemplate};
     use serde_json::json;
 
     use super::*;
@@ -489,11 +436,11 @@ mod tests {
 
     #[test]
     fn rounds_count_targets_and_images_once() {
-        let mut progress = Progress::default();
-        for (of, accounts) in [("a", vec![1, 2]), ("b", vec![]), ("b", vec![2]), ("c", vec![])] {
-            let image = image("eu-west-1", &format!("ami-0000000{of}"));
-            progress.add_round(&image, accounts.into_iter().map(account).collect());
-            progress.after = Some(ShareId { image, account_id: account(2) });
+        let order = ["a", "b", "c"].map(|of| image("eu-west-1", &format!("ami-0000000{of}"))).to_vec();
+        let mut progress = Progress { order, ..Progress::default() };
+        for (image, accounts) in [(0, vec![1, 2]), (1, vec![]), (1, vec![2]), (2, vec![])] {
+            progress.add_round(image, accounts.into_iter().map(account).collect());
+            progress.after = Some(Place { image, account_id: account(2) });
         }
         assert_eq!((progress.rounds, progress.of_image), (4, false));
         assert_eq!(progress.revoked, [account(1), account(2)]);
@@ -526,13 +473,14 @@ mod tests {
 
     #[test]
     fn one_execution_takes_back_from_five_hundred_targets() {
-        let mut progress = Progress::default();
+        let order = vec![image("eu-west-1", "ami-0123abcd")];
+        let mut progress = Progress { order, begun: Some(7), ..Progress::default() };
         for phase in [Phase::Check, Phase::Revoke] {
             progress.enter(phase);
+            assert_eq!((progress.begun, progress.order.len()), (Some(7), 1));
             let mut looked = 0;
             while progress.has_room() {
-                progress
-                    .add_round(&image("eu-west-1", "ami-0123abcd"), (looked..looked + ROUND).map(account).collect());
+                progress.add_round(0, (looked..looked + ROUND).map(account).collect());
                 looked += ROUND;
             }
             assert_eq!(looked, MAX_REVOKED);
@@ -559,77 +507,17 @@ mod tests {
         for round in 0..20 {
             progress.add_not_ours((0..ROUND).map(|n| account(round * ROUND + n)).collect());
             progress.add_stays((0..ROUND).map(|n| account(round * ROUND + n)).collect());
+            progress.add_given_since((0..ROUND).map(|n| account(round * ROUND + n)).collect());
+            progress.add_not_asked((0..ROUND).map(|n| account(round * ROUND + n)).collect());
         }
+        progress.order = vec![image("ap-southeast-10", "ami-0123456789abcdef0"); MAX_ROUNDS];
         progress.revoked = (0..MAX_REVOKED).map(account).collect();
         progress.images = vec![ImageId::parse("ami-0123456789abcdef0").unwrap(); MAX_ROUNDS];
-        assert_eq!(progress.unlisted, 2 * (20 * ROUND - LISTED));
+        assert_eq!(progress.unlisted, 4 * (20 * ROUND - LISTED));
         let progress = serde_json::to_string(&progress).unwrap().len() + MOST_TO_TELL;
-        let accounts = ROUND * 300;
+        let accounts = ROUND * "\"222222222222\",".len();
         assert!(progress + MOST_TO_TAKE + accounts < 250_000, "{progress}");
         let request = MAX_LISTED_TARGETS * "\"222222222222\",".len();
         assert!(request + progress + MOST_TO_TELL < 250_000, "{progress}");
-    }
-
-    #[test]
-    fn uses_say_who_has_what() {
-        let mut usage = Use {
-            account_id: AccountId::parse("222222222222").unwrap(),
-            image_id: ImageId::parse("ami-0123abcd").unwrap(),
-            resource: UsingResource::Instance,
-            count: 2,
-            ids: vec!["i-1".to_owned(), "i-2".to_owned()],
-        };
-        assert_eq!(usage.to_string(), "account 222222222222 has 2 instances of ami-0123abcd (i-1, i-2)");
-        usage.count = 7;
-        assert!(usage.to_string().ends_with("(i-1, i-2, ...)"), "{usage}");
-        usage = Use { resource: UsingResource::LaunchTemplate, count: 1, ids: vec![], ..usage };
-        assert!(usage.to_string().ends_with("1 launch template of ami-0123abcd (says EC2's usage report)"), "{usage}");
-    }
-
-    const ASKED: &str = "222222222222";
-    const GONE: &str = "444444444444";
-
-    fn used(account: &str, resource: UsingResource, ids: &[&str]) -> Use {
-        Use {
-            account_id: AccountId::parse(account).unwrap(),
-            image_id: ImageId::parse("ami-0123abcd").unwrap(),
-            resource,
-            count: 1,
-            ids: ids.iter().map(|id| (*id).to_owned()).collect(),
-        }
-    }
-
-    /// All uses, after the targets and the report have spoken.
-    fn uses(said: Vec<Use>, reported: Vec<Use>) -> Vec<Use> {
-        let mut usage = Usage::default();
-        for (account, answered) in [(ASKED, true), (GONE, false), (ASKED, true)] {
-            usage.add_account(&AccountId::parse(account).unwrap(), answered);
-        }
-        assert_eq!((usage.asked.len(), usage.unasked.len()), (1, 1));
-        usage.add(said);
-        usage.add_reported(reported);
-        usage.uses
-    }
-
-    #[test]
-    fn what_a_target_says_of_its_instances_counts_and_not_what_is_reported() {
-        let instance = used(ASKED, Instance, &["i-1"]);
-        assert_eq!(uses(vec![instance.clone()], vec![]), [instance]);
-        assert_eq!(uses(vec![], vec![used(ASKED, Instance, &[])]), []);
-    }
-
-    #[test]
-    fn the_report_counts_for_who_could_not_be_asked_and_for_launch_templates() {
-        let reported = [used(GONE, Instance, &[]), used(GONE, LaunchTemplate, &[]), used(ASKED, LaunchTemplate, &[])];
-        assert_eq!(uses(vec![], reported.to_vec()), reported);
-    }
-
-    #[test]
-    fn what_both_name_is_named_once_and_of_another_image_twice() {
-        let template = used(ASKED, LaunchTemplate, &["lt-1"]);
-        let reported = used(ASKED, LaunchTemplate, &[]);
-        assert_eq!(uses(vec![template.clone()], vec![reported.clone()]), std::slice::from_ref(&template));
-        let other = Use { image_id: ImageId::parse("ami-0000abcd").unwrap(), ..reported };
-        assert_eq!(uses(vec![template.clone()], vec![other.clone()]), [template, other]);
     }
 }

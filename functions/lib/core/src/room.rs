@@ -13,6 +13,10 @@ use crate::{
 /// What states hand on, in bytes of JSON ("Service quotas", Step Functions developer guide).
 pub const MOST_HANDED_ON: usize = 262_144;
 
+/// What the cause of an execution may have: 32,768 characters ("ExecutionFailedEventDetails", Step Functions API reference),
+/// less what Step Functions adds.
+pub const MOST_OF_CAUSE: usize = 32_000;
+
 /// The rest of what Report is given, and what Step Functions and Lambda put around it.
 const BESIDE: usize = 6_000;
 

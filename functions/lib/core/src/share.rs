@@ -24,6 +24,16 @@ pub struct Source {
     pub region: Region,
 }
 
+/// An image, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SourceImage {
+    /// Where it is, or was.
+    pub source: Source,
+    /// It may be gone.
+    pub image_id: ImageId,
+}
+
 /// The image, and the EBS volumes that an instance of it will have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -158,6 +158,25 @@ pub struct Undone {
     pub taken: Vec<Taken>,
 }
 
+/// A state that failed, with its error as Step Functions gives it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Failure {
+    /// The name of the state.
+    pub state: String,
+    /// The error's name, as Step Functions matches it.
+    pub error: String,
+    /// As [`Left::cause`].
+    pub cause: Option<String>,
+}
+
+impl Failure {
+    /// What a function said, or Step Functions.
+    pub fn message(&self) -> String {
+        words::message(self.cause.as_deref().unwrap_or_default())
+    }
+}
+
 /// What could not be taken back, with its error as Step Functions gives it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -70,6 +70,8 @@ pub struct Note {
     pub noted_at: i64,
     /// Who is taking it back, and since when; nothing of a share that stands.
     pub going: Option<Mark>,
+    /// Whether it will be marked when the share at hand is: of whoever looks ahead, and not in the table.
+    pub goes_before: bool,
     /// Whether the target's last state has confirmed it: until then the share is under way.
     pub confirmed: bool,
     /// What the target's last state has noted of what stays.
@@ -80,6 +82,11 @@ impl Note {
     /// The image that was shared.
     pub fn image(&self) -> &ImageId {
         &self.gift.image.image_id
+    }
+
+    /// Whether nobody can rely on it any more.
+    pub fn is_going(&self) -> bool {
+        self.goes_before || self.going.is_some()
     }
 }
 
@@ -242,6 +249,7 @@ fn note_of(item: &HashMap<String, AttributeValue>) -> Result<Note, serde_json::E
         gift: serde_json::from_str(text("gift").unwrap_or_default())?,
         noted_at: item.get("notedAt").and_then(|at| at.as_n().ok()?.parse().ok()).unwrap_or_default(),
         going: text("going").map(Mark::noted),
+        goes_before: false,
         confirmed: item.contains_key("confirmed"),
         stays: text("stays").map_or(Ok(Stays::default()), serde_json::from_str)?,
     })

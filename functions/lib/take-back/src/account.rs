@@ -79,8 +79,16 @@ impl FromAccount {
 
     /// Nothing, as its notes cannot be read.
     pub fn unread(account_id: AccountId, state: &str, error: &Error) -> Self {
-        let cause =
-            format!("what it was given stays, as its notes, and what others need of it, cannot be told: {error}");
+        Self::untouched(account_id, state, error, "its notes, and what others need of it, cannot be told")
+    }
+
+    /// Nothing, as the source account cannot be asked.
+    pub fn unasked(account_id: AccountId, state: &str, error: &Error) -> Self {
+        Self::untouched(account_id, state, error, "nobody can say what the source account still has of it")
+    }
+
+    fn untouched(account_id: AccountId, state: &str, error: &Error, why: &str) -> Self {
+        let cause = format!("what it was given stays, as {why}: {error}");
         let (state, error) = (state.to_owned(), error.name().to_owned());
         let left = vec![Left { account_id: Some(account_id.clone()), state, error, cause }];
         Self { left, ..Self::new(account_id) }
@@ -124,10 +132,11 @@ impl FromAccount {
 pub fn from_account(asked: Asked<'_>, account: &AccountId, notes: &[Note], need: &Need) -> FromAccount {
     let mut decision = Decision::new(asked, account, notes, need);
     for note in notes {
-        if let Some(going) = &note.going {
-            decision.take(note, going);
-        } else if asked.with_gone_images && decision.is_gone(note) {
-            decision.access(note.gift.clone());
+        match &note.going {
+            _ if note.goes_before => drop(decision.access(note.gift.clone())),
+            Some(going) => decision.take(note, going),
+            None if asked.with_gone_images && decision.is_gone(note) => drop(decision.access(note.gift.clone())),
+            None => {}
         }
     }
     decision.end()

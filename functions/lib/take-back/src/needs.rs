@@ -150,7 +150,8 @@ async fn ask(
 /// the permission, and the target relies on it.
 fn counts(notes: &[Note], place: &Source, image: &ImageId, now: i64) -> bool {
     let mut of_it = notes.iter().filter(|note| note.image() == image && note.gift.source == *place).peekable();
-    let stands = |note: &Note| note.going.as_ref().is_none_or(|mark| mark.at().is_some_and(|at| at + LAGGING < now));
+    let lags = |note: &Note| note.going.as_ref().is_some_and(|mark| mark.at().is_none_or(|at| at + LAGGING >= now));
+    let stands = |note: &Note| !note.goes_before && !lags(note);
     of_it.peek().is_none() || of_it.any(stands)
 }
 
@@ -159,7 +160,7 @@ fn under_way(asking: &Asking<'_>, notes: &[Note], now: i64) -> Need {
     let mut need = Need::default();
     let is_under_way = |note: &&Note| {
         let other = note.gift.source != *asking.source || note.image() != asking.image;
-        other && note.going.is_none() && !note.confirmed && note.noted_at + UNDER_WAY > now
+        other && !note.is_going() && !note.confirmed && note.noted_at + UNDER_WAY > now
     };
     for note in notes.iter().filter(is_under_way) {
         for key in note.gift.image.keys() {

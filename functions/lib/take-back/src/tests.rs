@@ -66,7 +66,8 @@ fn note(of: &str, going: Option<&str>) -> Note {
             launch: Launch { keep: true, ..Launch::default() },
         },
     };
-    Note { gift, noted_at: 100, going: going.map(Mark::noted), confirmed: true, stays: Stays::default() }
+    let going = going.map(Mark::noted);
+    Note { gift, noted_at: 100, going, goes_before: false, confirmed: true, stays: Stays::default() }
 }
 
 const MINE: &str = "me 200";
