@@ -256,7 +256,7 @@ fn an_instance_of_a_backup_that_inherited_the_tags_of_a_copy_does_not_keep_the_i
     stage.machine.run().unwrap();
     let instances = stage.machine.world().snapshot(TARGET)["ec2"][REGION]["instances"].clone();
     let is_of_copy = |(id, instance): (&String, &Value)| {
-        (instance["image"] == *copy && instance["state"] == "running").then(|| id.clone())
+        (instance["image"] == *copy && instance["state"] != "terminated").then(|| id.clone())
     };
     let of_copy = instances.as_object().unwrap().iter().find_map(is_of_copy);
     let of_copy = of_copy.unwrap_or_else(|| panic!("{instances:#}"));
