@@ -28,6 +28,8 @@ pub struct Settings {
     pub organization: Organization,
     /// Whether the targets' owners allow inline policies.
     pub inline_policies: bool,
+    /// `OnlyTaggedImages`
+    pub only_tagged_images: bool,
     /// `AuditSchedule`
     pub audit_schedule: String,
     /// For how long functions hold a key policy that was replaced for one that may still be read. Waits of the state
@@ -44,6 +46,7 @@ impl Default for Settings {
             pairs: Vec::new(),
             organization: Organization::default(),
             inline_policies: false,
+            only_tagged_images: false,
             audit_schedule: String::new(),
             stale_read_seconds: 3,
             sandbox: ami_share_sandbox::Settings::default(),
@@ -103,8 +106,10 @@ impl Local {
             ("ImageEventSource", IMAGE_EVENT_SOURCE),
         ];
         let hub = deploy::deploy_hub(&engine, &parameters).await?;
+        let by_organization = settings.organization.targets.iter().map(String::as_str);
+        let ready: Vec<&str> = pairs.iter().map(|(_, target)| target.as_str()).chain(by_organization).collect();
         for source in &sources {
-            deploy_source(&engine, source).await?;
+            deploy_source(&engine, source, &ready.join(","), settings.only_tagged_images).await?;
         }
         let unlisted = organization.targets.iter().map(|target| (&settings.source, target));
         let pairs: Vec<(&String, &String)> = pairs.into_iter().chain(unlisted).collect();
@@ -124,8 +129,13 @@ impl Local {
     }
 }
 
-async fn deploy_source(engine: &Engine, account: &str) -> Result<Stack> {
-    let parameters = [("HubAccountId", HUB), ("ExternalId", EXTERNAL_ID)];
+async fn deploy_source(engine: &Engine, account: &str, targets: &str, only_tagged_images: bool) -> Result<Stack> {
+    let parameters = [
+        ("HubAccountId", HUB),
+        ("ExternalId", EXTERNAL_ID),
+        ("AllowedTargetAccounts", targets),
+        ("OnlyTaggedImages", if only_tagged_images { "true" } else { "false" }),
+    ];
     let template = Template::file("accounts/source.yaml")?;
     deploy::deploy(engine, account, "ami-share-source", template, &parameters).await
 }

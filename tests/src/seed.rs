@@ -149,11 +149,17 @@ pub fn key_policy(account: &str, administrator: &str) -> Value {
     ]})
 }
 
+/// The tag that accounts/source.yaml asks of keys.
+pub fn shareable() -> Result<aws_sdk_kms::types::Tag> {
+    Ok(aws_sdk_kms::types::Tag::builder().tag_key("ami-share:shareable").tag_value("true").build()?)
+}
+
 async fn key(sandbox: &str, account: &str, administrator: &str) -> Result<String> {
     let kms = aws_sdk_kms::Client::new(&root_of(account, sandbox));
     let created = kms
         .create_key()
         .policy(key_policy(account, administrator).to_string())
+        .tags(shareable()?)
         .send()
         .await
         .map_err(|error| format!("CreateKey: {}", error.into_service_error()))?;

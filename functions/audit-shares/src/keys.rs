@@ -8,7 +8,7 @@ use ami_share_core::{
     key_policy::{KeyPolicy, Others, account_in},
     share::Source,
 };
-use ami_share_key_grants::{all, only_administrators_end, target_of};
+use ami_share_key_grants::{all, is_shareable, only_administrators_end, target_of};
 use aws_sdk_kms::{Client, types::GrantListEntry};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,10 @@ pub(crate) struct KeyAccess {
     pub(crate) not_retirable: BTreeMap<AccountId, String>,
     others: Others,
     others_grants: BTreeSet<AccountId>,
+    /// Whether it has something of ours, and not the tag of keys that may be shared.
+    pub(crate) untagged: bool,
+    /// Why that is not known.
+    pub(crate) tags_not_read: Option<String>,
     /// Why nothing of it is known.
     pub(crate) not_read: Option<String>,
 }
@@ -69,6 +73,10 @@ impl KeyAccess {
     /// Accounts that ami-share's statements or grants give the use of the key.
     pub(crate) fn ours(&self) -> BTreeSet<&AccountId> {
         self.statements.iter().chain(&self.grants).collect()
+    }
+
+    fn has_ours(&self) -> bool {
+        !self.statements.is_empty() || !self.half.is_empty() || !self.grants.is_empty()
     }
 
     pub(crate) fn ways(&self, account: &AccountId) -> Vec<Way> {
@@ -143,6 +151,13 @@ async fn read_one(kms: &Client, source: &Source, retiring: &str, key: &KeyArn) -
                 access.others_grants.extend(grant.grantee_principal().and_then(account_in));
             }
             None => {}
+        }
+    }
+    if access.has_ours() {
+        match is_shareable(kms, key).await {
+            Ok(tagged) => access.untagged = !tagged,
+            Err(error @ Error::AccessDenied { .. }) => access.tags_not_read = Some(error.to_string()),
+            Err(error) => return Err(error),
         }
     }
     Ok(access)

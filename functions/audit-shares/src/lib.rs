@@ -38,6 +38,7 @@ pub const ACTIONS: Actions = Actions {
         keys::LIST_KEYS,
         ami_share_key_policies::GET_KEY_POLICY,
         ami_share_key_grants::LIST_GRANTS,
+        ami_share_key_grants::LIST_TAGS,
     ],
     ..Actions::NONE
 };

@@ -22,6 +22,8 @@ const IMAGES_BYTES: usize = 60_000;
 const ACCOUNTS_LISTED: usize = 100;
 /// How many are named in its sentence.
 const ACCOUNTS_NAMED: usize = 5;
+/// How many keys without the tag are listed.
+const UNTAGGED_LISTED: usize = 100;
 /// How many sentences say what was not looked at.
 const NOT_LOOKED_AT: usize = 20;
 
@@ -37,6 +39,10 @@ pub struct Report {
     pub(crate) findings: Vec<Finding>,
     /// Images that are shared, or of which something is noted.
     pub(crate) images: Vec<ImageShares>,
+    /// Keys with a statement or grant of ours, and without the tag of keys that may be shared. That is as it should be
+    /// where the source is deployed with `OnlyTaggedKeys=false`, which is not known here.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) untagged_keys: BTreeSet<KeyArn>,
     pub(crate) not_looked_at: BTreeSet<String>,
     /// What was left out so that the report fits.
     pub(crate) cut: Vec<String>,
@@ -61,6 +67,8 @@ pub(crate) struct Summary {
     /// Pairs of an image and whom it is shared with.
     pub(crate) shares: usize,
     pub(crate) keys: usize,
+    #[serde(default)]
+    pub(crate) untagged_keys: usize,
     pub(crate) findings: BTreeMap<Kind, usize>,
 }
 
@@ -201,6 +209,7 @@ impl Report {
             summary: Summary::default(),
             findings: Vec::new(),
             images: Vec::new(),
+            untagged_keys: BTreeSet::new(),
             not_looked_at: BTreeSet::new(),
             cut: Vec::new(),
         }
@@ -239,6 +248,13 @@ impl Report {
         }
     }
 
+    pub(crate) fn untagged(&mut self, key: &KeyArn) {
+        self.summary.untagged_keys += 1;
+        if self.untagged_keys.len() < UNTAGGED_LISTED {
+            self.untagged_keys.insert(key.clone());
+        }
+    }
+
     pub(crate) fn not_looked_at(&mut self, what: String) {
         let room = self.not_looked_at.len() < NOT_LOOKED_AT || self.not_looked_at.contains(&what);
         self.not_looked_at.insert(if room { what } else { "more, that there is no room to name".to_owned() });
@@ -251,6 +267,7 @@ impl Report {
         for (listed, all, what) in [
             (self.findings.len(), found, "findings"),
             (self.images.len(), self.summary.shared_images, "images that are shared"),
+            (self.untagged_keys.len(), self.summary.untagged_keys, "keys without the tag"),
         ] {
             if listed < all {
                 self.cut.push(format!("{} of {all} {what}: {whole}", all - listed));

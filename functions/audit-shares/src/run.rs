@@ -299,6 +299,12 @@ fn close(
         }
         return;
     }
+    if access.untagged {
+        report.untagged(key);
+    }
+    if let Some(reason) = &access.tags_not_read {
+        report.not_looked_at(format!("the tags of key {key}: {reason}"));
+    }
     let outsiders = outsiders(access, open.as_ref().map(|open| &open.launching));
     let mut launching = open.as_ref().map(|open| open.launching.clone());
     if let Some(launching) = launching.as_mut().filter(|_| open.is_some_and(|open| open.unknown)) {

@@ -24,6 +24,10 @@ pub(crate) fn table(report: &Report) -> String {
     let head = headline(report);
     let rest = [
         section("FINDINGS", report.findings.iter().map(|finding| format!("{:?}: {}", finding.kind, finding.message))),
+        section(
+            "KEYS WITHOUT THE TAG ami-share:shareable=true, WHICH OnlyTaggedKeys ASKS FOR",
+            report.untagged_keys.iter().map(ToString::to_string),
+        ),
         section("NOT LOOKED AT", report.not_looked_at.iter().cloned()),
         section("LEFT OUT", report.cut.iter().cloned()),
     ]

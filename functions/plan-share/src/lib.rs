@@ -15,13 +15,14 @@ use ami_share_core::{
     plan::PlannedPolicies,
     share::{Action, Resolution},
 };
+use ami_share_key_grants::LIST_TAGS;
 use ami_share_key_policies::GET_KEY_POLICY;
 use ami_share_plan::Names;
 use serde::{Deserialize, Serialize};
 
 use plan::Plan;
 
-pub const ACTIONS: Actions = Actions { source_reader: &[GET_KEY_POLICY], ..Actions::NONE };
+pub const ACTIONS: Actions = Actions { source_reader: &[GET_KEY_POLICY, LIST_TAGS], ..Actions::NONE };
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -40,7 +41,7 @@ pub struct Output {
     pub policies: PlannedPolicies,
 }
 
-/// Reads the key policies again, without a lock, and works out the calls.
+/// Reads the key policies again, without a lock, and works out the calls; for a plan, also the keys' tags.
 ///
 /// # Errors
 /// [`Error::PlanChanged`] when another plan was to be applied; [`Error::KeyPolicyTooLarge`] and
@@ -49,10 +50,14 @@ pub struct Output {
 pub async fn plan_share(hub: &Hub, input: Input) -> Result<Output, Error> {
     let resolution = &input.resolution;
     let source = &resolution.source;
-    let mut policies = Vec::new();
-    if !resolution.key_changes.is_empty() {
+    let (mut policies, mut untagged) = (Vec::new(), Vec::new());
+    if !resolution.key_changes.is_empty() || !resolution.grant_changes.is_empty() {
         let config = hub.as_source_reader(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
-        policies = policies::read(&aws_sdk_kms::Client::new(&config), resolution).await?;
+        let kms = aws_sdk_kms::Client::new(&config);
+        policies = policies::read(&kms, resolution).await?;
+        if resolution.action == Action::Plan {
+            untagged = policies::untagged(&kms, resolution).await?;
+        }
     }
     let source_role = hub.source_role(&source.account_id, &source.region);
     let names = Names { key_access_policy: &hub.settings.key_access_policy, source_role: &source_role };
@@ -68,7 +73,9 @@ pub async fn plan_share(hub: &Hub, input: Input) -> Result<Output, Error> {
     }
     tracing::info!(hash = %plan.plan_hash, calls = plan.calls.len(), "planned");
     Ok(match resolution.action {
-        Action::Plan => Output { plan: Some(plan.fitted(plan::MOST_BYTES)), policies: PlannedPolicies::default() },
+        Action::Plan => {
+            Output { plan: Some(plan.naming(untagged).fitted(plan::MOST_BYTES)), policies: PlannedPolicies::default() }
+        }
         Action::Apply => Output { plan: None, policies: policies::planned(&policies) },
     })
 }

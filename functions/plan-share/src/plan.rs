@@ -12,6 +12,7 @@ use ami_share_core::{
     principal_policy::{inline_policy, inline_policy_name},
     share::{PrincipalAccess, Resolution, Source, Target},
 };
+use ami_share_key_grants::SHAREABLE_TAG;
 use ami_share_plan::{Call, Names, PolicyDiff, written};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -48,6 +49,9 @@ pub struct Plan {
     /// The documents of the inline policies that calls name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     inline_policies: Vec<InlinePolicy>,
+    /// Keys that calls change, and that do not have the tag of keys that may be shared.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    untagged_keys: Vec<KeyArn>,
     /// What was left out so that the plan fits.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     cut: Vec<String>,
@@ -106,8 +110,22 @@ impl Plan {
             already_there: resolution.targets.iter().filter_map(|target| already_there(resolution, target)).collect(),
             calls,
             inline_policies: inline_policies(resolution)?,
+            untagged_keys: Vec::new(),
             cut: Vec::new(),
         })
+    }
+
+    /// Says which keys must have the tag first, where the source is deployed with `OnlyTaggedKeys`. The calls are the same.
+    pub(crate) fn naming(self, untagged_keys: Vec<KeyArn>) -> Self {
+        if untagged_keys.is_empty() {
+            return self;
+        }
+        let message = format!(
+            "{} Keys in untaggedKeys do not have the tag {SHAREABLE_TAG} = true: where the source is deployed with \
+             OnlyTaggedKeys, tag them first, or the calls on them are refused.",
+            self.message
+        );
+        Self { message, untagged_keys, ..self }
     }
 
     /// Cut so that it takes no more than `most` bytes: the diffs first, all to the same length, then

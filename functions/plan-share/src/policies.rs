@@ -2,10 +2,12 @@
 
 use ami_share_core::{
     Error,
+    ids::KeyArn,
     key_policy::KeyPolicy,
     plan::PlannedPolicies,
     share::{KeyChange, Resolution},
 };
+use ami_share_key_grants::is_shareable;
 use aws_sdk_kms::Client;
 
 /// A key's policy as it is, and as ShareKey would write it.
@@ -25,6 +27,20 @@ pub(crate) async fn read<'r>(kms: &Client, resolution: &'r Resolution) -> Result
         policies.push(PolicyChange::new(change, ami_share_key_policies::read(kms, &change.key_arn).await?)?);
     }
     Ok(policies)
+}
+
+/// The keys that would be changed and do not have the tag of keys that may be shared. One whose tags may not be read is
+/// none of them: what is refused says so.
+pub(crate) async fn untagged(kms: &Client, resolution: &Resolution) -> Result<Vec<KeyArn>, Error> {
+    let mut untagged = Vec::new();
+    for change in resolution.key_changes.iter().chain(&resolution.grant_changes) {
+        match is_shareable(kms, &change.key_arn).await {
+            Ok(false) => untagged.push(change.key_arn.clone()),
+            Ok(true) | Err(Error::AccessDenied { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(untagged)
 }
 
 impl<'r> PolicyChange<'r> {

@@ -160,13 +160,7 @@ pub fn authorize_key_with_tokens(
         return refuse(Refusal::KeyPolicy, false);
     };
     let mut context = context.clone();
-    context.insert("kms:CallerAccount".to_owned(), vec![caller.account.clone()]);
-    for (tag, value) in &key.tags {
-        context.insert(format!("aws:ResourceTag/{tag}"), vec![value.clone()]);
-    }
-    if !key.aliases.is_empty() {
-        context.insert("kms:ResourceAliases".to_owned(), key.aliases.clone());
-    }
+    context.extend(key_context(caller, key));
     let request = request(world, caller, action, key_arn, &context);
     let key_policy = key.policy.effective(world.now_ms()).evaluate_for(&request, caller);
     let identity = identity_verdict(world, caller, &request);
@@ -195,6 +189,16 @@ pub fn authorize_key_with_tokens(
         return refuse(Refusal::SessionPolicy, false);
     }
     Ok(())
+}
+
+/// What conditions can say about a key in any call.
+pub(crate) fn key_context(caller: &Caller, key: &kms::Key) -> Context {
+    let mut context = Context::from([("kms:CallerAccount".to_owned(), vec![caller.account.clone()])]);
+    context.extend(key.tags.iter().map(|(tag, value)| (format!("aws:ResourceTag/{tag}"), vec![value.clone()])));
+    if !key.aliases.is_empty() {
+        context.insert("kms:ResourceAliases".to_owned(), key.aliases.clone());
+    }
+    context
 }
 
 /// Whether the caller may retire a grant on a key: one that names it (`named`)

@@ -517,7 +517,7 @@ impl Call<'_> {
         key.tags = tags;
         if self.text("Policy").is_some() && !self.flag("BypassPolicyLockoutSafetyCheck") {
             let policy = key.policy.latest().clone();
-            self.check_lockout(&key.arn, &policy)?;
+            self.check_lockout(&key, &policy)?;
         }
         let metadata = metadata(&key);
         self.world.note_resource(key.arn.as_str());
@@ -563,7 +563,7 @@ impl Call<'_> {
         let text = self.require("Policy")?.to_owned();
         let policy = self.checked_policy(&text)?;
         if !bypass {
-            self.check_lockout(&arn, &policy)?;
+            self.check_lockout(self.key(&arn)?, &policy)?;
         }
         let now = self.world.now_ms();
         let delay = self.world.settings.key_policy_delay_ms;
@@ -596,9 +596,9 @@ impl Call<'_> {
     }
 
     /// The caller must be able to write the policy again under the new one.
-    fn check_lockout(&self, arn: &str, policy: &Policy) -> Result<(), ApiError> {
-        let context = Context::from([("kms:CallerAccount".to_owned(), vec![self.caller.account.clone()])]);
-        let request = auth::request(self.world, self.caller, "kms:PutKeyPolicy", arn, &context);
+    fn check_lockout(&self, key: &Key, policy: &Policy) -> Result<(), ApiError> {
+        let context = auth::key_context(self.caller, key);
+        let request = auth::request(self.world, self.caller, "kms:PutKeyPolicy", &key.arn, &context);
         let verdict = policy.evaluate_for(&request, self.caller);
         let allowed = match verdict.allowed {
             None => false,

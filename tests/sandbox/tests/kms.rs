@@ -563,3 +563,23 @@ async fn keys_are_found_by_id_arn_and_alias_of_their_own_account() {
     let listed = admin.kms.list_aliases().send().await.unwrap();
     assert_eq!(listed.aliases()[0].target_key_id(), Some(id));
 }
+
+/// As a role that may change tagged keys only.
+#[tokio::test]
+async fn a_policy_can_be_written_by_whom_a_tag_of_the_key_lets_write_it() {
+    let sandbox = sandbox().await;
+    let admin = root(&sandbox, A);
+    let key = key(&sandbox).await;
+    let writer = role(&admin, "writer", "arn:aws:iam::111111111111:root").await;
+    let policy = json!({ "Version": "2012-10-17", "Statement": [
+        { "Effect": "Allow", "Action": "kms:PutKeyPolicy", "Resource": "*",
+          "Condition": { "StringEquals": { "aws:ResourceTag/shareable": "true" } } },
+    ]});
+    let put_policy = admin.iam.put_role_policy().role_name("writer").policy_name("tagged");
+    put_policy.policy_document(policy.to_string()).send().await.unwrap();
+    let writer = as_role(&sandbox, &writer);
+    assert_eq!(put(&writer, &key, json!([account_statement()])).await, DENIED);
+    let tag = aws_sdk_kms::types::Tag::builder().tag_key("shareable").tag_value("true").build().unwrap();
+    admin.kms.tag_resource().key_id(&key).tags(tag).send().await.unwrap();
+    assert_eq!(put(&writer, &key, json!([account_statement()])).await, "no error");
+}

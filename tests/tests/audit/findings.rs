@@ -195,3 +195,18 @@ async fn a_key_that_cannot_be_read() -> Result<()> {
     assert_eq!(audit.rows(&[TARGET, "2 of 2: not read"]).len(), 1, "{}", audit.table);
     Ok(())
 }
+
+/// Which is as it should be where the source's owner wants no tags.
+#[tokio::test]
+async fn keys_without_the_tag_are_listed_and_are_no_finding() -> Result<()> {
+    let (stage, [key, other]) = shared().await?;
+    let kms = aws_sdk_kms::Client::new(&root_of(SOURCE, &stage.local.sandbox.endpoint()));
+    kms.untag_resource().key_id(&key).tag_keys("ami-share:shareable").send().await?;
+    let audit = stage.audit("audit", &json!({})).await?;
+    assert_eq!(audit.report["status"], "clean", "{:#}", audit.report);
+    assert_eq!(audit.report["untaggedKeys"], json!([key]));
+    let listed = format!("WITHOUT THE TAG ami-share:shareable=true, WHICH OnlyTaggedKeys ASKS FOR\n  {key}\n");
+    assert!(audit.table.contains(&listed), "{}", audit.table);
+    assert!(!audit.table.contains(&other), "{}", audit.table);
+    Ok(())
+}

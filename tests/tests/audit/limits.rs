@@ -126,6 +126,7 @@ async fn calls_in_the_source_account_do_not_grow_with_the_number_of_targets() ->
         ("kms:GetKeyPolicy", 2),
         ("kms:ListGrants", 2),
         ("kms:ListKeys", 1),
+        ("kms:ListResourceTags", 2),
     ];
     assert_eq!(calls[0], expected.map(|(action, count)| (action.to_owned(), count)));
 

@@ -13,7 +13,7 @@ async fn nothing_that_is_shared_is_clean() -> Result<()> {
     assert_eq!((&audit.report["images"], &audit.report["findings"]), (&json!([]), &json!([])));
     assert_eq!(
         audit.report["summary"],
-        json!({ "images": 1, "sharedImages": 0, "shares": 0, "keys": 2, "findings": {} })
+        json!({ "images": 1, "sharedImages": 0, "shares": 0, "keys": 2, "untaggedKeys": 0, "findings": {} })
     );
     assert!(audit.table.contains("found nothing wrong"), "{}", audit.table);
     assert!(!audit.table.contains("SHARED WITH") && !audit.table.contains("FINDINGS"), "{}", audit.table);

@@ -262,40 +262,100 @@ fn the_longest_trust_policy_is_one_that_iam_takes() {
     let roles =
         ACCOUNT_ROLES.map(|(path, role, _)| (path, role)).into_iter().chain([(ORGANIZATION, "OrganizationRole")]);
     for (path, role) in roles {
-        let parameters = template(path)["Parameters"].clone();
-        let longest = |name: &str| match name {
-            "AWS::Partition" => "aws-us-gov".len(),
-            name => longest(parameters[name]["AllowedPattern"].as_str().unwrap()),
-        };
-        let policy = filled(&trust_policy(path, role), &longest).to_string();
-        let characters = policy.chars().filter(|c| !c.is_whitespace()).count();
-        println!("{role}: {characters} of {TRUST_POLICY_CHARACTERS} characters");
-        assert!(characters <= TRUST_POLICY_CHARACTERS, "{role}: {characters} characters: {policy}");
+        let policy = filled(&trust_policy(path, role), &|name| longest(&template(path), name));
+        assert_fits(role, &[policy], TRUST_POLICY_CHARACTERS);
     }
 }
 
-/// How long a value of that pattern can be: `[a-z]{1,32}` is 32.
-fn longest(pattern: &str) -> usize {
-    let (_, times) = pattern.rsplit_once('{').unwrap();
-    times.trim_end_matches('}').rsplit(',').next().unwrap().parse().unwrap()
+/// IAM's quota of all inline policies of a role together, white space aside (the same page).
+const INLINE_POLICIES_CHARACTERS: usize = 10_240;
+
+#[test]
+fn the_longest_policies_of_an_account_role_are_ones_that_iam_takes() {
+    for (path, role) in [(SOURCE, "SourceRole"), (SOURCE, "SourceReaderRole")] {
+        let policies = properties(&template(path), role)["Policies"].clone();
+        let policies = policies.as_array().unwrap().iter().map(|policy| &policy["PolicyDocument"]);
+        let filled: Vec<Value> =
+            policies.map(|policy| filled(policy, &|name| longest(&template(path), name))).collect();
+        let listed = filled[0].to_string().matches("\"111111111111\"").count();
+        assert_eq!(listed, if role == "SourceRole" { 150 } else { 0 }, "{role}");
+        assert_fits(role, &filled, INLINE_POLICIES_CHARACTERS);
+    }
 }
 
-/// With an `x` for each character of a parameter's longest value.
-fn filled(value: &Value, longest: &dyn Fn(&str) -> usize) -> Value {
-    let x = |name: &str| "x".repeat(longest(name));
-    match value {
-        Value::Object(object) if object.contains_key("Ref") => json!(x(object["Ref"].as_str().unwrap())),
-        Value::Object(object) if object.contains_key("Fn::Sub") => {
-            let mut parts = object["Fn::Sub"].as_str().unwrap().split("${");
-            let first = parts.next().unwrap().to_owned();
-            let rest = parts.map(|part| part.split_once('}').unwrap()).map(|(name, text)| x(name) + text);
-            json!(rest.fold(first, |text, part| text + &part))
+/// Who may get a grant is a list of accounts, or anybody where that is left to the hub; and so is who may copy snapshots.
+#[test]
+fn the_source_limits_who_gets_grants_and_snapshots_unless_that_is_left_to_the_hub() {
+    let source = template(SOURCE);
+    let limits = json!({ "Fn::Not": [{ "Fn::Equals": [{ "Ref": "AllowedTargetAccounts" }, "*"] }] });
+    assert_eq!(source["Conditions"]["LimitTargets"], limits);
+    let role = properties(&source, "SourceRole");
+    let document = &role["Policies"][0]["PolicyDocument"]["Statement"];
+    let deny = document.as_array().unwrap().iter().find(|statement| statement["Fn::If"][0] == "LimitTargets").unwrap();
+    let (deny, none) = (&deny["Fn::If"][1], &deny["Fn::If"][2]);
+    assert_eq!((&deny["Effect"], none), (&json!("Deny"), &json!({ "Ref": "AWS::NoValue" })));
+    for (accounts, grantees) in [
+        ("*", json!(["arn:*:iam::*:root"])),
+        ("111111111111,222222222222", json!(["arn:*:iam::111111111111:root", "arn:*:iam::222222222222:root"])),
+    ] {
+        let of = |value: &Value| {
+            filled(value, &|name| if name == "AllowedTargetAccounts" { accounts } else { "x" }.to_owned())
+        };
+        let grants = inline(&role).into_iter().find(|statement| statement["Sid"] == "GiveGrants").unwrap();
+        assert_eq!(of(&grants["Condition"]["StringLike"]["kms:GranteePrincipal"]), grantees);
+        let listed: Vec<&str> = accounts.split(',').collect();
+        assert_eq!(of(&deny["Condition"]["ForAnyValue:StringNotEquals"]["ec2:Add/userId"]), json!(listed));
+    }
+}
+
+fn assert_fits(role: &str, policies: &[Value], most: usize) {
+    let text = policies.iter().map(Value::to_string).collect::<String>();
+    let characters = text.chars().filter(|c| !c.is_whitespace()).count();
+    println!("{role}: {characters} of {most} characters");
+    assert!(characters <= most, "{role}: {characters} of {most} characters: {text}");
+}
+
+/// The longest value of a parameter: of `[a-z]{1,32}` that is 32 characters.
+fn longest(template: &Value, parameter: &str) -> String {
+    if parameter == "AWS::Partition" {
+        return "aws-us-gov".to_owned();
+    }
+    if parameter == "AWS::AccountId" {
+        return "0".repeat(12);
+    }
+    let pattern = template["Parameters"][parameter]["AllowedPattern"].as_str().unwrap();
+    let (_, times) = pattern.rsplit_once('{').unwrap();
+    let most: usize = times.split(['}', ')']).next().unwrap().rsplit(',').next().unwrap().parse().unwrap();
+    // A list of accounts is one, and so many more.
+    if pattern.contains("(,[0-9]{12})") { vec!["1".repeat(12); most + 1].join(",") } else { "x".repeat(most) }
+}
+
+/// What CloudFormation makes of it, with the first branch of every condition.
+fn filled(value: &Value, parameter: &dyn Fn(&str) -> String) -> Value {
+    let text = |value: &Value| filled(value, parameter).as_str().unwrap().to_owned();
+    let substituted = |template: &str, own: &Value| {
+        let mut parts = template.split("${");
+        let first = parts.next().unwrap().to_owned();
+        let rest = parts.map(|part| part.split_once('}').unwrap());
+        let rest = rest.map(|(name, rest)| own.get(name).map_or_else(|| parameter(name), text) + rest);
+        rest.fold(first, |all, part| all + &part)
+    };
+    let Value::Object(object) = value else {
+        let items = value.as_array().map(|items| items.iter().map(|item| filled(item, parameter)).collect());
+        return items.unwrap_or_else(|| value.clone());
+    };
+    match object.iter().next().map(|(name, argument)| (name.as_str(), argument)) {
+        Some(("Ref", name)) if name == "AWS::NoValue" => Value::Null,
+        Some(("Ref", name)) => json!(parameter(name.as_str().unwrap())),
+        Some(("Fn::Sub", Value::String(template))) => json!(substituted(template, &Value::Null)),
+        Some(("Fn::Sub", argument)) => json!(substituted(argument[0].as_str().unwrap(), &argument[1])),
+        Some(("Fn::If", argument)) => filled(&argument[1], parameter),
+        Some(("Fn::Join", argument)) => {
+            let items: Vec<String> = filled(&argument[1], parameter).as_array().unwrap().iter().map(text).collect();
+            json!(items.join(argument[0].as_str().unwrap()))
         }
-        Value::Object(object) => {
-            object.iter().map(|(name, value)| (name.clone(), filled(value, longest))).collect::<Value>()
-        }
-        Value::Array(items) => items.iter().map(|item| filled(item, longest)).collect(),
-        scalar => scalar.clone(),
+        Some(("Fn::Split", argument)) => text(&argument[1]).split(argument[0].as_str().unwrap()).collect(),
+        _ => object.iter().map(|(name, value)| (name.clone(), filled(value, parameter))).collect(),
     }
 }
 

@@ -8,9 +8,9 @@ use ami_share_core::{
     key_actions::SOURCE_KEY_ACTIONS,
     key_policy::KeyPolicy,
 };
-use ami_share_machine::root::Caller;
+use ami_share_machine::{Deployment, root::Caller};
 use ami_share_sandbox::World;
-use ami_share_tests::{HUB, SOURCE, TARGET};
+use ami_share_tests::{HUB, SOURCE, TARGET, local::Settings};
 use serde_json::json;
 
 use crate::{
@@ -43,7 +43,10 @@ struct Accounts {
 
 impl Accounts {
     fn new() -> Self {
-        let deployment = deployed::deployment(false);
+        Self::of(deployed::deployment(false))
+    }
+
+    fn of(deployment: &Deployment) -> Self {
         let (mut world, images, keys) = crowded(deployment, &[false]);
         let roles = deployment.accounts[SOURCE].to_string().replace(SOURCE, OTHER);
         world.import_iam(OTHER, &serde_json::from_str(&roles).unwrap()).unwrap();
@@ -179,4 +182,78 @@ fn a_role_of_the_hub_that_is_named_alike_is_trusted_by_no_account() {
     let caller = Caller::role(&mut accounts.world, &format!("arn:aws:iam::{HUB}:role/AmiShareShareKeyFunctionRole"));
     let source = format!("arn:aws:iam::{SOURCE}:role/AmiShareSource");
     assert!(caller.unwrap().assume(&mut accounts.world, &source, "another").is_err());
+}
+
+/// What AWS can limit by the account that gets it: [`OTHER`] is none of those that the source's owner listed.
+#[test]
+fn the_source_gives_no_grant_and_no_snapshot_to_an_account_that_it_does_not_list() {
+    let mut accounts = Accounts::new();
+    let writer = accounts.assume("ShareKey", SOURCE, "AmiShareSource").unwrap();
+    let refused = ["ec2:ModifySnapshotAttribute", "kms:CreateGrant"];
+    for (call, answer) in accounts.give(&writer, OTHER) {
+        assert_eq!(answer.is_err(), refused.contains(&call), "{call}: {answer:?}");
+    }
+    // In one call with an account that is listed, neither gets it; and what somebody else gave can be taken.
+    let Accounts { world, snapshot, .. } = &mut accounts;
+    let of = ("SnapshotId", snapshot.as_str());
+    let both = [of, ("CreateVolumePermission.Add.1.UserId", TARGET), ("CreateVolumePermission.Add.2.UserId", OTHER)];
+    assert!(writer.call(world, "ec2", "ModifySnapshotAttribute", &both).is_err());
+    let taken = [of, ("CreateVolumePermission.Remove.1.UserId", OTHER)];
+    writer.call(world, "ec2", "ModifySnapshotAttribute", &taken).unwrap();
+}
+
+#[test]
+fn a_key_without_the_tag_keeps_its_policy_and_gets_no_grant() {
+    let mut accounts = Accounts::new();
+    let untagged = Caller::root(SOURCE).call_kms(&mut accounts.world, "CreateKey", &json!({})).unwrap();
+    accounts.key = untagged["KeyMetadata"]["Arn"].as_str().unwrap().to_owned();
+    let writer = accounts.assume("ShareKey", SOURCE, "AmiShareSource").unwrap();
+    for (call, answer) in accounts.give(&writer, TARGET) {
+        assert_eq!(answer.is_err(), call.starts_with("kms:"), "{call}: {answer:?}");
+    }
+}
+
+#[test]
+fn where_only_tagged_images_are_shared_no_other_is() {
+    let deployment = deployed::start(Settings { only_tagged_images: true, ..Settings::default() });
+    let mut accounts = Accounts::of(&deployment);
+    let writer = accounts.assume("ShareImage", SOURCE, "AmiShareSource").unwrap();
+    for (tagged, to) in [(false, TARGET), (true, OTHER)] {
+        if tagged {
+            let tag = [
+                ("ResourceId.1", accounts.image.as_str()),
+                ("Tag.1.Key", "ami-share:shareable"),
+                ("Tag.1.Value", "true"),
+            ];
+            Caller::root(SOURCE).call(&mut accounts.world, "ec2", "CreateTags", &tag).unwrap();
+        }
+        let [(call, answer), ..] = accounts.give(&writer, to);
+        assert_eq!((call, answer.is_ok()), ("ec2:ModifyImageAttribute", tagged));
+    }
+}
+
+/// Whatever it holds.
+#[test]
+fn nothing_is_made_public_and_no_key_loses_its_administrators() {
+    let mut accounts = Accounts::new();
+    let writer = accounts.assume("ShareKey", SOURCE, "AmiShareSource").unwrap();
+    let Accounts { world, snapshot, key, .. } = &mut accounts;
+    let public = [("SnapshotId", snapshot.as_str()), ("CreateVolumePermission.Add.1.Group", "all")];
+    let refusal = writer.call(world, "ec2", "ModifySnapshotAttribute", &public).unwrap_err();
+    assert!(refusal.contains("explicit deny"), "{refusal}");
+    let locked = json!({ "Version": "2012-10-17", "Statement": [
+        { "Effect": "Allow", "Principal": { "AWS": format!("arn:aws:iam::{OTHER}:root") }, "Action": "kms:*", "Resource": "*" },
+    ]});
+    for bypass in [false, true] {
+        let put = json!({ "KeyId": key, "PolicyName": "default", "Policy": locked.to_string(),
+            "BypassPolicyLockoutSafetyCheck": bypass });
+        assert!(writer.call_kms(world, "PutKeyPolicy", &put).is_err(), "{bypass}");
+    }
+    let grant = accounts.give(&writer, TARGET)[3].1.clone();
+    assert_eq!(grant, Ok(()));
+    let Accounts { world, key, .. } = &mut accounts;
+    let listed = Caller::root(SOURCE).call_kms(world, "ListGrants", &json!({ "KeyId": key })).unwrap();
+    let id = &listed["Grants"][0]["GrantId"];
+    let revoke = json!({ "KeyId": key, "GrantId": id });
+    assert!(writer.call_kms(world, "RevokeGrant", &revoke).is_err());
 }

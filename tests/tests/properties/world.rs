@@ -430,7 +430,9 @@ impl KeyPlan {
         }
         let bare = self.bare && statements.len() == 1;
         policy["Statement"] = if bare { statements.remove(0) } else { json!(statements) };
-        let key = source.call_kms(world, "CreateKey", &json!({ "Policy": policy.to_string() })).unwrap();
+        let tags = [json!({ "TagKey": "ami-share:shareable", "TagValue": "true" })];
+        let key = json!({ "Policy": policy.to_string(), "Tags": tags });
+        let key = source.call_kms(world, "CreateKey", &key).unwrap();
         let key = key["KeyMetadata"]["Arn"].as_str().unwrap().to_owned();
         if self.grant {
             let grant = json!({ "KeyId": key, "Name": "theirs", "Operations": ["Decrypt"],

@@ -161,16 +161,16 @@ async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
     let run = stage.run("plan", &plan).await?;
     assert!(run.succeeded(), "plan: {}", run.summary());
     journal.extend(run.journal);
-    let audit = &stage.local.hub.stack.resources["AuditSharesStateMachine"];
-    let run = stage.run_on(audit, "audit", &json!({})).await?;
-    assert!(run.succeeded(), "audit: {}", run.summary());
-    journal.extend(run.journal);
 
     stage.reset();
     let kept =
         json!({ "reencrypt": { "mode": "copyImage", "kmsKeyId": "alias/app-volumes" }, "launch": { "keep": true } });
     let run = stage.run("kept", &stage.request(kept)).await?;
     assert!(run.succeeded(), "kept: {}", run.summary());
+    let audit = &stage.local.hub.stack.resources["AuditSharesStateMachine"];
+    let run = stage.run_on(audit, "audit", &json!({})).await?;
+    assert!(run.succeeded(), "audit: {}", run.summary());
+    journal.extend(run.journal);
     let revoke = json!({ "imageId": stage.image.image_id, "targets": [TARGET], "copies": true, "instances": true });
     let mut planned = revoke.clone();
     planned["action"] = json!("plan");

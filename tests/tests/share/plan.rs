@@ -495,3 +495,23 @@ async fn what_cannot_be_shared_cannot_be_planned_either() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_plan_names_the_keys_that_must_be_tagged_first() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    let key = stage.image.key_arns()[1].to_owned();
+    let kms = aws_sdk_kms::Client::new(&root_of(SOURCE, &stage.local.sandbox.endpoint()));
+    kms.untag_resource().key_id(&key).tag_keys("ami-share:shareable").send().await?;
+    for access in ["policy", "grant"] {
+        let request = with(&stage.request(json!({})), json!({ "keyAccess": access }));
+        let plan = stage.plan(access, &request).await?;
+        assert_eq!(plan["untaggedKeys"], json!([key]), "{access}");
+        assert!(plan["message"].as_str().is_some_and(|message| message.contains("OnlyTaggedKeys")), "{plan:#}");
+        // And that is what becomes of it.
+        let run = stage.apply(access, &request, &plan).await?;
+        assert_eq!(run.error(), "AccessDenied", "{access}: {}", run.summary());
+        assert!(run.cause().contains(&key), "{access}: {}", run.cause());
+        assert_eq!(run.differences(), "", "{access}");
+    }
+    Ok(())
+}

@@ -3,8 +3,12 @@
 //!
 //! A grant is ours when all of it is as ami-share makes it, its retiring principal too. So one that
 //! somebody else made under the same name is never taken for ours.
+//!
+//! And the tag of keys that may be shared, which limits both ways.
 
 #![warn(missing_docs)]
+
+mod tag;
 
 use std::collections::BTreeSet;
 
@@ -19,6 +23,8 @@ use aws_sdk_kms::{
     Client,
     types::{GrantConstraints, GrantListEntry, GrantOperation},
 };
+
+pub use tag::{LIST_TAGS, SHAREABLE_TAG, is_shareable};
 
 /// What finding grants calls in the source account.
 pub const LIST_GRANTS: &str = "kms:ListGrants";

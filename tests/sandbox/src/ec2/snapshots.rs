@@ -7,7 +7,7 @@ use super::tags::{self, Tags};
 use super::{Ec2, Request, Volume, account_arn, context, is_account_id, is_id, returns_true, shared_arn};
 use crate::auth::Context;
 use crate::kms;
-use crate::wire::{ApiError, Reply, Xml};
+use crate::wire::{ApiError, Params, Reply, Xml};
 use crate::world::World;
 use std::collections::BTreeSet;
 
@@ -116,17 +116,18 @@ fn tags_seen(ec2: Option<&Ec2>, viewer: &str, snapshot: &Snapshot) -> Tags {
 }
 
 /// The caller's own snapshot named by parameter `SnapshotId`, the caller being
-/// allowed to do the called action on it.
-fn own_snapshot(request: &mut Request<'_>) -> Result<Snapshot, ApiError> {
+/// allowed to do the called action on it; `call` is what conditions can say about the call.
+fn own_snapshot(request: &mut Request<'_>, call: Context) -> Result<Snapshot, ApiError> {
     let id = request.params.require("SnapshotId")?;
     let arn = shared_arn(request.region, "snapshot", id);
     request.world.note_resource(arn.clone());
     let viewer = &request.caller.account;
     let snapshot = visible(request.world, viewer, request.region, id).cloned();
-    let context = match &snapshot {
+    let mut context = match &snapshot {
         Some(snapshot) => snapshot.context(&tags_seen(request.ec2(), viewer, snapshot)),
         None => Context::new(),
     };
+    context.extend(call);
     request.authorize(&arn, &context)?;
     let snapshot = snapshot.ok_or_else(|| not_found(id))?;
     if snapshot.owner != request.caller.account {
@@ -228,7 +229,7 @@ pub(super) fn create_of_instance(request: &mut Request<'_>) -> Reply {
 }
 
 pub(super) fn delete(request: &mut Request<'_>) -> Reply {
-    let snapshot = own_snapshot(request)?;
+    let snapshot = own_snapshot(request, Context::new())?;
     let image = request.ec2().and_then(|ec2| images::users(ec2, &snapshot.id).next());
     if let Some(image) = image {
         return Err(ApiError::bad_request(
@@ -334,7 +335,7 @@ fn write(xml: &mut Xml, snapshot: &Snapshot, tags: &Tags) {
 }
 
 pub(super) fn describe_attribute(request: &mut Request<'_>) -> Reply {
-    let snapshot = own_snapshot(request)?;
+    let snapshot = own_snapshot(request, Context::new())?;
     let mut xml = Xml::new();
     xml.elem("snapshotId", &snapshot.id);
     match request.params.require("Attribute")? {
@@ -351,12 +352,31 @@ pub(super) fn describe_attribute(request: &mut Request<'_>) -> Reply {
 }
 
 pub(super) fn modify_attribute(request: &mut Request<'_>) -> Reply {
-    let snapshot = own_snapshot(request)?;
     let params = request.params;
+    let (add, remove) = modifications(params)?;
+    let snapshot = own_snapshot(request, modified(&add, &remove))?;
     match params.get("Attribute") {
         None | Some("createVolumePermission") => {}
         Some(attribute) => return Err(invalid_attribute(attribute)),
     }
+    check_modifications(&add, &remove)?;
+    if !add.is_empty() {
+        check_shareable(request, &snapshot, &add)?;
+    }
+    let mut permissions = snapshot.permissions.clone();
+    permissions.retain(|user| !remove.contains(user));
+    permissions.extend(add);
+    if permissions != snapshot.permissions {
+        if let Some(snapshot) = request.ec2_mut().snapshots.get_mut(&snapshot.id) {
+            snapshot.permissions = permissions;
+        }
+        request.world.note_change();
+    }
+    Ok(returns_true())
+}
+
+/// Whom a permission is to be given to, and whom taken from.
+fn modifications(params: &Params) -> Result<(BTreeSet<String>, BTreeSet<String>), ApiError> {
     let mut add = BTreeSet::new();
     let mut remove = BTreeSet::new();
     let flat: Vec<String> = [params.list("UserId"), params.list("UserGroup")].concat();
@@ -377,20 +397,19 @@ pub(super) fn modify_attribute(request: &mut Request<'_>) -> Reply {
             side.extend(entry.iter().map(|(_, value)| value.to_owned()));
         }
     }
-    check_modifications(&add, &remove)?;
-    if !add.is_empty() {
-        check_shareable(request, &snapshot, &add)?;
+    Ok((add, remove))
+}
+
+/// What conditions can say about that (ModifySnapshotAttribute in "Actions, resources, and condition keys for Amazon EC2",
+/// service authorization reference).
+fn modified(add: &BTreeSet<String>, remove: &BTreeSet<String>) -> Context {
+    let mut context = Context::new();
+    for (verb, whom) in [("Add", add), ("Remove", remove)] {
+        let (groups, accounts) = whom.iter().cloned().partition(|user| user == EVERYONE);
+        context.insert(format!("ec2:{verb}/group"), groups);
+        context.insert(format!("ec2:{verb}/userId"), accounts);
     }
-    let mut permissions = snapshot.permissions.clone();
-    permissions.retain(|user| !remove.contains(user));
-    permissions.extend(add);
-    if permissions != snapshot.permissions {
-        if let Some(snapshot) = request.ec2_mut().snapshots.get_mut(&snapshot.id) {
-            snapshot.permissions = permissions;
-        }
-        request.world.note_change();
-    }
-    Ok(returns_true())
+    context
 }
 
 fn check_modifications(add: &BTreeSet<String>, remove: &BTreeSet<String>) -> Result<(), ApiError> {

@@ -5,6 +5,7 @@ use super::stage::*;
 use ami_share_sandbox::{ec2, world::Organization};
 use aws_sdk_ec2::types::{CreateVolumePermission, CreateVolumePermissionModifications, LaunchPermission};
 use aws_sdk_ec2::types::{LaunchPermissionModifications, OperationType, SnapshotAttributeName};
+use serde_json::json;
 
 const ORGANIZATION: &str = "arn:aws:organizations::999999999999:organization/o-abcdefghij";
 const UNIT: &str = "arn:aws:organizations::999999999999:ou/o-abcdefghij/ou-ab12-11111111";
@@ -210,4 +211,45 @@ async fn snapshot_permissions_have_their_own_rules() {
     stage.share_snapshot(&snapshot, B).await;
     let foreign = call(&stage.b).operation_type(OperationType::Add).user_ids(B);
     assert_eq!(code(foreign.send().await), "AuthFailure");
+}
+
+/// As a Deny that leaves removals alone limits it; neither key is there for what the call does not do.
+#[tokio::test]
+async fn conditions_say_to_whom_a_snapshot_permission_is_given() {
+    let stage = Stage::new().await;
+    let snapshot = stage.snapshot(&stage.a, None).await;
+    let policy = json!([
+        { "Effect": "Allow", "Action": "ec2:ModifySnapshotAttribute", "Resource": "*" },
+        { "Effect": "Deny", "Action": "ec2:ModifySnapshotAttribute", "Resource": "*",
+          "Condition": { "ForAnyValue:StringNotEquals": { "ec2:Add/userId": [B, "333333333333"] } } },
+        { "Effect": "Deny", "Action": "ec2:ModifySnapshotAttribute", "Resource": "*",
+          "Condition": { "StringEquals": { "ec2:Add/group": "all" } } },
+        { "Effect": "Deny", "Action": "ec2:ModifySnapshotAttribute", "Resource": "*",
+          "Condition": { "StringEquals": { "ec2:Remove/userId": "333333333333" } } },
+    ]);
+    let sharer = stage.role(A, "sharer", policy).await;
+    let modify = |operation: OperationType, accounts: &[&str]| {
+        let accounts = accounts.iter().map(|account| (*account).to_owned()).collect();
+        sharer.modify_snapshot_attribute().snapshot_id(&snapshot).operation_type(operation).set_user_ids(Some(accounts))
+    };
+    for (operation, accounts, expected) in [
+        (OperationType::Add, [B].as_slice(), "no error"),
+        (OperationType::Add, &[B, "333333333333"], "no error"),
+        (OperationType::Add, &[B, "444444444444"], "UnauthorizedOperation"),
+        (OperationType::Add, &["444444444444"], "UnauthorizedOperation"),
+        (OperationType::Remove, &["444444444444"], "no error"),
+        (OperationType::Remove, &["333333333333"], "UnauthorizedOperation"),
+    ] {
+        let modified = modify(operation.clone(), accounts).send().await;
+        assert_eq!(code(modified), expected, "{operation:?} {accounts:?}");
+    }
+    let structured = |account: &str| {
+        let permission = CreateVolumePermission::builder().user_id(account).build();
+        let change = CreateVolumePermissionModifications::builder().add(permission).build();
+        sharer.modify_snapshot_attribute().snapshot_id(&snapshot).create_volume_permission(change)
+    };
+    assert_eq!(code(structured(B).send().await), "no error");
+    assert_eq!(code(structured("444444444444").send().await), "UnauthorizedOperation");
+    let everybody = sharer.modify_snapshot_attribute().snapshot_id(&snapshot).operation_type(OperationType::Add);
+    assert_eq!(code(everybody.group_names("all").send().await), "UnauthorizedOperation");
 }
