@@ -57,7 +57,7 @@ pub async fn grant_keys(hub: &Hub, input: Input) -> Result<Output, Error> {
     let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
     let kms = Client::new(&config);
     let retiring = hub.source_role(&source.account_id, &source.region);
-    for KeyChange { key_arn, account_ids } in &input.keys {
+    for KeyChange { key_arn, account_ids, .. } in &input.keys {
         for account in account_ids {
             let grant = KeyGrant { key: key_arn, account, retiring: &retiring };
             kms.create_grant()

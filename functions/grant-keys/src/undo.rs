@@ -48,7 +48,7 @@ pub async fn undo_grant_keys(hub: &Hub, input: UndoInput) -> Result<Undone, Erro
     let mut unseen = None;
     // What was made just before may not be listed yet ("Eventual consistency", KMS developer guide).
     let may_come = hub.since("entered", &input.entered)? <= hub.settings.stale_reads / 10;
-    for KeyChange { key_arn, account_ids } in changes {
+    for KeyChange { key_arn, account_ids, .. } in changes {
         let mut from = Vec::new();
         for account in account_ids {
             let grant = KeyGrant { key: key_arn, account, retiring: &retiring };

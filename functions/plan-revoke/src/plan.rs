@@ -110,11 +110,11 @@ impl Plan {
         self.plan_hash = plan::hash(&json!([self.plan_hash, rests_on(take_back, policies, &calls)]));
         self.targets.extend(take_back.launch_permissions.iter().cloned());
         self.targets.extend(take_back.targets.iter().map(|target| target.account_id.clone()));
-        for KeyChange { key_arn, account_ids } in take_back.grant_changes.iter().chain(&take_back.key_changes) {
+        for KeyChange { key_arn, account_ids, .. } in take_back.grant_changes.iter().chain(&take_back.key_changes) {
             self.targets.extend(account_ids.iter().cloned());
             self.keys.entry(key_arn.clone()).or_default();
         }
-        for KeyChange { key_arn, account_ids } in &take_back.key_changes {
+        for KeyChange { key_arn, account_ids, .. } in &take_back.key_changes {
             self.keys.entry(key_arn.clone()).or_default().extend(account_ids.iter().cloned());
         }
         if written(&self.keys) > MOST_OF_KEYS {

@@ -41,7 +41,7 @@ fn in_source(names: Names<'_>, resolution: &Resolution, policies: &[PolicyChange
             calls.push(Call { policy: Some(policy), ..call("kms:PutKeyPolicy", parameters) });
         }
     }
-    for KeyChange { key_arn, account_ids } in &resolution.grant_changes {
+    for KeyChange { key_arn, account_ids, .. } in &resolution.grant_changes {
         for account in account_ids {
             let grant = KeyGrant { key: key_arn, account, retiring: names.source_role };
             let operations = KeyGrant::operations();

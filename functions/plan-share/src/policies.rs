@@ -46,7 +46,7 @@ pub(crate) async fn untagged(kms: &Client, resolution: &Resolution) -> Result<Ve
 impl<'r> PolicyChange<'r> {
     pub(crate) fn new(change: &'r KeyChange, text: String) -> Result<Self, Error> {
         let before = KeyPolicy::parse(&change.key_arn, &text)?;
-        let after = before.with(&change.account_ids);
+        let after = before.with(&change.account_ids)?;
         Ok(Self { change, text, before, after })
     }
 }

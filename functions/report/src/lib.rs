@@ -250,14 +250,14 @@ fn changed(resolution: &Resolution, ending: &Ending) -> Changed {
     let staying = |accounts: &[AccountId]| -> Vec<AccountId> {
         accounts.iter().filter(|account| ending.stays(account)).cloned().collect()
     };
-    // A change without accounts mends a statement, for nobody in particular: no undo takes it back. Where all fails, it may
-    // not have come to that.
-    let mended = ending.fate == Fate::Stays || ending.failed.is_some();
+    // A change without accounts mends a statement, for nobody in particular: it is put back only where everything is
+    // taken back.
+    let mended = resolution.targets.iter().any(|target| ending.stays(&target.account_id));
     let keys = |changes: &[KeyChange]| -> Vec<KeyChange> {
-        let changes = changes.iter().map(|KeyChange { key_arn, account_ids }| {
+        let changes = changes.iter().map(|KeyChange { key_arn, account_ids, .. }| {
             let staying = staying(account_ids);
             let stays = if account_ids.is_empty() { mended } else { !staying.is_empty() };
-            stays.then(|| KeyChange { key_arn: key_arn.clone(), account_ids: staying })
+            stays.then(|| KeyChange { key_arn: key_arn.clone(), account_ids: staying, repair: None })
         });
         changes.flatten().collect()
     };

@@ -1,8 +1,8 @@
 //! The keys under the image: whether they can be shared at all, and what their policies lack.
 
 use ami_share_core::{
-    Error, aws,
-    ids::{AccountId, KeyArn},
+    Error, Hub, aws,
+    ids::{AccountId, ExecutionName, KeyArn},
     key_policy::{self, KeyPolicy},
     share::{KeyAccess, KeyChange, Source},
 };
@@ -18,6 +18,8 @@ use crate::image::Found;
 
 /// How many grants are looked for at a time.
 const CONCURRENCY: usize = 16;
+    pub(crate) hub: &'a Hub,
+    pub(crate) execution: &'a ExecutionName,
 
 /// Who is to use the keys, and how.
 pub(crate) struct Keys<'a> {
@@ -65,8 +67,19 @@ impl Keys<'_> {
     async fn change(&self, key: &KeyArn, devices: &[String]) -> Result<Option<KeyChange>, Error> {
         shareable(self.kms, key, devices).await?;
         match self.access {
-            KeyAccess::Policy => policy_change(self.kms, key, self.accounts).await,
+            KeyAccess::Policy => self.policy_change(key).await,
             KeyAccess::Grant => self.grant_change(key).await,
+    async fn policy_change(&self, key: &KeyArn) -> Result<Option<KeyChange>, Error> {
+        let policy = KeyPolicy::parse(key, &ami_share_key_policies::read(self.kms, key).await?)?;
+        let Some(merged) = policy.with(self.accounts)? else { return Ok(None) };
+        // What ShareKey could not write, or would not, is refused here, before anything is changed.
+        merged.to_text()?;
+        ami_share_allow_list::check_revived(self.hub, self.execution, key, &policy, self.accounts).await?;
+        let named = policy.accounts();
+        let account_ids = self.accounts.iter().filter(|account| !named.contains(account)).cloned().collect();
+        Ok(Some(KeyChange { key_arn: key.clone(), account_ids, repair: policy.repair() }))
+    }
+
         }
     }
 
@@ -80,7 +93,7 @@ impl Keys<'_> {
             .try_collect()
             .await?;
         let account_ids: Vec<AccountId> = found.into_iter().flatten().collect();
-        Ok((!account_ids.is_empty()).then(|| KeyChange { key_arn: key.clone(), account_ids }))
+        Ok((!account_ids.is_empty()).then(|| KeyChange { key_arn: key.clone(), account_ids, repair: None }))
     }
 }
 
@@ -115,16 +128,6 @@ async fn shareable(kms: &Client, key: &KeyArn, devices: &[String]) -> Result<(),
             Err(not_usable(format!("it is {state}, not Enabled; enable it (kms:EnableKey)")))
         }
     }
-}
-
-async fn policy_change(kms: &Client, key: &KeyArn, accounts: &[AccountId]) -> Result<Option<KeyChange>, Error> {
-    let policy = KeyPolicy::parse(key, &ami_share_key_policies::read(kms, key).await?)?;
-    let Some(merged) = policy.with(accounts) else { return Ok(None) };
-    // What ShareKey could not write is refused here, before anything is changed.
-    merged.to_text()?;
-    let named = policy.accounts();
-    let account_ids = accounts.iter().filter(|account| !named.contains(account)).cloned().collect();
-    Ok(Some(KeyChange { key_arn: key.clone(), account_ids }))
 }
 
 fn not_shareable(key: &str, devices: &[String], reason: &str) -> Error {

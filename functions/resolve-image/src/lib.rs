@@ -64,7 +64,15 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
     let mut problems = Vec::new();
     let found = image::find(&ec2, source, &request.image_id, &mut problems).await?;
     let retiring = hub.source_role(&source.account_id, &source.region);
-    let keys = keys::Keys { kms: &kms, source, access: request.key_access, accounts: &accounts, retiring: &retiring };
+    let keys = keys::Keys {
+        hub,
+        execution: &execution,
+        kms: &kms,
+        source,
+        access: request.key_access,
+        accounts: &accounts,
+        retiring: &retiring,
+    };
     let changes = keys.lacking(&found, &mut problems).await?;
     let (key_changes, grant_changes) = match request.key_access {
         KeyAccess::Policy => (changes, vec![]),
@@ -169,7 +177,8 @@ fn resolution(
     lacking: Lacking,
 ) -> Resolution {
     // Statements that are not as they should be concern whoever they name.
-    let all_unfinished = lacking.key_changes.iter().any(|change| change.account_ids.is_empty());
+    let concerns_all = |change: &KeyChange| change.account_ids.is_empty() || change.repair.is_some();
+    let all_unfinished = lacking.key_changes.iter().any(concerns_all);
     let mut targets = Vec::new();
     let mut already_shared = Vec::new();
     for (requested, state) in request.targets.into_iter().zip(states) {
@@ -238,7 +247,7 @@ mod tests {
         };
         let keys: Vec<KeyArn> = (0..4).map(|index| key(index).unwrap()).collect();
         let accounts: Vec<AccountId> = (0..MAX_TARGETS).map(account).collect();
-        let change = |key: &KeyArn| KeyChange { key_arn: key.clone(), account_ids: accounts.clone() };
+        let change = |key: &KeyArn| KeyChange { key_arn: key.clone(), account_ids: accounts.clone(), repair: None };
         let principal = |account: &AccountId, index: usize| PrincipalChange {
             principal: PrincipalArn::parse(format!("arn:aws:iam::{account}:role/{index:0name$}")).unwrap(),
             key_arns: if inline { keys.clone() } else { vec![] },

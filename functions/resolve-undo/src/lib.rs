@@ -10,7 +10,7 @@ use ami_share_core::{
     hub::{Actions, millis},
     ids::{AccountId, ExecutionName, ImageId},
     mark::Mark,
-    share::{Mode, Resolution, SourceChanges, Target},
+    share::{KeyChange, Mode, Resolution, SourceChanges, Target},
     take_back::{FromTarget, MadeCopy, MadeInstance, TakeBack, TakenBack},
 };
 use ami_share_record::{Gift, Note, Record, Stays};
@@ -128,11 +128,27 @@ pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
         })
         .collect();
     let (mut take_back, fitting) = gather(execution, source, &image.image_id, &taken);
+    let stays = |target: &Target| input.failed.as_ref().is_some_and(|failed| !failed.contains(&target.account_id));
+    let everything = !resolution.targets.iter().any(stays) && reached(failure.as_ref()) >= Reached::Keys;
+    if everything && fitting == taken.len() {
+        put_back_repairs(&mut take_back, resolution);
+    }
     take_back.note = Some(input.execution_arn);
     let mut so_far = input.so_far.unwrap_or_default();
     so_far.add(input.last.unwrap_or_default());
     let after = taken[..fitting].last().map(|taken| taken.account_id.clone());
     Ok(Output { take_back, more: fitting < taken.len(), after, so_far })
+}
+
+/// Where everything goes, statements of ours are again as they were. The last take-back does it: what the ones before it
+/// have not taken relies on them.
+fn put_back_repairs(take_back: &mut TakeBack, resolution: &Resolution) {
+    for repaired in resolution.key_changes.iter().filter(|change| change.repair.is_some()) {
+        match take_back.key_changes.iter_mut().find(|change| change.key_arn == repaired.key_arn) {
+            Some(change) => change.repair.clone_from(&repaired.repair),
+            None => take_back.key_changes.push(KeyChange { account_ids: vec![], ..repaired.clone() }),
+        }
+    }
 }
 
 /// Each target with all its notes, after that of the execution was marked.

@@ -7,6 +7,7 @@ use ami_share_core::{
     Error, Hub,
     hub::Actions,
     ids::{ExecutionName, KeyArn},
+    key_policy::{GRANT_SID, USE_SID},
     plan::PlannedPolicies,
     share::{KeyChange, Source},
 };
@@ -42,9 +43,10 @@ pub struct Output {
 /// Reading, merging and writing again is safe, so a retry after a lost reply changes nothing.
 ///
 /// # Errors
-/// [`Error::SourceNotAllowed`]; [`Error::TargetNotAllowed`]; [`Error::KeyPoliciesLocked`]; [`Error::PlanChanged`], and then nothing of this execution
-/// is left in any of the policies; [`Error::KeyPolicyTooLarge`] and [`Error::KeyPolicyConflict`] before a write;
-/// [`Error::NotYetVisible`] for a read that is out of date, before or after the write.
+/// [`Error::SourceNotAllowed`]; [`Error::TargetNotAllowed`]; [`Error::KeyPoliciesLocked`]; [`Error::PlanChanged`], and then
+/// nothing of this execution is left in any of the policies; [`Error::KeyPolicyTooLarge`] and [`Error::KeyPolicyConflict`]
+/// before a write, also where putting a statement right would let in whom nobody allows; [`Error::NotYetVisible`] for a
+/// read that is out of date, before or after the write.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
     let accounts = input.keys.iter().flat_map(|change| &change.account_ids);
@@ -54,24 +56,33 @@ pub async fn share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
         return Ok(Output { written: vec![] });
     }
     let mut policies = Policies::open(hub, &input.execution, &input.source, ACTIONS).await?;
-    let shared = share(&mut policies, &input).await;
+    let shared = share(hub, &mut policies, &input).await;
     policies.lock.give_back().await;
     Ok(Output { written: shared? })
 }
 
-async fn share(policies: &mut Policies<'_>, input: &Input) -> Result<Vec<KeyArn>, Error> {
+async fn share(hub: &Hub, policies: &mut Policies<'_>, input: &Input) -> Result<Vec<KeyArn>, Error> {
     keep_to_plan(policies, input).await?;
     let mut written = Vec::new();
-    for KeyChange { key_arn, account_ids } in &input.keys {
+    for KeyChange { key_arn, account_ids, repair } in &input.keys {
         let policy = policies.read(key_arn).await?;
         if input.planned.check(key_arn, &policy).is_err() {
             keep_to_plan(policies, input).await?;
             return Err(not_yet_visible(key_arn));
         }
-        let Some(merged) = policy.with(account_ids) else { continue };
+        let Some(merged) = policy.with(account_ids)? else { continue };
+        if policy.repair().is_some_and(|found| Some(&found) != repair.as_ref()) {
+            return Err(Error::KeyPolicyConflict {
+                key: key_arn.clone(),
+                reason: format!(
+                    "its statements {USE_SID} and {GRANT_SID} were changed since they were looked at; start again"
+                ),
+            });
+        }
+        ami_share_allow_list::check_revived(hub, &input.execution, key_arn, &policy, account_ids).await?;
         policies.write(key_arn, &policy, &merged).await?;
         tracing::info!(key = %key_arn, accounts = account_ids.len(), "key policy written");
-        if policies.read(key_arn).await?.with(account_ids).is_some() {
+        if policies.read(key_arn).await?.with(account_ids)?.is_some() {
             return Err(not_yet_visible(key_arn));
         }
         written.push(key_arn.clone());
@@ -95,7 +106,7 @@ async fn keep_to_plan(policies: &mut Policies<'_>, input: &Input) -> Result<(), 
         }
     }
     let Some(refused) = refused else { return Ok(()) };
-    for change in written.into_iter().filter(|change| !change.account_ids.is_empty()) {
+    for change in written {
         undo::take_back(policies, change).await?;
     }
     Err(refused)

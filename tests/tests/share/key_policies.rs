@@ -75,10 +75,9 @@ enum Ends {
 
 use Ends::{Failed, Refused, Well};
 
-/// Shares by grant under policies that ami-share cannot read, or not understand. A revoke looks for statements of
+/// Shares by grant under policies that ami-share cannot read. A revoke looks for statements of
 /// ours in them, which may be there from other shares: it takes the grants back, and says that it could not look.
-const NOT_LOOKED_AT: [(&str, &str); 2] =
-    [("our-sid-grant", "AmiShareUse is not one that ami-share wrote"), ("deny-get-grant", "refused kms:GetKeyPolicy")];
+const NOT_LOOKED_AT: [(&str, &str); 1] = [("deny-get-grant", "refused kms:GetKeyPolicy")];
 
 /// A policy of the key under the root volume.
 struct Odd {

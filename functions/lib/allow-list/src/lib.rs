@@ -14,7 +14,8 @@ use ami_share_core::{
     allow_list::AllowList,
     aws,
     error::RefusedTarget,
-    ids::{AccountId, ExecutionName, OrganizationId, OrganizationalUnitId},
+    ids::{AccountId, ExecutionName, KeyArn, OrganizationId, OrganizationalUnitId},
+    key_policy::{GRANT_SID, KeyPolicy, USE_SID},
 };
 use aws_sdk_organizations::{
     Client,
@@ -35,6 +36,32 @@ const CONCURRENCY: usize = 4;
 
 /// Units nest five deep ("Quotas for AWS Organizations", Organizations user guide).
 const DEEPEST: usize = 10;
+
+/// Refuses to put the statements of `policy`, the policy of `key`, right where that would give somebody access who may not
+/// be a target, besides `accounts`, which were looked at.
+///
+/// # Errors
+/// [`Error::KeyPolicyConflict`] with every account that is not allowed, and why; whatever else [`check`] answers.
+pub async fn check_revived(
+    hub: &Hub,
+    execution: &ExecutionName,
+    key: &KeyArn,
+    policy: &KeyPolicy,
+    accounts: &[AccountId],
+) -> Result<(), Error> {
+    let revived = policy.revived();
+    match check(hub, execution, revived.iter().filter(|account| !accounts.contains(account))).await {
+        Err(refusal @ Error::TargetNotAllowed { .. }) => Err(Error::KeyPolicyConflict {
+            key: key.clone(),
+            reason: format!(
+                "its statements {USE_SID} and {GRANT_SID} have the kms:ViaService of another Region or endpoint, and putting \
+                 that right would give accounts access that they do not have; take them out of these statements, or allow \
+                 them: {refusal}"
+            ),
+        }),
+        checked => checked,
+    }
+}
 
 /// Asks about the accounts that are not on the list of accounts: one DescribeAccount for each, and, where units
 /// are allowed, ListParents upwards, once for each unit. Nothing is asked where every account is listed, or where

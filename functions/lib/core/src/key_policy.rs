@@ -7,18 +7,23 @@
 //!   without EC2 (`kms:ViaService`);
 //! - [`GRANT_SID`]: `kms:CreateGrant`, only for AWS services (`kms:GrantIsForAWSResource`), via EC2.
 //!
+//! A statement is ours when it is as ami-share writes it in all but the accounts. One that differs only in the Region or
+//! endpoint of `kms:ViaService`, as in a replica key's policy that was copied, is ours too, and is put right. Any other
+//! under our Sids is somebody else's: nobody is added to it, and of it only those are removed who lose what they have.
+//!
 //! The actions are those that AWS's EBS user guide asks for ("Share the KMS key used to encrypt a
 //! shared EBS snapshot" and "Amazon EBS encryption: permissions for IAM users").
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::{
     Error,
     arns::account_root,
     digest,
-    ids::{AccountId, KeyArn, PrincipalArn},
+    ids::{AccountId, KeyArn},
 };
 
 /// The longest key policy that KMS takes ("Resource quotas", AWS KMS developer guide).
@@ -43,6 +48,20 @@ pub struct KeyPolicy {
     statements: Vec<Value>,
 }
 
+/// What was put right of our statements in a policy, so that it can be put back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Repair {
+    /// The `kms:ViaService` of [`USE_SID`], where there was such a statement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    using: Option<String>,
+    /// That of [`GRANT_SID`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    granting: Option<String>,
+    /// A digest of our statements before it.
+    before: String,
+}
+
 /// Whom statements name that are not ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Others {
@@ -56,9 +75,7 @@ impl KeyPolicy {
     /// Reads a policy as kms:GetKeyPolicy returns it.
     ///
     /// # Errors
-    /// [`Error::KeyPolicyConflict`] when it is not a policy document, or when a statement has one of
-    /// our Sids and says something that ami-share never writes: putting it right would take that
-    /// away from whoever wrote it, or open it to everyone it names.
+    /// [`Error::KeyPolicyConflict`] when it is not a policy document.
     pub fn parse(key: &KeyArn, text: &str) -> Result<Self, Error> {
         let conflict = |reason: String| Error::KeyPolicyConflict { key: key.clone(), reason };
         let mut document: Map<String, Value> =
@@ -68,40 +85,78 @@ impl KeyPolicy {
             Some(statement @ Value::Object(_)) => vec![statement],
             _ => return Err(conflict("it has no Statement".to_owned())),
         };
-        let policy = Self { key: key.clone(), document, statements };
-        for (sid, actions) in [(USE_SID, USE_ACTIONS.as_slice()), (GRANT_SID, &[GRANT_ACTION])] {
-            for statement in policy.statements.iter().filter(|statement| statement["Sid"] == sid) {
-                if let Some(what) = foreign(statement, actions) {
-                    return Err(conflict(format!(
-                        "its statement {sid} is not one that ami-share wrote ({what}); give it another Sid"
-                    )));
-                }
-            }
-        }
-        Ok(policy)
+        Ok(Self { key: key.clone(), document, statements })
     }
 
     /// Accounts that both of our statements name.
     pub fn accounts(&self) -> BTreeSet<AccountId> {
-        let named = |sid| -> BTreeSet<AccountId> {
-            self.principals(sid).iter().filter_map(|principal| account_of(principal)).collect()
-        };
-        &named(USE_SID) & &named(GRANT_SID)
+        &self.accounts_in(USE_SID) & &self.accounts_in(GRANT_SID)
     }
 
     /// Accounts that one of our statements names and the other does not: it is of no use to them.
     pub fn half_named(&self) -> BTreeSet<AccountId> {
-        let named = |sid| self.principals(sid).iter().filter_map(|principal| account_of(principal)).collect();
-        let (using, granting): (BTreeSet<AccountId>, BTreeSet<AccountId>) = (named(USE_SID), named(GRANT_SID));
-        &using ^ &granting
+        &self.accounts_in(USE_SID) ^ &self.accounts_in(GRANT_SID)
+    }
+
+    fn accounts_in(&self, sid: &str) -> BTreeSet<AccountId> {
+        let ours = self.statement(sid).is_some_and(|statement| self.is_ours(statement));
+        let principals = if ours { self.principals(sid) } else { vec![] };
+        principals.iter().filter_map(|principal| account_of(principal)).collect()
+    }
+
+    /// Accounts that statements under our Sids allow something, whatever else these say; themselves, or by one of their
+    /// users or roles.
+    pub fn named(&self) -> BTreeSet<AccountId> {
+        let takable =
+            self.statements.iter().filter(|statement| has_our_sid(statement) && names_whom_it_allows(statement));
+        takable
+            .flat_map(|statement| strings(&statement["Principal"]["AWS"]))
+            .filter_map(|name| account_in(&name))
+            .collect()
+    }
+
+    /// Accounts that statements name which only have to be put right. They gain access by that.
+    pub fn revived(&self) -> BTreeSet<AccountId> {
+        let misdirected = [USE_SID, GRANT_SID]
+            .into_iter()
+            .filter(|sid| self.via_service(sid).is_some_and(|via| via != self.our_via()));
+        misdirected.flat_map(|sid| self.accounts_in(sid)).collect()
+    }
+
+    /// Statements under our Sids that are not ours, each with what it says that ami-share does not write.
+    pub fn foreign(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for sid in [USE_SID, GRANT_SID] {
+            let statements: Vec<&Value> = self.statements.iter().filter(|statement| statement["Sid"] == sid).collect();
+            if statements.len() > 1 {
+                found.push(format!("there are {} statements {sid}", statements.len()));
+            }
+            for statement in statements {
+                let differences = self.differences(sid, statement);
+                if !differences.is_empty() {
+                    found.push(format!("in statement {sid}, {}", differences.join(" and ")));
+                }
+            }
+        }
+        found
+    }
+
+    /// Statements under our Sids from which nobody can be taken: they allow everybody, or all but some.
+    pub fn open_to_all(&self) -> Vec<&str> {
+        let open = |statement: &&Value| {
+            let everybody =
+                statement["Principal"] == "*" || strings(&statement["Principal"]["AWS"]).contains(&"*".into());
+            statement["Effect"] == "Allow" && (everybody || statement.get("NotPrincipal").is_some())
+        };
+        let under_our_sids = self.statements.iter().filter(|statement| has_our_sid(statement));
+        under_our_sids.filter(open).filter_map(|statement| statement["Sid"].as_str()).collect()
     }
 
     /// Whom other people's statements let decrypt with the key, as far as that can be told from names: what
     /// conditions and Deny statements make of it is not looked at.
     pub fn others(&self) -> Others {
         let mut others = Others::default();
-        let ours = |statement: &&Value| statement["Sid"] != USE_SID && statement["Sid"] != GRANT_SID;
-        for statement in self.statements.iter().filter(ours).filter(|statement| lets_decrypt(statement)) {
+        for statement in self.statements.iter().filter(|one| !self.is_ours(one) && lets_decrypt(one)) {
             let principal = &statement["Principal"];
             if principal == "*" || statement.get("NotPrincipal").is_some() {
                 others.everybody = true;
@@ -114,9 +169,24 @@ impl KeyPolicy {
         others
     }
 
-    /// With `accounts` in both of our statements, which are put right where they are not as they
-    /// should be. `None` when nothing would change.
-    pub fn with<'a>(&self, accounts: impl IntoIterator<Item = &'a AccountId>) -> Option<Self> {
+    /// With `accounts` in both of our statements, which are put right where only their `kms:ViaService` is another: see
+    /// [`Self::revived`]. `None` when nothing would change.
+    ///
+    /// # Errors
+    /// [`Error::KeyPolicyConflict`] for a statement under one of our Sids that is not ours: whoever is added to it would
+    /// get what it says, and putting it right would give or take what nobody asked for.
+    pub fn with<'a>(&self, accounts: impl IntoIterator<Item = &'a AccountId>) -> Result<Option<Self>, Error> {
+        let foreign = self.foreign();
+        if !foreign.is_empty() {
+            return Err(Error::KeyPolicyConflict {
+                key: self.key.clone(),
+                reason: format!(
+                    "what is under ami-share's Sids is not as ami-share writes it: {}; give it another Sid, or remove it, and \
+                     start again",
+                    foreign.join("; ")
+                ),
+            });
+        }
         let accounts: Vec<&AccountId> = accounts.into_iter().collect();
         let mut merged = self.clone();
         for sid in [USE_SID, GRANT_SID] {
@@ -129,26 +199,58 @@ impl KeyPolicy {
             }
             merged.set(sid, principals);
         }
-        merged.differs_from(self).then_some(merged)
+        Ok(merged.differs_from(self).then_some(merged))
     }
 
-    /// Without `accounts` in our statements; a statement that names nobody goes. `None` when
-    /// nothing would change.
+    /// Without `accounts`, and their users and roles, in the statements under our Sids, whatever else these say; a statement
+    /// that names nobody any more goes. Nobody is taken out of a Deny, or of those that a statement leaves out: that would
+    /// give. `None` when nothing would change.
     pub fn without<'a>(&self, accounts: impl IntoIterator<Item = &'a AccountId>) -> Option<Self> {
         let gone: BTreeSet<&AccountId> = accounts.into_iter().collect();
+        let stays = |name: &String| account_in(name).is_none_or(|account| !gone.contains(&account));
         let mut reduced = self.clone();
-        for sid in [USE_SID, GRANT_SID] {
-            let principals = self.principals(sid);
-            let kept: Vec<String> = principals
-                .iter()
-                .filter(|principal| account_of(principal).is_none_or(|account| !gone.contains(&account)))
-                .cloned()
-                .collect();
-            if kept.len() != principals.len() {
-                reduced.set(sid, kept);
+        reduced.statements.retain_mut(|statement| {
+            if !has_our_sid(statement) || !names_whom_it_allows(statement) {
+                return true;
+            }
+            let Some(Value::Object(kinds)) = statement.get_mut("Principal") else { return true };
+            let named = strings(kinds.get("AWS").unwrap_or(&Value::Null));
+            let kept: Vec<&String> = named.iter().filter(|name| stays(name)).collect();
+            if kept.len() == named.len() {
+                return true;
+            }
+            if kept.is_empty() {
+                kinds.remove("AWS");
+            } else {
+                kinds.insert("AWS".to_owned(), json!(kept));
+            }
+            !kinds.is_empty()
+        });
+        reduced.differs_from(self).then_some(reduced)
+    }
+
+    /// What an undo needs to know to put back what [`Self::with`] puts right; nothing where that is nothing.
+    pub fn repair(&self) -> Option<Repair> {
+        let (using, granting) = (self.via_service(USE_SID), self.via_service(GRANT_SID));
+        let elsewhere = |via: &Option<String>| via.as_ref().is_some_and(|via| *via != self.our_via());
+        (elsewhere(&using) || elsewhere(&granting)).then(|| Repair { using, granting, before: self.digest_of_ours() })
+    }
+
+    /// With `repair` put back. Nothing where our statements would not be as they were before it: somebody else has come to
+    /// rely on them since.
+    pub fn without_repair(&self, repair: &Repair) -> Option<Self> {
+        let mut restored = self.clone();
+        for (sid, via) in [(USE_SID, &repair.using), (GRANT_SID, &repair.granting)] {
+            let ours = restored.statements.iter_mut().filter(|statement| statement["Sid"] == sid);
+            for (statement, via) in ours.zip(via) {
+                *statement.pointer_mut(VIA_SERVICE)? = json!(via);
             }
         }
-        reduced.differs_from(self).then_some(reduced)
+        (restored.digest_of_ours() == repair.before && restored.differs_from(self)).then_some(restored)
+    }
+
+    fn digest_of_ours(&self) -> String {
+        digest_of(self.statements.iter().filter(|statement| has_our_sid(statement)))
     }
 
     /// The document to write.
@@ -176,9 +278,52 @@ impl KeyPolicy {
 
     /// The same for policies that mean the same: KMS may lay a policy out anew.
     pub fn digest(&self) -> String {
-        let statements: Vec<String> =
-            self.statements.iter().map(|statement| canonical(statement).to_string()).collect();
-        digest::sha256(statements.join("\n"))[..16].to_owned()
+        digest_of(&self.statements)
+    }
+
+    /// The service, Region and endpoint that the first statement `sid` is for, if it has one.
+    fn via_service(&self, sid: &str) -> Option<String> {
+        let [via] = <[String; 1]>::try_from(strings(self.statement(sid)?.pointer(VIA_SERVICE)?)).ok()?;
+        Some(via)
+    }
+
+    fn our_via(&self) -> String {
+        via_ec2(&self.key)
+    }
+
+    fn is_ours(&self, statement: &Value) -> bool {
+        let sid = statement["Sid"].as_str().unwrap_or_default();
+        has_our_sid(statement) && self.differences(sid, statement).is_empty()
+    }
+
+    /// What a statement under our Sid says that ami-share does not write; nothing of one that is ours, or only has to be put
+    /// right.
+    fn differences(&self, sid: &str, statement: &Value) -> Vec<String> {
+        let mut statement = statement.clone();
+        if let Some(via) = statement.pointer_mut(VIA_SERVICE)
+            && strings(via).iter().all(|via| is_ec2(via))
+            && strings(via).len() == 1
+        {
+            *via = json!(self.our_via());
+        }
+        if let Some(value) = statement.pointer_mut(FOR_AWS_RESOURCE).filter(|value| **value == true) {
+            *value = json!("true");
+        }
+        let expected = our_statement(&self.key, sid, &[]);
+        let elements: BTreeSet<&String> =
+            [&statement, &expected].into_iter().filter_map(Value::as_object).flat_map(Map::keys).collect();
+        let mut found = Vec::new();
+        for element in elements {
+            let (is, should) = (&statement[element], &expected[element]);
+            if element == "Principal" {
+                found.extend(not_accounts(is));
+            } else if is.is_null() {
+                found.push(format!("its {element} is missing"));
+            } else if canonical(is) != canonical(should) {
+                found.push(format!("its {element} is {is}"));
+            }
+        }
+        found
     }
 
     fn obstacles(&self) -> Vec<String> {
@@ -267,48 +412,47 @@ pub fn explained(key: &KeyArn, error: Error) -> Error {
     }
 }
 
-/// What in a statement under one of our Sids ami-share never writes. That an action is missing, or
-/// a condition has another value, it puts right.
-fn foreign(statement: &Value, actions: &[&str]) -> Option<String> {
-    const ELEMENTS: [&str; 6] = ["Sid", "Effect", "Principal", "Action", "Resource", "Condition"];
-    const CONDITIONS: [(&str, &str); 2] = [("StringEquals", "kms:ViaService"), ("Bool", "kms:GrantIsForAWSResource")];
-    let fields = statement.as_object()?;
-    if let Some(element) = fields.keys().find(|element| !ELEMENTS.contains(&element.as_str())) {
-        return Some(format!("it has {element}"));
-    }
-    if statement["Effect"] != "Allow" {
-        return Some(format!("its Effect is {}", statement["Effect"]));
-    }
-    if statement["Resource"] != "*" {
-        return Some(format!("its Resource is {}", statement["Resource"]));
-    }
-    let principals = statement["Principal"].as_object().filter(|kinds| kinds.keys().eq(["AWS"]));
-    let Some(named) = principals.map(|kinds| &kinds["AWS"]).filter(|named| named.is_string() || named.is_array())
-    else {
-        return Some(format!("its Principal is {}", statement["Principal"]));
+/// Where a statement says which service it is for, as a JSON pointer.
+const VIA_SERVICE: &str = "/Condition/StringEquals/kms:ViaService";
+const FOR_AWS_RESOURCE: &str = "/Condition/Bool/kms:GrantIsForAWSResource";
+
+fn via_ec2(key: &KeyArn) -> String {
+    format!("ec2.{}.amazonaws.com", key.region())
+}
+
+/// EC2 in any Region, at any endpoint ("kms:ViaService", AWS KMS developer guide).
+fn is_ec2(via: &str) -> bool {
+    via.starts_with("ec2.") && (via.ends_with(".amazonaws.com") || via.ends_with(".amazonaws.com.cn"))
+}
+
+fn has_our_sid(statement: &Value) -> bool {
+    statement["Sid"] == USE_SID || statement["Sid"] == GRANT_SID
+}
+
+/// Whether it gives something to those whom it names: to be taken out of it takes something away.
+fn names_whom_it_allows(statement: &Value) -> bool {
+    statement["Effect"] == "Allow" && statement.get("NotPrincipal").is_none()
+}
+
+/// What of a Principal is no account.
+fn not_accounts(principal: &Value) -> Option<String> {
+    let names = principal.as_object().filter(|kinds| kinds.keys().eq(["AWS"])).map(|kinds| &kinds["AWS"]);
+    let Some(names) = names.filter(|names| names.is_string() || names.is_array()) else {
+        return Some(format!("its Principal is {principal}"));
     };
-    let is_principal = |name: &String| {
-        AccountId::parse(name.as_str()).is_ok()
-            || account_of(name).is_some()
-            || PrincipalArn::parse(name.as_str()).is_ok()
-            || is_unique_id(name)
-    };
-    if let Some(other) = strings(named).iter().find(|name| !is_principal(name)) {
-        return Some(format!("it names {other}"));
-    }
-    if let Some(other) = strings(&statement["Action"]).iter().find(|action| !actions.contains(&action.as_str())) {
-        return Some(format!("it allows {other}"));
-    }
-    let conditions = statement["Condition"].as_object().into_iter().flatten();
-    conditions
-        .flat_map(|(operator, keys)| keys.as_object().into_iter().flatten().map(move |(key, _)| (operator, key)))
-        .find(|(operator, key)| !CONDITIONS.contains(&(operator.as_str(), key.as_str())))
-        .map(|(operator, key)| format!("it has a condition {operator} {key}"))
+    let is_account = |name: &&String| AccountId::parse(name.as_str()).is_ok() || account_of(name).is_some();
+    let names = strings(names);
+    let others: Vec<&str> = names.iter().filter(|name| !is_account(name)).map(String::as_str).collect();
+    (!others.is_empty()).then(|| format!("it names {}", others.join(", ")))
+}
+
+fn digest_of<'a>(statements: impl IntoIterator<Item = &'a Value>) -> String {
+    let statements: Vec<String> = statements.into_iter().map(|statement| canonical(statement).to_string()).collect();
+    digest::sha256(statements.join("\n"))[..16].to_owned()
 }
 
 fn our_statement(key: &KeyArn, sid: &str, principals: &[String]) -> Value {
-    let region = key.region();
-    let via = format!("ec2.{region}.amazonaws.com");
+    let via = via_ec2(key);
     let mut statement = json!({
         "Sid": sid,
         "Effect": "Allow",
@@ -437,7 +581,7 @@ mod tests {
         let parse = |statement: &str| KeyPolicy::parse(&key(), &format!(r#"{{"Statement":{statement}}}"#));
         let one = parse(ADMIN).unwrap();
         assert_eq!(one.digest(), parse(&format!("[{ADMIN}]")).unwrap().digest());
-        assert!(one.with([&account(2)]).unwrap().to_text().unwrap().contains("Admin"));
+        assert!(one.with([&account(2)]).unwrap().unwrap().to_text().unwrap().contains("Admin"));
         for wrong in ["1", "null", "\"\""] {
             assert_eq!(parse(wrong).unwrap_err().name(), "KeyPolicyConflict", "{wrong}");
         }
@@ -445,7 +589,7 @@ mod tests {
 
     #[test]
     fn targets_are_added_after_everyone_elses_statements() {
-        let shared = policy(ADMIN).with(&[account(2), account(3)]).unwrap();
+        let shared = policy(ADMIN).with(&[account(2), account(3)]).unwrap().unwrap();
         let text: Value = serde_json::from_str(&shared.to_text().unwrap()).unwrap();
         assert_eq!(text["Id"], "theirs");
         assert_eq!(text["Statement"][0], serde_json::from_str::<Value>(ADMIN).unwrap());
@@ -459,39 +603,125 @@ mod tests {
 
     #[test]
     fn adding_twice_changes_nothing() {
-        let shared = policy(ADMIN).with(&[account(2)]).unwrap();
-        assert!(reread(&shared).with(&[account(2)]).is_none());
+        let shared = policy(ADMIN).with(&[account(2)]).unwrap().unwrap();
+        assert!(reread(&shared).with(&[account(2)]).unwrap().is_none());
     }
 
     #[test]
     fn a_list_of_one_that_comes_back_as_a_string_is_no_change() {
-        let shared = policy(ADMIN).with(&[account(2)]).unwrap();
+        let shared = policy(ADMIN).with(&[account(2)]).unwrap().unwrap();
         let text = shared
             .to_text()
             .unwrap()
             .replace(r#"{"AWS":["arn:aws:iam::222222222222:root"]}"#, r#"{"AWS":"arn:aws:iam::222222222222:root"}"#);
-        assert!(KeyPolicy::parse(&key(), &text).unwrap().with(&[account(2)]).is_none());
+        assert!(KeyPolicy::parse(&key(), &text).unwrap().with(&[account(2)]).unwrap().is_none());
+    }
+
+    fn shared_text() -> String {
+        policy(ADMIN).with(&[account(2)]).unwrap().unwrap().to_text().unwrap()
+    }
+
+    fn changed(text: &str, from: &str, to: &str) -> KeyPolicy {
+        assert!(text.contains(from), "{text}");
+        KeyPolicy::parse(&key(), &text.replace(from, to)).unwrap()
     }
 
     #[test]
-    fn a_statement_of_ours_that_lost_an_action_or_a_condition_is_put_right() {
-        for (whole, broken) in [
-            (r#""kms:Decrypt","#, ""),
-            ("ec2.eu-west-1.amazonaws.com", "ec2.us-east-1.amazonaws.com"),
-            (r#""Bool":{"kms:GrantIsForAWSResource":"true"}"#, r#""Bool":{"kms:GrantIsForAWSResource":"false"}"#),
-        ] {
-            let text = policy(ADMIN).with(&[account(2)]).unwrap().to_text().unwrap();
-            assert!(text.contains(whole), "{text}");
-            let broken = KeyPolicy::parse(&key(), &text.replace(whole, broken)).unwrap();
-            let mended = broken.with(&[account(2)]).expect("a change");
+    fn a_statement_for_another_region_or_endpoint_is_put_right_and_what_that_was_can_be_put_back() {
+        let text = shared_text();
+        for elsewhere in ["ec2.us-east-1.amazonaws.com", "ec2.cn-north-1.amazonaws.com.cn"] {
+            let broken = changed(&text, "ec2.eu-west-1.amazonaws.com", elsewhere);
+            assert_eq!(broken.revived(), BTreeSet::from([account(2)]));
+            let mended = broken.with(&[account(2)]).unwrap().expect("a change");
             assert_eq!(mended.to_text().unwrap(), text);
+            assert!(mended.revived().is_empty() && mended.repair().is_none());
+            let repair = broken.repair().unwrap();
+            assert_eq!(mended.without_repair(&repair).unwrap().to_text().unwrap(), broken.to_text().unwrap());
+            let relied_on = mended.with(&[account(3)]).unwrap().unwrap();
+            assert!(relied_on.without_repair(&repair).is_none(), "another account relies on it");
+            assert!(relied_on.without(&[account(3)]).unwrap().without_repair(&repair).is_some());
+        }
+    }
+
+    #[test]
+    fn a_statement_under_our_sid_with_less_than_we_write_is_not_ours() {
+        for (whole, broken, said) in [
+            (r#""kms:Decrypt","#, "", "statement AmiShareUse, its Action is [\"kms:DescribeKey\","),
+            (r#""Bool":{"kms:GrantIsForAWSResource":"true"}"#, r#""Bool":{}"#, "AmiShareCreateGrant, its Condition is"),
+            (
+                r#","Condition":{"StringEquals":{"kms:ViaService":"ec2.eu-west-1.amazonaws.com"}}}"#,
+                "}",
+                "Condition is missing",
+            ),
+            (
+                r#""ec2.eu-west-1.amazonaws.com""#,
+                r#"["ec2.eu-west-1.amazonaws.com","ec2.eu-west-2.amazonaws.com"]"#,
+                "eu-west-2",
+            ),
+            ("ec2.eu-west-1.amazonaws.com", "rds.eu-west-1.amazonaws.com", "rds.eu-west-1"),
+            (
+                "arn:aws:iam::222222222222:root",
+                "arn:aws:iam::222222222222:role/app",
+                "it names arn:aws:iam::222222222222:role/app",
+            ),
+        ] {
+            let error = changed(&shared_text(), whole, broken).with(&[account(3)]).unwrap_err().to_string();
+            for said in [key().as_str(), said, "give it another Sid"] {
+                assert!(error.contains(said), "{error}");
+            }
+        }
+        let twice =
+            policy(&format!("{ADMIN},{0},{0}", our_statement(&key(), USE_SID, &[root_arn(&key(), &account(2))])));
+        assert!(twice.with(&[account(3)]).unwrap_err().to_string().contains("there are 2 statements AmiShareUse"));
+    }
+
+    #[test]
+    fn what_kms_may_write_another_way_is_still_ours() {
+        for (ours, theirs) in [
+            (r#""kms:GrantIsForAWSResource":"true""#, r#""kms:GrantIsForAWSResource":true"#),
+            (
+                r#""kms:ViaService":"ec2.eu-west-1.amazonaws.com""#,
+                r#""kms:ViaService":["ec2.eu-west-1.amazonaws.com"]"#,
+            ),
+            (r#""Resource":"*""#, r#""Resource":["*"]"#),
+            (r#"["arn:aws:iam::222222222222:root"]"#, r#""222222222222""#),
+        ] {
+            let policy = changed(&shared_text(), ours, theirs);
+            assert_eq!(policy.foreign(), [""; 0], "{theirs}");
+            assert_eq!(policy.accounts(), BTreeSet::from([account(2)]));
+        }
+    }
+
+    #[test]
+    fn taking_back_takes_from_whatever_is_under_our_sids_and_adds_nothing() {
+        let under = |rest: &str| policy(&format!(r#"{ADMIN},{{"Sid":"AmiShareUse",{rest}}}"#));
+        let (two, three) = ("arn:aws:iam::222222222222:root", "arn:aws:iam::333333333333:root");
+        let all = under(&format!(
+            r#""Effect":"Allow","Principal":{{"AWS":["{two}","arn:aws:iam::222222222222:role/app","{three}"]}},"Action":"kms:Decrypt","Resource":"*""#
+        ));
+        assert_eq!(all.named(), BTreeSet::from([account(2), account(3)]));
+        let less = all.without(&[account(2)]).unwrap();
+        assert_eq!(less.statement(USE_SID).unwrap()["Principal"], json!({ "AWS": [three] }));
+        assert_eq!(less.statement(USE_SID).unwrap()["Action"], "kms:Decrypt");
+        assert!(less.without(&[account(3)]).unwrap().statement(USE_SID).is_none());
+        let service = under(&format!(
+            r#""Effect":"Allow","Principal":{{"AWS":"{two}","Service":"backup.amazonaws.com"}},"Action":"kms:*","Resource":"*""#
+        ));
+        let left = service.without(&[account(2)]).unwrap();
+        assert_eq!(left.statement(USE_SID).unwrap()["Principal"], json!({ "Service": "backup.amazonaws.com" }));
+        let deny = format!(r#""Effect":"Deny","Principal":{{"AWS":"{two}"}},"Action":"kms:*","Resource":"*""#);
+        let but = format!(r#""Effect":"Allow","NotPrincipal":{{"AWS":"{two}"}},"Action":"kms:*","Resource":"*""#);
+        let everybody = r#""Effect":"Allow","Principal":"*","Action":"kms:*","Resource":"*""#;
+        for (rest, open) in [(deny.as_str(), false), (&but, true), (everybody, true)] {
+            assert!(under(rest).without(&[account(2)]).is_none(), "{rest}");
+            assert_eq!(!under(rest).open_to_all().is_empty(), open, "{rest}");
         }
     }
 
     #[test]
     fn taking_back_leaves_the_policy_as_it_was() {
         let before = policy(&format!("{ADMIN},{ADMIN}"));
-        let shared = before.with(&[account(2), account(3)]).unwrap();
+        let shared = before.with(&[account(2), account(3)]).unwrap().unwrap();
         let reduced = shared.without(&[account(3)]).unwrap();
         assert_eq!(reduced.accounts(), BTreeSet::from([account(2)]));
         let after = reduced.without(&[account(2)]).unwrap();
@@ -501,7 +731,7 @@ mod tests {
 
     #[test]
     fn an_account_in_one_statement_only_does_not_count_and_is_still_taken_back() {
-        let shared = policy(ADMIN).with(&[account(2)]).unwrap();
+        let shared = policy(ADMIN).with(&[account(2)]).unwrap().unwrap();
         let text = shared.to_text().unwrap().replace(GRANT_SID, "SomebodyElse");
         let half = KeyPolicy::parse(&key(), &text).unwrap();
         assert!(half.accounts().is_empty());
@@ -512,7 +742,7 @@ mod tests {
 
     #[test]
     fn principals_that_somebody_added_to_our_statement_stay() {
-        let shared = policy(ADMIN).with(&[account(2)]).unwrap();
+        let shared = policy(ADMIN).with(&[account(2)]).unwrap().unwrap();
         let role = "arn:aws:iam::444444444444:role/x";
         let text = shared
             .to_text()
@@ -528,12 +758,13 @@ mod tests {
         let with = |element: &str, value: Value| {
             let mut statement = ours.clone();
             statement[element] = value;
-            KeyPolicy::parse(&key(), &json!({ "Statement": [statement] }).to_string())
+            KeyPolicy::parse(&key(), &json!({ "Statement": [statement] }).to_string()).unwrap().with([&account(2)])
         };
         assert!(with("Effect", json!("Allow")).is_ok());
         for (element, value, said) in [
             ("Effect", json!("Deny"), "Effect"),
             ("Principal", json!("*"), "Principal"),
+            ("Principal", json!({ "AWS": "AROAEXAMPLEID0000000" }), "names AROA"),
             ("Principal", json!({ "AWS": "*" }), "names *"),
             ("Principal", json!({ "AWS": "222222222222", "Service": "backup.amazonaws.com" }), "Service"),
             ("Action", json!(["kms:Decrypt", "kms:Encrypt"]), "kms:Encrypt"),
@@ -551,7 +782,7 @@ mod tests {
     fn a_deleted_principal_and_an_incomplete_statement_are_named_before_the_write() {
         let old = r#"{"Sid":"Old","Effect":"Allow","Principal":{"AWS":["AROAEXAMPLEID","arn:aws:iam::111111111111:root"]},"Action":"kms:*","Resource":"*"},
                      {"Effect":"Allow","Principal":"*","Action":"kms:Decrypt"}"#;
-        let error = policy(old).with(&[account(2)]).unwrap().to_text().unwrap_err();
+        let error = policy(old).with(&[account(2)]).unwrap().unwrap().to_text().unwrap_err();
         assert_eq!(error.name(), "KeyPolicyConflict");
         let text = error.to_string();
         assert!(text.contains("statement Old names AROAEXAMPLEID"), "{text}");
@@ -560,10 +791,10 @@ mod tests {
 
     #[test]
     fn a_policy_of_32768_bytes_is_written_and_one_byte_more_is_refused() {
-        let room = MAX_BYTES - policy(ADMIN).with(&[account(2)]).unwrap().to_text().unwrap().len();
+        let room = MAX_BYTES - policy(ADMIN).with(&[account(2)]).unwrap().unwrap().to_text().unwrap().len();
         let padded = |bytes: usize| {
             let admin = ADMIN.replace("\"Sid\":\"Admin\"", &format!("\"Sid\":\"Admin{}\"", "x".repeat(bytes)));
-            policy(&admin).with(&[account(2)]).unwrap().to_text()
+            policy(&admin).with(&[account(2)]).unwrap().unwrap().to_text()
         };
         assert_eq!(padded(room).unwrap().len(), MAX_BYTES);
         assert_eq!(padded(room + 1).unwrap_err().name(), "KeyPolicyTooLarge");
@@ -572,12 +803,12 @@ mod tests {
     #[test]
     fn over_four_hundred_accounts_fit() {
         let accounts: Vec<AccountId> = (0..450).map(|n| AccountId::parse(format!("2{n:011}")).unwrap()).collect();
-        assert!(policy(ADMIN).with(&accounts).unwrap().to_text().is_ok());
+        assert!(policy(ADMIN).with(&accounts).unwrap().unwrap().to_text().is_ok());
     }
 
     #[test]
     fn an_account_that_one_of_our_statements_names_is_half_named() {
-        let mut half = policy(ADMIN).with(&[account(2), account(3)]).unwrap();
+        let mut half = policy(ADMIN).with(&[account(2), account(3)]).unwrap().unwrap();
         half.set(GRANT_SID, vec![root_arn(&key(), &account(3)), root_arn(&key(), &account(4))]);
         assert_eq!(half.accounts(), BTreeSet::from([account(3)]));
         assert_eq!(half.half_named(), BTreeSet::from([account(2), account(4)]));
@@ -588,7 +819,7 @@ mod tests {
         let statement = |principal: &str, action: &str| {
             format!(r#"{{"Effect":"Allow","Principal":{principal},"Action":{action},"Resource":"*"}}"#)
         };
-        let of = |statements: &[String]| policy(&statements.join(",")).with(&[account(9)]).unwrap().others();
+        let of = |statements: &[String]| policy(&statements.join(",")).with(&[account(9)]).unwrap().unwrap().others();
         let others = of(&[
             statement(r#"{"AWS":"222222222222"}"#, r#""kms:Decrypt""#),
             statement(r#"{"AWS":["arn:aws:iam::333333333333:role/app","AROAEXAMPLEIDEXAMPLE"]}"#, r#"["kms:De*"]"#),

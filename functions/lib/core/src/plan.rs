@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn only_the_planned_policy_and_what_it_becomes_are_as_planned() {
         let (before, other) = (policy("Admin"), policy("Changed"));
-        let after = before.with([&AccountId::parse("222222222222").unwrap()]).unwrap();
+        let after = before.with([&AccountId::parse("222222222222").unwrap()]).unwrap().unwrap();
         let mut planned = PlannedPolicies::default();
         assert!(planned.check(&key(), &other).is_ok(), "nothing was planned");
         planned.add(&key(), &before, &after);

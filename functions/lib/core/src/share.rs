@@ -5,7 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AccountId, ExecutionName, ImageId, KeyArn, PlanHash, PrincipalArn, Region, SnapshotId};
+use crate::{
+    ids::{AccountId, ExecutionName, ImageId, KeyArn, PlanHash, PrincipalArn, Region, SnapshotId},
+    key_policy::Repair,
+};
 
 /// The tag that names the execution that made a resource.
 pub const EXECUTION_TAG: &str = "ami-share:execution";
@@ -220,6 +223,9 @@ pub struct KeyChange {
     /// Accounts that our statements do not name yet, or that have no grant of ours. Empty when only
     /// the statements themselves are not as they should be.
     pub account_ids: Vec<AccountId>,
+    /// What of the statements is not as it should be, and is put right or put back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repair: Option<Repair>,
 }
 
 /// One snapshot, and accounts that lack its copy permission or lose it.

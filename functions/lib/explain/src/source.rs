@@ -208,7 +208,7 @@ pub(crate) fn policy_findings(policy: &str, calls: &[Call<'_>], findings: &mut F
     };
     if !refused.is_empty() {
         findings.causes.push(format!(
-            "{} (kms:PutKeyPolicy mends it; a new execution puts the statements of ami-share right)",
+            "{} (kms:PutKeyPolicy mends it; remove statements of ami-share's that somebody changed, and start again)",
             about(grouped(refused))
         ));
     }

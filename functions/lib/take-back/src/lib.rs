@@ -69,7 +69,7 @@ fn by<T: Ord + Clone>(taken: &[FromAccount], of: fn(&FromAccount) -> &BTreeSet<T
 }
 
 fn key_changes(taken: &[FromAccount], of: fn(&FromAccount) -> &BTreeSet<KeyArn>) -> Vec<KeyChange> {
-    by(taken, of).into_iter().map(|(key_arn, account_ids)| KeyChange { key_arn, account_ids }).collect()
+    by(taken, of).into_iter().map(|(key_arn, account_ids)| KeyChange { key_arn, account_ids, repair: None }).collect()
 }
 
 impl FromAccount {
