@@ -258,7 +258,7 @@ impl KeyPolicy {
     /// # Errors
     /// [`Error::KeyPolicyTooLarge`], and [`Error::KeyPolicyConflict`] naming every statement for
     /// which KMS would refuse the whole document: one that still holds the id of a deleted user or
-    /// role, and one that lacks a required element (refused since August 2025).
+    /// role, one that lacks a required element, and one whose Resource is not `*` (both refused since August 2025).
     pub fn to_text(&self) -> Result<String, Error> {
         let obstacles = self.obstacles();
         if !obstacles.is_empty() {
@@ -269,7 +269,7 @@ impl KeyPolicy {
         }
         let mut document = self.document.clone();
         document.insert("Statement".to_owned(), Value::Array(self.statements.clone()));
-        let text = Value::Object(document).to_string();
+        let text = escaped(&Value::Object(document).to_string());
         if text.len() > MAX_BYTES {
             return Err(Error::KeyPolicyTooLarge { key: self.key.clone(), bytes: text.len(), most: MAX_BYTES });
         }
@@ -339,6 +339,13 @@ impl KeyPolicy {
                 if statement.get(element).is_none() && statement.get(inverse).is_none() {
                     obstacles.push(format!("{name} has no {element}"));
                 }
+            }
+            if let Some(resource) = statement.get("NotResource") {
+                obstacles.push(format!("{name} has NotResource {resource}, and KMS takes only Resource \"*\""));
+            }
+            let resources = strings(&statement["Resource"]);
+            if let Some(resource) = resources.iter().find(|resource| *resource != "*") {
+                obstacles.push(format!("{name} has Resource {resource}, and KMS takes only \"*\""));
             }
             for principal in
                 ["Principal", "NotPrincipal"].iter().flat_map(|element| strings(&statement[element]["AWS"]))
@@ -423,6 +430,22 @@ fn via_ec2(key: &KeyArn) -> String {
 /// EC2 in any Region, at any endpoint ("kms:ViaService", AWS KMS developer guide).
 fn is_ec2(via: &str) -> bool {
     via.starts_with("ec2.") && (via.ends_with(".amazonaws.com") || via.ends_with(".amazonaws.com.cn"))
+}
+
+/// KMS takes only characters up to U+00FF ("PutKeyPolicy", KMS API reference), and gives back as such those that it was
+/// given as escapes. They stand in texts alone, and there an escape says the same.
+fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character <= '\u{ff}' {
+            text.push(character);
+        } else {
+            let units =
+                character.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect::<String>();
+            text.push_str(&units);
+        }
+    }
+    text
 }
 
 fn has_our_sid(statement: &Value) -> bool {
@@ -530,6 +553,9 @@ pub(crate) fn canonical(value: &Value) -> Value {
         other => other.clone(),
     }
 }
+
+#[cfg(test)]
+mod found;
 
 #[cfg(test)]
 mod tests {
@@ -787,6 +813,31 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("statement Old names AROAEXAMPLEID"), "{text}");
         assert!(text.contains("statement 2 (without Sid) has no Resource"), "{text}");
+    }
+
+    #[test]
+    fn characters_that_kms_takes_only_as_escapes_are_written_as_escapes() {
+        let admin = ADMIN.replace("Admin", "L\u{2019}\u{e9}quipe \u{1f511}");
+        let text = policy(&admin).with(&[account(2)]).unwrap().unwrap().to_text().unwrap();
+        assert!(text.contains("L\\u2019\u{e9}quipe \\ud83d\\udd11"), "{text}");
+        assert!(text.chars().all(|c| matches!(c, '\t' | '\n' | '\r' | '\u{20}'..='\u{ff}')), "{text}");
+        let read: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(read["Statement"][0]["Sid"], "L\u{2019}\u{e9}quipe \u{1f511}");
+    }
+
+    #[test]
+    fn a_statement_about_certain_resources_is_named_before_the_write() {
+        let arn = key().to_string();
+        for (element, resource) in
+            [("Resource", json!(arn)), ("Resource", json!(["*", arn])), ("NotResource", json!(arn))]
+        {
+            let mut statement: Value = serde_json::from_str(ADMIN).unwrap();
+            statement.as_object_mut().unwrap().remove("Resource");
+            statement[element] = resource;
+            let error = policy(&statement.to_string()).with(&[account(2)]).unwrap().unwrap().to_text().unwrap_err();
+            assert_eq!(error.name(), "KeyPolicyConflict");
+            assert!(error.to_string().contains(&format!("statement Admin has {element} ")), "{error}");
+        }
     }
 
     #[test]
