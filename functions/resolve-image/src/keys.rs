@@ -7,22 +7,19 @@ use ami_share_core::{
     share::{KeyAccess, KeyChange, Source},
 };
 use ami_share_key_grants::KeyGrant;
-use aws_sdk_kms::{
-    Client,
-    error::ProvideErrorMetadata,
-    types::{KeyManagerType, KeyState},
-};
+use ami_share_key_policies::state;
+use aws_sdk_kms::{Client, error::ProvideErrorMetadata, types::KeyManagerType};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::image::Found;
 
 /// How many grants are looked for at a time.
 const CONCURRENCY: usize = 16;
-    pub(crate) hub: &'a Hub,
-    pub(crate) execution: &'a ExecutionName,
 
 /// Who is to use the keys, and how.
 pub(crate) struct Keys<'a> {
+    pub(crate) hub: &'a Hub,
+    pub(crate) execution: &'a ExecutionName,
     pub(crate) kms: &'a Client,
     pub(crate) source: &'a Source,
     pub(crate) access: KeyAccess,
@@ -69,6 +66,9 @@ impl Keys<'_> {
         match self.access {
             KeyAccess::Policy => self.policy_change(key).await,
             KeyAccess::Grant => self.grant_change(key).await,
+        }
+    }
+
     async fn policy_change(&self, key: &KeyArn) -> Result<Option<KeyChange>, Error> {
         let policy = KeyPolicy::parse(key, &ami_share_key_policies::read(self.kms, key).await?)?;
         let Some(merged) = policy.with(self.accounts)? else { return Ok(None) };
@@ -78,9 +78,6 @@ impl Keys<'_> {
         let named = policy.accounts();
         let account_ids = self.accounts.iter().filter(|account| !named.contains(account)).cloned().collect();
         Ok(Some(KeyChange { key_arn: key.clone(), account_ids, repair: policy.repair() }))
-    }
-
-        }
     }
 
     async fn grant_change(&self, key: &KeyArn) -> Result<Option<KeyChange>, Error> {
@@ -118,15 +115,9 @@ async fn shareable(kms: &Client, key: &KeyArn, devices: &[String]) -> Result<(),
              customer-managed key (ec2:CopyImage with Encrypted and KmsKeyId) and share the copy",
         ));
     }
-    match metadata.and_then(|key| key.key_state()) {
-        Some(KeyState::Enabled) => Ok(()),
-        Some(KeyState::PendingDeletion) => {
-            Err(not_usable("it is pending deletion; cancel that (kms:CancelKeyDeletion) and enable it".to_owned()))
-        }
-        state => {
-            let state = state.map_or("in an unknown state", KeyState::as_str);
-            Err(not_usable(format!("it is {state}, not Enabled; enable it (kms:EnableKey)")))
-        }
+    match metadata.and_then(|key| key.key_state()).and_then(state::problem) {
+        None => Ok(()),
+        Some(problem) => Err(not_usable(problem)),
     }
 }
 

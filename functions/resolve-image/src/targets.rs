@@ -10,9 +10,10 @@ use ami_share_core::{
     request::{Request, RequestedTarget},
     share::{Image, KEY_TAG, PrincipalAccess, PrincipalChange, ReencryptMode, SOURCE_IMAGE_TAG},
 };
+use ami_share_key_policies::state;
 use aws_sdk_ec2::types::{Filter, ImageState};
 use aws_sdk_iam::error::ProvideErrorMetadata;
-use aws_sdk_kms::types::{KeySpec, KeyState};
+use aws_sdk_kms::types::KeySpec;
 use futures_util::{StreamExt, stream};
 
 /// What is asked in a target.
@@ -182,7 +183,7 @@ where
     }
 }
 
-/// The ARN of a key that EBS can use: enabled, and symmetric ("Amazon EBS encryption", EBS user
+/// The ARN of a key that EBS can use: in a state for it, and symmetric ("Amazon EBS encryption", EBS user
 /// guide).
 async fn find_key(kms: &aws_sdk_kms::Client, account: &AccountId, key_id: &str) -> Result<KeyArn, Error> {
     let not_usable = |reason: String| Error::KeyNotUsable { key: key_id.to_owned(), reason };
@@ -193,10 +194,8 @@ async fn find_key(kms: &aws_sdk_kms::Client, account: &AccountId, key_id: &str) 
         }
         Err(error) => return Err(aws::failure(account, "kms:DescribeKey", error)),
     };
-    let state = metadata.as_ref().and_then(|key| key.key_state());
-    if state != Some(&KeyState::Enabled) {
-        let state = state.map_or("in an unknown state", KeyState::as_str);
-        return Err(not_usable(format!("it is {state} in account {account}, not Enabled")));
+    if let Some(problem) = metadata.as_ref().and_then(|key| key.key_state()).and_then(state::problem) {
+        return Err(not_usable(format!("in account {account}, {problem}")));
     }
     let spec = metadata.as_ref().and_then(|key| key.key_spec());
     if let Some(spec) = spec.filter(|spec| **spec != KeySpec::SymmetricDefault) {

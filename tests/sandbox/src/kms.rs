@@ -52,14 +52,28 @@ pub enum KeyState {
     Enabled,
     Disabled,
     PendingDeletion,
+    /// The rest come about by calls that the sandbox does not have.
+    Updating,
+    PendingImport,
+    PendingReplicaDeletion,
+    Unavailable,
 }
 
 impl KeyState {
+    /// Whether the key can be used ("Key states of AWS KMS keys", AWS KMS developer guide).
+    pub fn is_usable(self) -> bool {
+        matches!(self, Self::Enabled | Self::Updating)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Enabled => "Enabled",
             Self::Disabled => "Disabled",
             Self::PendingDeletion => "PendingDeletion",
+            Self::Updating => "Updating",
+            Self::PendingImport => "PendingImport",
+            Self::PendingReplicaDeletion => "PendingReplicaDeletion",
+            Self::Unavailable => "Unavailable",
         }
     }
 }
@@ -485,13 +499,14 @@ impl Call<'_> {
     /// Refuses a key that cannot be used because of its state.
     fn check_usable(&self, arn: &str) -> Result<(), ApiError> {
         match self.key(arn)?.state {
-            KeyState::Enabled => Ok(()),
+            state if state.is_usable() => Ok(()),
             KeyState::Disabled => Err(ApiError::bad_request("DisabledException", format!("{arn} is disabled."))),
             KeyState::PendingDeletion => Err(pending_deletion(arn)),
         }
     }
 
     /// The error that a dry run ends with when everything would have worked.
+            state => Err(invalid_state(format!("{arn} is {}.", state.name()))),
     fn check_dry_run(&self) -> Result<(), ApiError> {
         if self.flag("DryRun") {
             return Err(ApiError::bad_request(

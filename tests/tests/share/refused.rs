@@ -119,9 +119,15 @@ fn cases(stage: &Stage) -> Vec<Case> {
         Case::new(
             "key-pending-deletion",
             "KeyNotUsable",
-            &[keys[1], "pending deletion", "/dev/sdf, /dev/sdg", "kms:CancelKeyDeletion"],
+            &[keys[1], "PendingDeletion", "/dev/sdf, /dev/sdg", "kms:CancelKeyDeletion"],
         )
         .spoil(|stage| source_key_state(stage, 1, KeyState::PendingDeletion)),
+        Case::new("key-pending-import", "KeyNotUsable", &[keys[0], "PendingImport", "kms:ImportKeyMaterial"])
+            .spoil(|stage| source_key_state(stage, 0, KeyState::PendingImport)),
+        Case::new("key-unavailable", "KeyNotUsable", &[keys[0], "Unavailable", "kms:ConnectCustomKeyStore"])
+            .spoil(|stage| source_key_state(stage, 0, KeyState::Unavailable)),
+        Case::new("key-pending-replica-deletion", "KeyNotUsable", &[keys[0], "PendingReplicaDeletion", "replica keys"])
+            .spoil(|stage| source_key_state(stage, 0, KeyState::PendingReplicaDeletion)),
         Case::new("key-missing", "KeyNotUsable", &["does not exist", "/dev/xvda"])
             .spoil(|stage| root_key(stage, &format!("arn:aws:kms:{REGION}:{SOURCE}:key/gone"))),
         Case::new("key-of-another-account", "KeyNotShareable", &[STRANGER, "/dev/xvda", "share the copy"])

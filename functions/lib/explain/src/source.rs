@@ -2,6 +2,7 @@
 //! each key.
 
 use ami_share_core::{Error, aws, hub::Actions, ids::KeyArn, key_actions::SOURCE_KEY_ACTIONS};
+use ami_share_key_policies::state;
 use aws_config::SdkConfig;
 use aws_sdk_ec2::types::{ImageAttributeName, PermissionGroup, SnapshotAttributeName};
 use aws_sdk_kms::types::{GrantOperation, KeyState};
@@ -168,15 +169,7 @@ fn key_findings(policy: &str, calls: &[Call<'_>], operations: Option<&Vec<&str>>
 
 /// What is wrong with the state of a key, if anything is.
 pub(crate) fn state_problem(key: &str, state: Option<&KeyState>) -> Option<String> {
-    let what_to_do = match state? {
-        KeyState::Enabled | KeyState::Updating => return None,
-        KeyState::Disabled => "enable it (kms:EnableKey)",
-        KeyState::PendingDeletion | KeyState::PendingReplicaDeletion => {
-            "cancel its deletion (kms:CancelKeyDeletion) and enable it (kms:EnableKey)"
-        }
-        _ => "make it usable again",
-    };
-    Some(format!("key state: key {key} is {}; {what_to_do}", state?.as_str()))
+    state.and_then(state::problem).map(|problem| format!("key state: of key {key}, {problem}"))
 }
 
 /// Judges one key's policy for `calls`, and returns the actions that the principal's own policies
@@ -288,14 +281,5 @@ mod tests {
         assert_eq!(iam.len(), 2);
         assert!(findings.causes.is_empty());
         assert_eq!(findings.doubts.len(), 1);
-    }
-
-    #[test]
-    fn a_key_that_is_not_enabled_is_a_cause_with_what_to_do() {
-        assert_eq!(state_problem("k", Some(&KeyState::Enabled)), None);
-        assert_eq!(state_problem("k", None), None);
-        assert!(state_problem("k", Some(&KeyState::Disabled)).is_some_and(|cause| cause.contains("kms:EnableKey")));
-        let gone = state_problem("k", Some(&KeyState::PendingDeletion));
-        assert!(gone.is_some_and(|cause| cause.contains("kms:CancelKeyDeletion")));
     }
 }

@@ -1,6 +1,8 @@
-//! Key policies, as KMS gives them.
+//! Key policies as KMS gives them, and what the states of keys mean.
 
 #![warn(missing_docs)]
+
+pub mod state;
 
 use ami_share_core::{Error, aws, ids::KeyArn, key_policy};
 use aws_sdk_kms::{

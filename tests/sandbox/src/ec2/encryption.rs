@@ -3,7 +3,7 @@
 
 use super::Request;
 use crate::auth::{Caller, Context};
-use crate::kms::{self, KeyState};
+use crate::kms;
 use crate::wire::{ApiError, Params, Reply, Xml};
 use crate::world::World;
 
@@ -180,7 +180,7 @@ fn check_key(
     }
     match kms::key_facts(world, key) {
         None => Err(KeyFault::NotAccessible),
-        Some(facts) if facts.state == KeyState::Enabled => Ok(()),
+        Some(facts) if facts.state.is_usable() => Ok(()),
         Some(_) => Err(KeyFault::WrongState),
     }
 }
