@@ -40,7 +40,7 @@ const DELETE_FROM_USER: &str = "iam:DeleteUserPolicy";
 
 /// Detaches the policy from, or deletes the inline policies of, exactly the principals that are named. A policy or
 /// principal that is not there is as good as taken back; one principal that fails does not keep the others from being
-/// tried.
+/// tried. To one that only AWS may change nothing was given.
 ///
 /// # Errors
 /// [`Error::AccessDenied`], and whatever else IAM refuses with.
@@ -194,7 +194,8 @@ where
 {
     match result {
         Ok(_) => Ok(Some(call)),
-        Err(error) if error.code() == Some("NoSuchEntity") => Ok(None),
+        // Nobody but AWS can have given to a role that nobody but AWS may change.
+        Err(error) if matches!(error.code(), Some("NoSuchEntity" | "UnmodifiableEntity")) => Ok(None),
         Err(error) => Err(failure(account, principal, call, error)),
     }
 }

@@ -168,6 +168,11 @@ pub fn is_service_linked(arn: &str) -> bool {
     arn.contains(":role/aws-service-role/")
 }
 
+/// Whether the ARN is that of a role which Identity Center makes of a permission set.
+fn is_of_identity_center(arn: &str) -> bool {
+    arn.contains(":role/aws-reserved/")
+}
+
 /// What every service-linked role of the sandbox may do; its real policy is
 /// AWS's own and holds no access to keys either.
 const SERVICE_ROLE_POLICY: &str = "arn:aws:iam::aws:policy/aws-service-role/ServiceRolePolicy";
@@ -319,9 +324,9 @@ impl Call<'_> {
         self.authorize(&arn, &context)
     }
 
-    fn refuse_service_linked(&self) -> Result<(), ApiError> {
+    fn refuse_protected(&self) -> Result<(), ApiError> {
         let entity = self.entity()?;
-        if is_service_linked(&entity.arn) {
+        if is_service_linked(&entity.arn) || is_of_identity_center(&entity.arn) {
             return Err(ApiError::bad_request(
                 "UnmodifiableEntity",
                 format!(
@@ -460,7 +465,7 @@ impl Call<'_> {
 
     fn update_assume_role_policy(&mut self) -> Reply {
         self.authorize_entity(Context::new())?;
-        self.refuse_service_linked()?;
+        self.refuse_protected()?;
         let trust = self.trust_policy("PolicyDocument")?;
         let name = self.params.require("RoleName")?.to_owned();
         if let Some(role) = self.iam_mut().roles.get_mut(&name) {
@@ -786,7 +791,7 @@ impl Call<'_> {
     fn attach_policy(&mut self) -> Reply {
         let context = self.policy_arn_context()?;
         self.authorize_entity(context)?;
-        self.refuse_service_linked()?;
+        self.refuse_protected()?;
         let arn = self.params.require("PolicyArn")?.to_owned();
         if aws_managed_policy(&arn).is_none() && self.policy().is_err() {
             return Err(ApiError::new(
@@ -818,7 +823,7 @@ impl Call<'_> {
     fn detach_policy(&mut self) -> Reply {
         let context = self.policy_arn_context()?;
         self.authorize_entity(context)?;
-        self.refuse_service_linked()?;
+        self.refuse_protected()?;
         let arn = self.params.require("PolicyArn")?.to_owned();
         let (now, delay) = self.policy_times();
         let entity = self.entity_mut()?;
@@ -849,7 +854,7 @@ impl Call<'_> {
 
     fn put_inline(&mut self) -> Reply {
         self.authorize_entity(Context::new())?;
-        self.refuse_service_linked()?;
+        self.refuse_protected()?;
         let name = self.params.require("PolicyName")?.to_owned();
         check_name(&name, 128)?;
         let text = self.params.require("PolicyDocument")?.to_owned();
@@ -896,7 +901,7 @@ impl Call<'_> {
 
     fn delete_inline(&mut self) -> Reply {
         self.authorize_entity(Context::new())?;
-        self.refuse_service_linked()?;
+        self.refuse_protected()?;
         self.inline_policy()?;
         let name = self.params.require("PolicyName")?.to_owned();
         let (now, delay) = self.policy_times();

@@ -232,6 +232,11 @@ impl PrincipalArn {
         self.resource().starts_with("role/aws-service-role/")
     }
 
+    /// Whether it is a role that IAM Identity Center makes of a permission set: only that may change it.
+    pub fn is_of_identity_center(&self) -> bool {
+        self.resource().starts_with("role/aws-reserved/")
+    }
+
     fn resource(&self) -> &str {
         self.0.splitn(6, ':').nth(5).unwrap_or_default()
     }

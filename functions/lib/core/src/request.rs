@@ -241,7 +241,14 @@ fn read_principals(fields: &Fields, account_id: Option<&AccountId>) -> Option<Ve
         let rule = match value.as_str().ok_or("a string".to_owned()).and_then(PrincipalArn::parse) {
             Err(rule) => format!("must be {rule}"),
             Ok(arn) if arn.is_service_linked() => {
-                "must not be a service-linked role: no policy can be attached to one".to_owned()
+                "must not be a service-linked role: only AWS changes its policies; give it a grant on the image's keys, in \
+                 the target (kms:CreateGrant)"
+                    .to_owned()
+            }
+            Ok(arn) if arn.is_of_identity_center() => {
+                "must not be a role of IAM Identity Center: only its permission set changes it; put AmiShareKeyAccess into \
+                 that, as a customer managed policy"
+                    .to_owned()
             }
             Ok(arn) if account_id.is_some_and(|account| arn.account_id() != *account) => {
                 format!("must be in its target account: {} is not", arn.account_id())
@@ -544,6 +551,19 @@ mod tests {
         assert_eq!(
             fields(with_target(json!({ "accountId": "222222222222", "principals": [role] }))),
             ["targets[0].principals[0]"]
+        );
+    }
+
+    #[test]
+    fn a_role_of_identity_center_is_refused_with_what_to_do_instead() {
+        let role = "arn:aws:iam::222222222222:role/aws-reserved/sso.amazonaws.com/eu-west-1/AWSReservedSSO_Ops_0123456789abcdef";
+        let request = with_target(json!({ "accountId": "222222222222", "principals": [role] }));
+        let problems = parse(request).unwrap_err();
+        let [problem] = problems.as_slice() else { panic!("{problems:?}") };
+        assert_eq!(problem.field, "targets[0].principals[0]");
+        assert!(
+            problem.rule.contains("permission set") && problem.rule.contains("customer managed policy"),
+            "{problem}"
         );
     }
 
