@@ -8,14 +8,19 @@ use ami_share_core::{
     key_policy::{KeyPolicy, Others, account_in},
     share::Source,
 };
-use ami_share_key_grants::{all, is_shareable, only_administrators_end, target_of};
+use ami_share_key_grants::{PassedOn, all, is_shareable, only_administrators_end, passed_on, target_of};
+use ami_share_key_policies::state;
 use aws_sdk_kms::{Client, types::GrantListEntry};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 
 use crate::pace::CONCURRENCY;
 
+pub(crate) const DESCRIBE_KEY: &str = "kms:DescribeKey";
 pub(crate) const LIST_KEYS: &str = "kms:ListKeys";
+
+/// How many calls it takes to look at a key, as long as its grants fit on a page.
+pub(crate) const CALLS: usize = 4;
 
 /// How an account may come to use a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -55,19 +60,60 @@ pub(crate) struct KeyAccess {
     grants: BTreeSet<AccountId>,
     /// Those of them whose grant ami-share cannot retire, with the command that ends it.
     pub(crate) not_retirable: BTreeMap<AccountId, String>,
+    /// What is under ami-share's Sids and not as it writes it, and the accounts that it names.
+    pub(crate) foreign: Vec<String>,
+    pub(crate) foreign_accounts: BTreeSet<AccountId>,
+    /// Why the key cannot be used, by its state.
+    pub(crate) unusable: Option<String>,
+    /// Of the grants that others than the source account made: what they are for, and how many.
+    pub(crate) passed_on: BTreeMap<PassedOn, usize>,
+    /// Those of them that are for neither EBS nor another service: who made each, for whom, and its id.
+    pub(crate) given_on: Vec<GivenOn>,
     others: Others,
     others_grants: BTreeSet<AccountId>,
     /// Whether it has something of ours, and not the tag of keys that may be shared.
     pub(crate) untagged: bool,
     /// Why that is not known.
     pub(crate) tags_not_read: Option<String>,
+    /// What else of it is not known, and why.
+    pub(crate) unknown: Vec<String>,
     /// Why nothing of it is known.
     pub(crate) not_read: Option<String>,
+}
+
+/// A grant that somebody gave on who had the use of the key: it stays when that is taken back.
+#[derive(Debug)]
+pub(crate) struct GivenOn {
+    pub(crate) issuer: AccountId,
+    pub(crate) grantee: String,
+    pub(crate) grant_id: String,
+}
+
+impl GivenOn {
+    fn new(issuer: AccountId, grant: &GrantListEntry) -> Self {
+        Self {
+            issuer,
+            grantee: grant.grantee_principal().unwrap_or_default().to_owned(),
+            grant_id: grant.grant_id().unwrap_or_default().to_owned(),
+        }
+    }
 }
 
 impl KeyAccess {
     fn not_read(reason: impl ToString) -> Self {
         Self { not_read: Some(reason.to_string()), ..Self::default() }
+    }
+
+    fn add_second(&mut self, key: &KeyArn, text: Option<&str>) {
+        match text.map(|text| KeyPolicy::parse(key, text)) {
+            None => {}
+            Some(Ok(policy)) => {
+                let Others { accounts, everybody } = policy.others();
+                self.others.accounts.extend(accounts);
+                self.others.everybody |= everybody;
+            }
+            Some(Err(error)) => self.unknown.push(second_not_read(key, &error)),
+        }
     }
 
     /// Accounts that ami-share's statements or grants give the use of the key.
@@ -136,10 +182,28 @@ async fn read_one(kms: &Client, source: &Source, retiring: &str, key: &KeyArn) -
     let mut access = KeyAccess {
         statements: policy.accounts(),
         half: policy.half_named(),
+        foreign: policy.foreign(),
+        foreign_accounts: &policy.named() - &policy.accounts(),
         others: policy.others(),
         ..KeyAccess::default()
     };
+    match state_problem(kms, key).await {
+        Ok(problem) => access.unusable = problem,
+        Err(error) if error.passes() => return Err(error),
+        Err(error) => access.unknown.push(format!("the state of key {key}: {error}")),
+    }
+    match ami_share_key_policies::of_ram(kms, key).await {
+        Ok(second) => access.add_second(key, second.as_deref()),
+        Err(error) if error.passes() => return Err(error),
+        Err(error) => access.unknown.push(second_not_read(key, &error)),
+    }
     for grant in grants {
+        if let Some((issuer, kind)) = passed_on(key, &grant) {
+            *access.passed_on.entry(kind).or_default() += 1;
+            if kind == PassedOn::Other {
+                access.given_on.push(GivenOn::new(issuer, &grant));
+            }
+        }
         match target_of(key, retiring, &grant) {
             Some(account) => {
                 if let Some(command) = only_administrators_end(key, &grant) {
@@ -161,6 +225,17 @@ async fn read_one(kms: &Client, source: &Source, retiring: &str, key: &KeyArn) -
         }
     }
     Ok(access)
+}
+
+fn second_not_read(key: &KeyArn, error: &Error) -> String {
+    format!("the second policy of key {key}, which AWS RAM makes: {error}")
+}
+
+/// Why the key cannot be used, by its state.
+async fn state_problem(kms: &Client, key: &KeyArn) -> Result<Option<String>, Error> {
+    let described = kms.describe_key().key_id(key.as_str()).send().await;
+    let answer = described.map_err(|error| ami_share_key_policies::failure(key, DESCRIBE_KEY, error))?;
+    Ok(answer.key_metadata().and_then(|key| key.key_state()).and_then(state::problem))
 }
 
 /// EBS makes a grant for each volume that is attached, in the name of whoever launched the instance, to a role of

@@ -36,6 +36,7 @@ pub const ACTIONS: Actions = Actions {
         images::DESCRIBE_IMAGE_ATTRIBUTE,
         images::DESCRIBE_SNAPSHOT_ATTRIBUTE,
         keys::LIST_KEYS,
+        keys::DESCRIBE_KEY,
         ami_share_key_policies::GET_KEY_POLICY,
         ami_share_key_grants::LIST_GRANTS,
         ami_share_key_grants::LIST_TAGS,

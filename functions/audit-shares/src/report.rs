@@ -10,6 +10,7 @@ use ami_share_core::{
     request::AuditRequest,
     share::Source,
 };
+use ami_share_key_grants::PassedOn;
 use serde::{Deserialize, Serialize};
 
 use crate::{grantee::Grantee, keys::Way};
@@ -70,6 +71,9 @@ pub(crate) struct Summary {
     #[serde(default)]
     pub(crate) untagged_keys: usize,
     pub(crate) findings: BTreeMap<Kind, usize>,
+    /// Grants on keys that others than the source account made, by what they are for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) grants_of_others: BTreeMap<PassedOn, usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -78,7 +82,10 @@ pub enum Kind {
     KeyAccessWithoutLaunchPermission,
     KeyAccessWithoutImage,
     HalfKeyStatements,
+    KeyStatementNotOurs,
     GrantNotRetirable,
+    GrantPassedOn,
+    KeyNotUsable,
     SnapshotPermissionWithoutLaunchPermission,
     NoteWithoutImage,
     NotOnAllowList,
@@ -88,12 +95,15 @@ pub enum Kind {
 
 impl Kind {
     /// Every one there is, for the contract test with docs/errors.md.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::LaunchPermissionWithoutKeyAccess,
         Self::KeyAccessWithoutLaunchPermission,
         Self::KeyAccessWithoutImage,
         Self::HalfKeyStatements,
+        Self::KeyStatementNotOurs,
         Self::GrantNotRetirable,
+        Self::GrantPassedOn,
+        Self::KeyNotUsable,
         Self::SnapshotPermissionWithoutLaunchPermission,
         Self::NoteWithoutImage,
         Self::NotOnAllowList,

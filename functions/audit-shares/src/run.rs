@@ -30,7 +30,7 @@ const OPEN_BYTES: usize = 40_000;
 
 /// What no audit looks at.
 const NEVER_LOOKED_AT: &str = "conditions and Deny statements of key policies, constraints of grants, service and \
-                               resource control policies, the state of keys, and everything in the target accounts";
+                               resource control policies, and everything in the target accounts";
 
 /// What one run hands on to the next.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -247,8 +247,8 @@ async fn look_at_keys(
     let all = keys::list(&world.kms, &world.request.source).await?;
     let mut keys: Vec<KeyArn> =
         all.into_iter().filter(|key| !under_images.contains(key) && Some(key) > after.as_ref()).collect();
-    let left = keys.split_off(keys.len().min(calls.div_ceil(2)));
-    *calls = calls.saturating_sub(2 * keys.len());
+    let left = keys.split_off(keys.len().min(calls.div_ceil(keys::CALLS)));
+    *calls = calls.saturating_sub(keys::CALLS * keys.len());
     let next = keys.last().cloned().filter(|_| !left.is_empty());
     let access = keys::read(&world.kms, &world.request.source, &world.source_role, keys).await?;
     let in_question = access.values().flat_map(|access| outsiders(access, None)).collect();
@@ -304,6 +304,12 @@ fn close(
     }
     if let Some(reason) = &access.tags_not_read {
         report.not_looked_at(format!("the tags of key {key}: {reason}"));
+    }
+    for unknown in &access.unknown {
+        report.not_looked_at(unknown.clone());
+    }
+    for (kind, count) in &access.passed_on {
+        *report.summary.grants_of_others.entry(*kind).or_default() += count;
     }
     let outsiders = outsiders(access, open.as_ref().map(|open| &open.launching));
     let mut launching = open.as_ref().map(|open| open.launching.clone());

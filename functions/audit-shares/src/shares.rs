@@ -10,7 +10,7 @@ use ami_share_record::Gift;
 
 use crate::{
     grantee::Grantee,
-    keys::{KeyAccess, Way},
+    keys::{GivenOn, KeyAccess, Way},
     report::{Finding, GivenBy, ImageShares, KeyShare, Kind, Share, SharedWith},
 };
 
@@ -129,6 +129,29 @@ pub(crate) fn key_findings(key: &KeyArn, access: &KeyAccess, launching: Option<&
         let half = access.half.iter().collect();
         findings.push(Finding::new(Kind::HalfKeyStatements, grantees(&half), |accounts| {
             format!("Only one of ami-share's two statements in the policy of key {key} names {accounts}.")
+        }));
+    }
+    if !access.foreign.is_empty() {
+        let named = access.foreign_accounts.iter().collect();
+        findings.push(Finding::new(Kind::KeyStatementNotOurs, grantees(&named), |_| {
+            format!(
+                "What is under ami-share's Sids in the policy of key {key} is not as ami-share writes it: {}.",
+                access.foreign.join("; ")
+            )
+        }));
+    }
+    if let Some(problem) = access.unusable.as_ref().filter(|_| launching.is_some()) {
+        findings.push(Finding::new(Kind::KeyNotUsable, vec![], |_| {
+            format!("Nobody can use what is under key {key}: {problem}.")
+        }));
+    }
+    for GivenOn { issuer, grantee, grant_id } in &access.given_on {
+        findings.push(Finding::new(Kind::GrantPassedOn, vec![Grantee::Account(issuer.clone())], |issuer| {
+            format!(
+                "{issuer} let {grantee} use key {key} by a grant of its own, which a revoke does not take. An administrator \
+                 of the key ends it with: {}",
+                ami_share_key_grants::revoke_command(key, grant_id)
+            )
         }));
     }
     for (account, command) in &access.not_retirable {

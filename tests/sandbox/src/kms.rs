@@ -93,6 +93,9 @@ pub struct Key {
     pub deletion: Option<u64>,
     pub aws_managed: bool,
     pub policy: Versioned<Arc<Policy>>,
+    /// The text of the policy `AWS_RAM`, of a key that is shared through AWS Resource Access Manager. It is shown only:
+    /// nothing is allowed by it here.
+    pub ram_policy: Option<String>,
     pub grants: Vec<Grant>,
     /// Revoked and retired grants with the time, in milliseconds, until which
     /// they are still effective.
@@ -319,6 +322,7 @@ fn new_key(world: &mut World, account: &str, region: &str, policy: Arc<Policy>) 
         deletion: None,
         aws_managed: false,
         policy: Versioned::new(policy),
+        ram_policy: None,
         grants: Vec::new(),
         ended_grants: Vec::new(),
         tags: BTreeMap::new(),
@@ -502,11 +506,11 @@ impl Call<'_> {
             state if state.is_usable() => Ok(()),
             KeyState::Disabled => Err(ApiError::bad_request("DisabledException", format!("{arn} is disabled."))),
             KeyState::PendingDeletion => Err(pending_deletion(arn)),
+            state => Err(invalid_state(format!("{arn} is {}.", state.name()))),
         }
     }
 
     /// The error that a dry run ends with when everything would have worked.
-            state => Err(invalid_state(format!("{arn} is {}.", state.name()))),
     fn check_dry_run(&self) -> Result<(), ApiError> {
         if self.flag("DryRun") {
             return Err(ApiError::bad_request(
@@ -564,6 +568,9 @@ impl Call<'_> {
     fn get_key_policy(&mut self) -> Reply {
         let arn = self.own_key()?;
         self.authorize_call(&arn)?;
+        if let Some(text) = self.key(&arn)?.ram_policy.as_ref().filter(|_| self.text("PolicyName") == Some("AWS_RAM")) {
+            return Ok(json!({ "Policy": text, "PolicyName": "AWS_RAM" }).to_string());
+        }
         self.check_policy_name()?;
         let text = self.key(&arn)?.policy.latest().text_with_dead_principals(|arn| iam::unique_id(self.world, arn));
         Ok(json!({ "Policy": text, "PolicyName": "default" }).to_string())
@@ -607,6 +614,9 @@ impl Call<'_> {
             ));
         }
         let document: Value = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
+        if !statements(&document).into_iter().all(is_about_this_key) {
+            return Err(malformed("Policy contains a statement with a Resource other than \"*\"."));
+        }
         stored_policy(self.world, &document)
     }
 
@@ -629,9 +639,6 @@ impl Call<'_> {
     fn set_state(&mut self, state: KeyState) -> Reply {
         let arn = self.own_key()?;
         self.authorize_call(&arn)?;
-        if !statements(&document).into_iter().all(is_about_this_key) {
-            return Err(malformed("Policy contains a statement with a Resource other than \"*\"."));
-        }
         let key = self.key_mut(&arn)?;
         if key.state == KeyState::PendingDeletion {
             return Err(pending_deletion(&arn));
@@ -1105,6 +1112,22 @@ fn stored_policy(world: &World, document: &Value) -> Result<Arc<Policy>, ApiErro
     Ok(Arc::new(policy))
 }
 
+fn statements(document: &Value) -> Vec<&Value> {
+    match document.get("Statement") {
+        Some(Value::Array(statements)) => statements.iter().collect(),
+        Some(single) => vec![single],
+        None => Vec::new(),
+    }
+}
+
+/// What KMS asks of statements that are written since August 2025, by AWS's notice to owners of such keys; those from
+/// before stay. The text of its refusal is made up.
+fn is_about_this_key(statement: &Value) -> bool {
+    let resource = &statement["Resource"];
+    let all = resource == "*" || resource.as_array().is_some_and(|resources| resources.iter().all(|one| one == "*"));
+    statement.get("NotResource").is_none() && (resource.is_null() || all)
+}
+
 fn spell_out_accounts(document: &mut Value) {
     let statements = match document.get_mut("Statement") {
         Some(Value::Array(statements)) => statements.iter_mut().collect(),
@@ -1127,22 +1150,6 @@ fn spell_out_accounts(document: &mut Value) {
                 None => {}
             }
         }
-fn statements(document: &Value) -> Vec<&Value> {
-    match document.get("Statement") {
-        Some(Value::Array(statements)) => statements.iter().collect(),
-        Some(single) => vec![single],
-        None => Vec::new(),
-    }
-}
-
-/// What KMS asks of statements that are written since August 2025, by AWS's notice to owners of such keys; those from
-/// before stay. The text of its refusal is made up.
-fn is_about_this_key(statement: &Value) -> bool {
-    let resource = &statement["Resource"];
-    let all = resource == "*" || resource.as_array().is_some_and(|resources| resources.iter().all(|one| one == "*"));
-    statement.get("NotResource").is_none() && (resource.is_null() || all)
-}
-
     }
 }
 

@@ -118,6 +118,63 @@ async fn a_grant_that_the_role_may_not_retire() -> Result<()> {
     Ok(())
 }
 
+/// A target that has a grant makes one of its own from it, which outlives ours.
+#[tokio::test]
+async fn a_grant_that_a_target_passed_on() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    stage.share("grant", &stage.image, TARGET, [json!({ "keyAccess": "grant" }), json!({})]).await?;
+    let key = stage.image.key_arns()[0].to_owned();
+    let kms = aws_sdk_kms::Client::new(&root_of(TARGET, &stage.local.sandbox.endpoint()));
+    let stranger = format!("arn:aws:iam::{SECOND}:root");
+    let passed_on = kms.create_grant().key_id(&key).grantee_principal(&stranger).operations("Decrypt".into());
+    let id = passed_on.send().await?.grant_id.ok_or("no grant")?;
+    let audit = stage.audit("audit", &json!({})).await?;
+    assert_eq!(audit.findings(), [("GrantPassedOn", key.as_str(), vec![TARGET])]);
+    let message = audit.report["findings"][0]["message"].as_str().unwrap_or_default();
+    for said in [TARGET, &stranger, &id, "aws kms revoke-grant --region eu-west-1"] {
+        assert!(message.contains(said), "{message}");
+    }
+    assert_eq!(audit.report["summary"]["grantsOfOthers"], json!({ "other": 1 }));
+    Ok(())
+}
+
+/// It says who has access, though the first policy does not.
+#[tokio::test]
+async fn the_second_policy_of_a_key_that_is_shared_through_ram() -> Result<()> {
+    let (stage, [key, other]) = shared().await?;
+    let id = |arn: &str| arn.rsplit('/').next().unwrap_or_default().to_owned();
+    let with_target = json!({ "Statement": [{
+        "Effect": "Allow", "Principal": { "AWS": TARGET }, "Action": "kms:Decrypt", "Resource": "*",
+    }] });
+    {
+        let mut world = stage.local.sandbox.world();
+        let kms = world.account_mut(SOURCE).kms.get_mut(REGION).ok_or("no keys")?;
+        kms.keys.get_mut(&id(&key)).ok_or("no key")?.ram_policy = Some(with_target.to_string());
+        kms.keys.get_mut(&id(&other)).ok_or("no key")?.ram_policy = Some("{".to_owned());
+    }
+    stage
+        .change_policy(&key, |statements| {
+            statements.retain(|statement| !statement["Sid"].as_str().is_some_and(|sid| sid.starts_with("AmiShare")));
+        })
+        .await?;
+    let audit = stage.audit("audit", &json!({})).await?;
+    assert_eq!(audit.findings(), []);
+    assert_eq!(audit.rows(&[TARGET, "2 of 2: statements, others' statement"]).len(), 1, "{}", audit.table);
+    let not_looked_at = audit.report["notLookedAt"].to_string();
+    assert!(not_looked_at.contains(&format!("the second policy of key {other}")), "{not_looked_at}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_that_is_disabled() -> Result<()> {
+    let (stage, [key, _]) = shared().await?;
+    stage.kms().disable_key().key_id(&key).send().await?;
+    let audit = stage.audit("audit", &json!({})).await?;
+    assert_eq!(audit.findings(), [("KeyNotUsable", key.as_str(), vec![])]);
+    assert!(audit.report["findings"].to_string().contains("kms:EnableKey"), "{:#}", audit.report);
+    Ok(())
+}
+
 #[tokio::test]
 async fn snapshot_permission_without_launch_permission() -> Result<()> {
     let stage = Stage::start(Settings::default()).await?;
@@ -186,13 +243,13 @@ async fn a_key_that_cannot_be_read() -> Result<()> {
         .await?;
     stage.change_policy(&second, |statements| statement(statements, USE_SID)["Action"] = json!("kms:*")).await?;
     let audit = stage.audit("audit", &json!({})).await?;
-    let not_read = [("KeyNotRead", first.as_str(), vec![]), ("KeyNotRead", second.as_str(), vec![])];
-    assert_eq!(audit.findings(), not_read);
-    for (index, part) in ["kms:GetKeyPolicy", "AmiShareUse is not one that ami-share wrote"].iter().enumerate() {
+    let found = [("KeyNotRead", first.as_str(), vec![]), ("KeyStatementNotOurs", second.as_str(), vec![TARGET])];
+    assert_eq!(audit.findings(), found);
+    for (index, part) in ["kms:GetKeyPolicy", "in statement AmiShareUse, its Action is \"kms:*\""].iter().enumerate() {
         let message = audit.report["findings"][index]["message"].as_str().unwrap_or_default();
         assert!(message.contains(part), "{message}");
     }
-    assert_eq!(audit.rows(&[TARGET, "2 of 2: not read"]).len(), 1, "{}", audit.table);
+    assert_eq!(audit.rows(&[TARGET, "2 of 2: others' statement, not read"]).len(), 1, "{}", audit.table);
     Ok(())
 }
 

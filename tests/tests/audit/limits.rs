@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use ami_share_core::key_policy::USE_ACTIONS;
 use ami_share_sandbox::ec2::{DeviceKind, LaunchPermission as Permission};
 use ami_share_tests::TARGET;
 
@@ -45,12 +46,20 @@ async fn many(stage: &Stage, images: usize, targets: usize) -> Result<()> {
         let shared = &shared;
         stage
             .change_policy(key, |statements| {
-                statements.retain(|statement| !statement["Sid"].as_str().is_some_and(|sid| sid.starts_with("AmiShare")));
-                let ours = [("AmiShareUse", "kms:Decrypt"), ("AmiShareCreateGrant", "kms:CreateGrant")];
-                for (sid, action) in ours.into_iter().filter(|_| !shared.is_empty()) {
-                    statements.push(json!({
-                        "Sid": sid, "Effect": "Allow", "Principal": { "AWS": shared }, "Action": action, "Resource": "*",
-                    }));
+                statements
+                    .retain(|statement| !statement["Sid"].as_str().is_some_and(|sid| sid.starts_with("AmiShare")));
+                if !shared.is_empty() {
+                    let ours = |sid: &str, action: Value, condition: Value| {
+                        json!({
+                            "Sid": sid, "Effect": "Allow", "Principal": { "AWS": shared }, "Action": action,
+                            "Resource": "*", "Condition": condition,
+                        })
+                    };
+                    let mut condition =
+                        json!({ "StringEquals": { "kms:ViaService": format!("ec2.{REGION}.amazonaws.com") } });
+                    statements.push(ours("AmiShareUse", json!(USE_ACTIONS), condition.clone()));
+                    condition["Bool"] = json!({ "kms:GrantIsForAWSResource": "true" });
+                    statements.push(ours("AmiShareCreateGrant", json!("kms:CreateGrant"), condition));
                 }
             })
             .await?;
@@ -123,7 +132,8 @@ async fn calls_in_the_source_account_do_not_grow_with_the_number_of_targets() ->
         ("ec2:DescribeImages", 1),
         ("ec2:DescribeSnapshotAttribute", 27),
         ("ec2:DescribeSnapshots", 1),
-        ("kms:GetKeyPolicy", 2),
+        ("kms:DescribeKey", 2),
+        ("kms:GetKeyPolicy", 4),
         ("kms:ListGrants", 2),
         ("kms:ListKeys", 1),
         ("kms:ListResourceTags", 2),

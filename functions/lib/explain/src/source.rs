@@ -6,6 +6,7 @@ use ami_share_key_policies::state;
 use aws_config::SdkConfig;
 use aws_sdk_ec2::types::{ImageAttributeName, PermissionGroup, SnapshotAttributeName};
 use aws_sdk_kms::types::{GrantOperation, KeyState};
+use serde_json::{Value, json};
 
 use crate::{
     attempt::Attempt,
@@ -122,6 +123,11 @@ async fn examine_key(attempt: Attempt<'_>, config: &SdkConfig, key: &KeyArn, fin
         Ok(policy) => policy,
         Err(error) => return findings.doubts.push(format!("the policy of key {key} ({error})")),
     };
+    let policy = match ami_share_key_policies::of_ram(&kms, key).await {
+        Ok(second) => both(policy, second),
+        // Access that the first one does not give may come from it.
+        Err(error) => return findings.doubts.push(format!("the second policy of key {key}, of AWS RAM ({error})")),
+    };
     let principal = match attempt.hub.launcher(&attempt.target.account_id, &attempt.source.region) {
         Ok(principal) => principal,
         Err(error) => return findings.doubts.push(error.to_string()),
@@ -138,6 +144,28 @@ async fn examine_key(attempt: Attempt<'_>, config: &SdkConfig, key: &KeyArn, fin
         grants.iter().flat_map(|grant| grant.operations()).map(GrantOperation::as_str).collect();
     let by_grant = attempt.target.source_changes.grant_key_arns.contains(key) || !grants.is_empty();
     key_findings(&policy, &calls, by_grant.then_some(&operations), findings);
+}
+
+/// A key that is shared through AWS RAM has two policies. What either allows is allowed, and what either denies is denied.
+fn both(policy: String, second: Option<String>) -> String {
+    let Some(second) = second else { return policy };
+    let statements = |text: &str| {
+        let document: Value = serde_json::from_str(text).ok()?;
+        match &document["Statement"] {
+            Value::Array(statements) => Some(statements.clone()),
+            Value::Null => None,
+            one => Some(vec![one.clone()]),
+        }
+    };
+    match (statements(&policy), statements(&second)) {
+        (Some(mut statements), Some(second)) => {
+            statements.extend(second);
+            json!({ "Statement": statements }).to_string()
+        }
+        // Whoever judges it says that it cannot be read.
+        (None, _) => policy,
+        (_, None) => second,
+    }
 }
 
 /// Judges one key's policy and, where the target's account has or should have grants, their `operations`.
@@ -239,6 +267,23 @@ mod tests {
         );
         assert_eq!(iam, ["kms:DescribeKey"]);
         assert!(findings.causes.is_empty() && findings.doubts.is_empty(), "{findings:?}");
+    }
+
+    #[test]
+    fn what_the_second_policy_of_a_key_allows_is_not_missing() {
+        let allow = |action: &str| {
+            json!({ "Statement": [{
+                "Effect": "Allow", "Principal": { "AWS": "arn:aws:iam::222222222222:role/AmiShareLauncher" },
+                "Action": action, "Resource": "*",
+            }] })
+            .to_string()
+        };
+        let (_, findings) = found(&both(allow("kms:Decrypt"), None));
+        assert!(findings.causes.iter().any(|cause| cause.contains("kms:DescribeKey not allowed")), "{findings:?}");
+        let (_, findings) = found(&both(allow("kms:Decrypt"), Some(allow("kms:DescribeKey"))));
+        assert!(findings.causes.is_empty() && findings.doubts.is_empty(), "{findings:?}");
+        let (_, findings) = found(&both(allow("kms:*"), Some("{".to_owned())));
+        assert_eq!((findings.causes.len(), findings.doubts.len()), (0, 1));
     }
 
     #[test]

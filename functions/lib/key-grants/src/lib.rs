@@ -18,11 +18,13 @@ use ami_share_core::{
     aws,
     ids::{AccountId, KeyArn},
     key_actions::SOURCE_KEY_ACTIONS,
+    key_policy::account_in,
 };
 use aws_sdk_kms::{
     Client,
     types::{GrantConstraints, GrantListEntry, GrantOperation},
 };
+use serde::{Deserialize, Serialize};
 
 pub use tag::{LIST_TAGS, SHAREABLE_TAG, is_shareable};
 
@@ -95,14 +97,51 @@ fn is_unique_id(principal: &str) -> bool {
 /// What ends a grant on `key` whose retiring principal was deleted: a role that was made again under its name is another
 /// one, and may not retire it. Nothing for a grant that names its retiring principal.
 pub fn only_administrators_end(key: &KeyArn, grant: &GrantListEntry) -> Option<String> {
-    grant.retiring_principal().filter(|principal| is_unique_id(principal)).map(|_| {
-        format!(
-            "aws kms revoke-grant --region {} --key-id {} --grant-id {}",
-            key.region(),
-            key.key_id(),
-            grant.grant_id().unwrap_or_default()
-        )
-    })
+    grant
+        .retiring_principal()
+        .filter(|principal| is_unique_id(principal))
+        .map(|_| revoke_command(key, grant.grant_id().unwrap_or_default()))
+}
+
+/// What an administrator of `key` ends a grant with.
+pub fn revoke_command(key: &KeyArn, grant_id: &str) -> String {
+    format!("aws kms revoke-grant --region {} --key-id {} --grant-id {grant_id}", key.region(), key.key_id())
+}
+
+/// What a grant is for that somebody made who had the use of a key, and not the key's account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PassedOn {
+    /// EBS's own, for a volume that is attached ("How Amazon EBS uses AWS KMS", KMS developer guide).
+    Ebs,
+    /// To a service-linked role, such as Auto Scaling's.
+    ServiceLinkedRole,
+    /// To a service.
+    Service,
+    /// To anybody else: it stays when the access of whoever made it is taken back.
+    Other,
+}
+
+/// Who made `grant` and what it is for, where that was not the account of `key`.
+pub fn passed_on(key: &KeyArn, grant: &GrantListEntry) -> Option<(AccountId, PassedOn)> {
+    let issuer = grant.issuing_account().and_then(account_in).filter(|issuer| *issuer != key.account_id())?;
+    let grantee = grant.grantee_principal().unwrap_or_default();
+    let kind = if grantee.contains(":assumed-role/aws:ec2-infrastructure/") && is_for_a_volume(grant) {
+        PassedOn::Ebs
+    } else if grantee.contains(":role/aws-service-role/") {
+        PassedOn::ServiceLinkedRole
+    } else if grantee.ends_with(".amazonaws.com") && !grantee.contains('/') {
+        PassedOn::Service
+    } else {
+        PassedOn::Other
+    };
+    Some((issuer, kind))
+}
+
+fn is_for_a_volume(grant: &GrantListEntry) -> bool {
+    let constraints = grant.constraints();
+    let contexts = constraints.map(|all| [all.encryption_context_subset(), all.encryption_context_equals()]);
+    contexts.into_iter().flatten().flatten().any(|context| context.contains_key("aws:ebs:id"))
 }
 
 fn is_empty(constraints: &GrantConstraints) -> bool {
@@ -167,6 +206,32 @@ async fn list(kms: &Client, key: &KeyArn, grantee: Option<String>) -> Result<Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn grants_that_others_made_are_told_apart_by_what_they_are_for() {
+        let key = KeyArn::parse("arn:aws:kms:eu-west-1:111111111111:key/1").unwrap();
+        let of_volume = GrantConstraints::builder().encryption_context_subset("aws:ebs:id", "vol-0123abcd").build();
+        let infrastructure = "arn:aws:sts::222222222222:assumed-role/aws:ec2-infrastructure/i-0123abcd";
+        for (grantee, constraints, kind) in [
+            (infrastructure, Some(of_volume), PassedOn::Ebs),
+            (infrastructure, None, PassedOn::Other),
+            (
+                "arn:aws:iam::222222222222:role/aws-service-role/autoscaling.amazonaws.com/AWSServiceRoleForAutoScaling",
+                None,
+                PassedOn::ServiceLinkedRole,
+            ),
+            ("rds.eu-west-1.amazonaws.com", None, PassedOn::Service),
+            ("arn:aws:iam::333333333333:root", None, PassedOn::Other),
+        ] {
+            let grant = |issuer: &str| {
+                let grant = GrantListEntry::builder().grantee_principal(grantee).set_constraints(constraints.clone());
+                grant.issuing_account(issuer).build()
+            };
+            let target = AccountId::parse("222222222222").unwrap();
+            assert_eq!(passed_on(&key, &grant("arn:aws:iam::222222222222:root")), Some((target, kind)), "{grantee}");
+            assert_eq!(passed_on(&key, &grant("111111111111")), None, "{grantee}");
+        }
+    }
 
     const ROLE: &str = "arn:aws:iam::111111111111:role/AmiShareSource";
 

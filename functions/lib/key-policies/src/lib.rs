@@ -30,7 +30,20 @@ pub async fn read(kms: &Client, key: &KeyArn) -> Result<String, Error> {
 /// # Errors
 /// As [`failure`].
 pub async fn find(kms: &Client, key: &KeyArn) -> Result<Option<String>, Error> {
-    match kms.get_key_policy().key_id(key.as_str()).policy_name("default").send().await {
+    named(kms, key, "default").await
+}
+
+/// The second policy of a `key` that is shared through AWS Resource Access Manager, which only that writes
+/// ("GetKeyPolicy", KMS API reference); nothing where there is none.
+///
+/// # Errors
+/// As [`failure`].
+pub async fn of_ram(kms: &Client, key: &KeyArn) -> Result<Option<String>, Error> {
+    named(kms, key, "AWS_RAM").await
+}
+
+async fn named(kms: &Client, key: &KeyArn, name: &str) -> Result<Option<String>, Error> {
+    match kms.get_key_policy().key_id(key.as_str()).policy_name(name).send().await {
         Ok(answer) => Ok(Some(answer.policy.unwrap_or_default())),
         Err(error) if error.code() == Some("NotFoundException") => Ok(None),
         Err(error) => Err(failure(key, GET_KEY_POLICY, error)),
