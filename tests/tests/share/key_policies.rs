@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use ami_share_core::key_policy::USE_ACTIONS;
 use ami_share_sandbox::{
     faults::{Fault, FaultKind, Matcher},
     policy::{Policy, PolicyKind},
@@ -157,6 +158,48 @@ fn odd_policies() -> Vec<Odd> {
             by_policy: Refused("KeyPolicyConflict", &["AmiShareUse", "give it another Sid"]),
             by_grant: Well,
         },
+        // Somebody else's, who may do less than ami-share writes, and would gain by its being put right.
+        Odd {
+            name: "our-sid-less",
+            make: |document| {
+                let stranger = json!({ "AWS": format!("arn:aws:iam::{STRANGER}:root") });
+                push_statement(
+                    document,
+                    statement("AmiShareUse", "Allow", &json!({ "Principal": stranger, "Action": "kms:DescribeKey" })),
+                );
+            },
+            by_policy: Refused(
+                "KeyPolicyConflict",
+                &[
+                    "in statement AmiShareUse, its Action is \"kms:DescribeKey\" and its Condition is missing",
+                    "another Sid",
+                ],
+            ),
+            by_grant: Well,
+        },
+        // A replica key's, with the policy of the key in another Region: a stranger would gain access.
+        Odd {
+            name: "another-region",
+            make: |document| {
+                let stranger = json!({ "AWS": format!("arn:aws:iam::{STRANGER}:root") });
+                let mut ours =
+                    statement("AmiShareUse", "Allow", &json!({ "Principal": stranger, "Action": USE_ACTIONS }));
+                ours["Condition"] = json!({ "StringEquals": { "kms:ViaService": "ec2.us-east-1.amazonaws.com" } });
+                push_statement(document, ours);
+            },
+            by_policy: Refused("KeyPolicyConflict", &["kms:ViaService of another Region", STRANGER, "allow-list"]),
+            by_grant: Well,
+        },
+        Odd {
+            name: "resource",
+            make: |document| {
+                let resource =
+                    json!({ "Action": "kms:Decrypt", "Resource": format!("arn:aws:kms:eu-west-1:{SOURCE}:key/*") });
+                push_statement(document, statement("Old", "Allow", &resource));
+            },
+            by_policy: Refused("KeyPolicyConflict", &["statement Old has Resource arn:aws:kms:"]),
+            by_grant: Well,
+        },
         // Administered by a role only, and ami-share's role is not named.
         Odd {
             name: "no-root",
@@ -238,9 +281,7 @@ async fn is_administered(stage: &Stage, key: &str) -> Result<bool> {
     let mut document: Value = serde_json::from_str(read.policy().unwrap_or_default())?;
     let statements = document["Statement"].as_array_mut().ok_or("no list")?;
     statements.retain(|statement| {
-        statement["Action"] != Value::Null
-            && statement["Resource"] != Value::Null
-            && !statement.to_string().contains(ORPHAN)
+        statement["Action"] != Value::Null && statement["Resource"] == "*" && !statement.to_string().contains(ORPHAN)
     });
     Ok(kms.put_key_policy().key_id(key).policy(document.to_string()).send().await.is_ok())
 }
@@ -358,5 +399,84 @@ async fn a_key_policy_that_names_somebody_deleted_is_refused_and_the_statement_n
     let says = [key, "statement Of the role names", &id, "statement Of the user names", &user.user_id, "deleted"];
     let found = problems("leavers", &run, "KeyPolicyConflict", &says.map(str::to_owned));
     assert!(found.is_empty(), "{}", found.join("\n"));
+    Ok(())
+}
+
+/// The statements that docs/permissions.md asks for, where a key's policy does not leave it to IAM.
+fn documented_statements() -> Result<Vec<Value>> {
+    let page = std::fs::read_to_string(ami_share_tests::checkout::checkout().join("docs/permissions.md"))?;
+    let (_, after) = page.split_once("<!-- key policy -->").ok_or("the page has no key policy")?;
+    let code = after.split_once("```json").and_then(|(_, code)| code.split_once("```")).ok_or("it is no JSON")?.0;
+    Ok(serde_json::from_str(code)?)
+}
+
+#[tokio::test]
+async fn the_key_policy_of_the_documents_is_enough_for_plan_share_revoke_and_audit() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    let statements = documented_statements()?;
+    for key in stage.image.key_arns() {
+        let mut document = policy(&stage, key)?;
+        without_root(&mut document, &[]);
+        for statement in &statements {
+            push_statement(&mut document, statement.clone());
+        }
+        aws_sdk_kms::Client::new(&root_of(SOURCE, &stage.local.sandbox.endpoint()))
+            .put_key_policy()
+            .key_id(key)
+            .policy(document.to_string())
+            .bypass_policy_lockout_safety_check(true)
+            .send()
+            .await?;
+    }
+    let audit = stage.local.hub.stack.resources.get("AuditSharesStateMachine").ok_or("there is no audit")?;
+    for access in ["policy", "grant"] {
+        let mut request = stage.request(json!({ "launch": { "prove": "always" } }));
+        request["keyAccess"] = json!(access);
+        let mut plan = request.clone();
+        plan["action"] = json!("plan");
+        let revoke = json!({ "imageId": stage.image.image_id, "targets": [TARGET] });
+        for (name, machine, input) in [
+            ("plan", &stage.local.hub.state_machine, &plan),
+            ("share", &stage.local.hub.state_machine, &request),
+            ("audit", audit, &json!({})),
+            ("revoke", &stage.local.hub.revoke_share, &revoke),
+            ("audit-after", audit, &json!({})),
+        ] {
+            let run = stage.run_on(machine, &format!("{name}-{access}"), input).await?;
+            assert!(run.succeeded(), "{name} by {access}: {}", run.summary());
+            let found = &run.report()["summary"]["findings"];
+            assert!(!name.starts_with("audit") || *found == json!({}), "{name} by {access}: {found}");
+        }
+    }
+    Ok(())
+}
+
+/// As in the policy of a replica key that was copied from the key's in another Region.
+#[tokio::test]
+async fn the_undo_of_a_repair_puts_back_what_was_there() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    let key = stage.image.key_arns()[0];
+    let request = stage.request(json!({}));
+    let run = stage.run("first", &request).await?;
+    assert!(run.succeeded(), "{}", run.summary());
+    let right = policy(&stage, key)?;
+    old_policy(&stage, |document| {
+        for statement in document["Statement"].as_array_mut().expect("a list") {
+            if let Some(via) = statement.pointer_mut("/Condition/StringEquals/kms:ViaService") {
+                *via = json!("ec2.us-east-1.amazonaws.com");
+            }
+        }
+    });
+    let wrong = policy(&stage, key)?;
+    assert_ne!(wrong, right);
+    let reason = FaultKind::Fail { reason: "Server.InternalError".to_owned() };
+    stage.local.sandbox.world().faults.add(Fault::once(Matcher::action("ec2:RunInstances"), reason));
+    let run = stage.run("undone", &request).await?;
+    assert_eq!(run.error(), "InstanceDied", "{}", run.summary());
+    assert!(run.writes().contains(&"kms:PutKeyPolicy"), "it was never put right");
+    assert_eq!(policy(&stage, key)?, wrong, "{}", run.summary());
+    let run = stage.run("again", &request).await?;
+    assert!(run.succeeded(), "{}", run.summary());
+    assert_eq!(policy(&stage, key)?, right);
     Ok(())
 }
