@@ -56,7 +56,7 @@ impl World {
         let kms = aws_sdk_kms::Client::new(&clients::root_of(SOURCE, &self.local.sandbox.endpoint()));
         let text = kms.get_key_policy().key_id(&key).policy_name("default").send().await?.policy.unwrap_or_default();
         let shared = KeyPolicy::parse(&KeyArn::parse(key.as_str())?, &text)?
-            .with([&AccountId::parse(TARGET)?])
+            .with([&AccountId::parse(TARGET)?])?
             .ok_or("the key is shared already")?
             .to_text()?;
         Ok((key, serde_json::from_str(&shared)?))

@@ -50,7 +50,7 @@ fn policies(take_back: &TakeBack, there: std::ops::Range<usize>) -> Vec<PolicyCh
     let accounts: Vec<AccountId> = there.map(account).collect();
     let policy = |change: &ami_share_core::share::KeyChange| {
         let before = KeyPolicy::parse(&change.key_arn, r#"{"Version":"2012-10-17","Statement":[]}"#).unwrap();
-        let before = before.with(&accounts).unwrap();
+        let before = before.with(&accounts).unwrap().unwrap();
         let after = before.without(&change.account_ids);
         PolicyChange { key: change.key_arn.clone(), text: before.to_text().unwrap(), before, after }
     };

@@ -560,7 +560,7 @@ impl TargetPlan {
         for (key, _) in keys.iter().zip(&self.statements).filter(|(_, there)| **there) {
             let arn = KeyArn::parse(key.as_str()).unwrap();
             let policy = KeyPolicy::parse(&arn, &key_policy(world, key)).unwrap();
-            if let Some(merged) = policy.with(&[AccountId::parse(account).unwrap()]) {
+            if let Some(merged) = policy.with(&[AccountId::parse(account).unwrap()]).unwrap() {
                 put_key_policy(world, key, &merged.to_text().unwrap());
             }
         }

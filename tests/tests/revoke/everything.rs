@@ -185,7 +185,7 @@ async fn a_target_that_nothing_is_noted_of_is_taken_out_of_the_key_policies() ->
     let text =
         kms.get_key_policy().key_id(key.as_str()).policy_name("default").send().await?.policy.unwrap_or_default();
     let policy = ami_share_core::key_policy::KeyPolicy::parse(&key, &text)?;
-    let shared = policy.with([&ami_share_core::ids::AccountId::parse(TARGET)?]).ok_or("it is shared")?.to_text()?;
+    let shared = policy.with([&ami_share_core::ids::AccountId::parse(TARGET)?])?.ok_or("it is shared")?.to_text()?;
     kms.put_key_policy().key_id(key.as_str()).policy_name("default").policy(shared).send().await?;
     let revoked = stage.revoke("revoke", &stage.request(json!([TARGET]))).await?;
     assert!(revoked.succeeded(), "{}", revoked.summary());

@@ -122,7 +122,7 @@ async fn what_cannot_be_taken_back_does_not_keep_the_rest() -> Result<()> {
     let (locked_key, other_key) = (KeyArn::parse(keys[0])?, KeyArn::parse(keys[1])?);
     let before = key_mut(&mut stage.local.sandbox.world(), keys[0]).policy.latest().text.clone();
     let target = AccountId::parse(TARGET)?;
-    let shared = KeyPolicy::parse(&locked_key, &before)?.with([&target]).ok_or("it is shared already")?.to_text()?;
+    let shared = KeyPolicy::parse(&locked_key, &before)?.with([&target])?.ok_or("it is shared already")?.to_text()?;
     let mut locked: Value = serde_json::from_str(&shared)?;
     let statements = locked["Statement"].as_array_mut().ok_or("no statements")?;
     statements.push(json!({

@@ -65,7 +65,7 @@ fn the_accounts_that_a_key_policy_named_are_told() {
         KeyPolicy::parse(&KeyArn::parse(ours.as_str()).unwrap(), answer["Policy"].as_str().unwrap()).unwrap()
     };
     let [target, elsewhere] = [TARGET, SHARED_ELSEWHERE].map(|account| AccountId::parse(account).unwrap());
-    let shared = policy(&stage).with([&target, &elsewhere]).unwrap();
+    let shared = policy(&stage).with([&target, &elsewhere]).unwrap().unwrap();
     let put = json!({ "KeyId": ours, "PolicyName": "default", "Policy": shared.to_text().unwrap() });
     root.call_kms(&mut stage.machine.world(), "PutKeyPolicy", &put).unwrap();
     let change = |key: &str| json!({ "keyArn": key, "accountIds": [TARGET, BYSTANDER] });

@@ -287,7 +287,7 @@ mod tests {
     fn shared() -> Value {
         let admin = format!(r#"{{"Version":"2012-10-17","Statement":[{ADMIN}]}}"#);
         let target = AccountId::parse("222222222222").unwrap();
-        let merged = KeyPolicy::parse(&key(), &admin).unwrap().with([&target]).unwrap();
+        let merged = KeyPolicy::parse(&key(), &admin).unwrap().with([&target]).unwrap().unwrap();
         serde_json::from_str(&merged.to_text().unwrap()).unwrap()
     }
 
