@@ -7,14 +7,17 @@ use ami_share_core::{
     hub::Actions,
     ids::{ExecutionName, ImageId, InstanceId},
     key_actions::making_encrypted,
-    share::{EXECUTION_TAG, Image, Mode, SOURCE_IMAGE_TAG, Source, Target},
+    share::{EXECUTION_TAG, Image, Launch, Mode, SOURCE_IMAGE_TAG, Source, Target},
     tokens::launch_token,
 };
 use aws_sdk_ec2::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
     operation::run_instances::RunInstancesError,
-    types::{BlockDeviceMapping, EbsBlockDevice, InstanceType, ResourceType, Tag, TagSpecification},
+    types::{
+        BlockDeviceMapping, EbsBlockDevice, HttpTokensState, InstanceMetadataOptionsRequest,
+        InstanceNetworkInterfaceSpecification, InstanceType, ResourceType, Tag, TagSpecification,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -66,7 +69,8 @@ pub async fn launch_instance(hub: &Hub, input: Input) -> Result<Output, Error> {
         .run_instances()
         .image_id(launch_image_id.as_str())
         .instance_type(InstanceType::from(target.instance_type(&input.image)))
-        .set_subnet_id(target.launch.subnet_id.clone())
+        .network_interfaces(network_interface(&target.launch))
+        .metadata_options(InstanceMetadataOptionsRequest::builder().http_tokens(HttpTokensState::Required).build())
         .min_count(1)
         .max_count(1)
         .set_block_device_mappings(Some(mappings))
@@ -106,10 +110,23 @@ fn block_devices(image: &Image, target: &Target) -> Result<Vec<BlockDeviceMappin
     Ok(image.volumes.iter().map(|volume| mapping(&volume.device_name)).collect())
 }
 
+/// Without a public address, whatever the subnet does by default. Subnet and security groups of a launch that names its
+/// interface belong to the interface (EC2 API reference, RunInstances).
+fn network_interface(launch: &Launch) -> InstanceNetworkInterfaceSpecification {
+    InstanceNetworkInterfaceSpecification::builder()
+        .device_index(0)
+        .associate_public_ip_address(false)
+        .set_subnet_id(launch.subnet_id.clone())
+        .set_groups((!launch.security_group_ids.is_empty()).then(|| launch.security_group_ids.clone()))
+        .build()
+}
+
 fn tagged(kind: ResourceType, input: &Input) -> TagSpecification {
-    let tag = |key, value: &str| Tag::builder().key(key).value(value).build();
+    let tag = |key: &str, value: &str| Tag::builder().key(key).value(value).build();
+    let asked = input.target.launch.tags.iter().map(|(key, value)| tag(key, value));
     TagSpecification::builder()
         .resource_type(kind)
+        .set_tags(Some(asked.collect()))
         .tags(tag(EXECUTION_TAG, input.execution.as_str()))
         .tags(tag(SOURCE_IMAGE_TAG, input.image.image_id.as_str()))
         .build()
@@ -167,7 +184,7 @@ fn advice(code: &str) -> Option<&'static str> {
 mod tests {
     use ami_share_core::{
         ids::{AccountId, KeyArn, SnapshotId},
-        share::{Launch, SourceChanges, Volume},
+        share::{SourceChanges, Volume},
     };
 
     use super::*;

@@ -128,6 +128,12 @@ fn launch_parameters(image: &Image, target: &Target) -> Value {
     if let Some(subnet_id) = &target.launch.subnet_id {
         parameters["subnetId"] = json!(subnet_id);
     }
+    if !target.launch.security_group_ids.is_empty() {
+        parameters["securityGroupIds"] = json!(target.launch.security_group_ids);
+    }
+    if !target.launch.tags.is_empty() {
+        parameters["tags"] = json!(target.launch.tags);
+    }
     if target.mode == Mode::AtLaunch {
         parameters["kmsKeyId"] = json!(target.kms_key_id);
     }

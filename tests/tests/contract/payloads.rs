@@ -649,6 +649,13 @@ fn choices_compare_with_what_steps_answer() {
         ("CheckInstance", "instanceState", json(describe_instance::State::Running)),
         ("ChooseReencryption", "target.mode", json(ami_share_core::share::Mode::CopyImage)),
     ];
+    let never = json(ami_share_core::share::Prove::Never);
+    let never = format!("$target.launch.prove = '{}'", never.as_str().unwrap());
+    for (name, index) in [("CheckCopy", 0), ("ChooseReencryption", 1)] {
+        let choice = &state(name)["Choices"][index];
+        assert!(choice["Condition"].as_str().unwrap().contains(&never), "{name}");
+        assert_eq!(choice["Next"], "ConfirmTarget");
+    }
     let available = json(describe_usage_report::State::Available);
     let expected = format!("{{% $usageState = '{}' %}}", available.as_str().unwrap());
     assert_eq!(revoke_state("CheckUsageReport")["Choices"][0]["Condition"], expected);

@@ -180,7 +180,7 @@ fn only_the_key_access_policy_can_be_attached() {
         .into_iter()
         .filter(|statement| statement["Effect"] == "Allow")
         .filter(|statement| definition::strings(&statement["Action"]).iter().any(|action| action.contains("tach")))
-        .filter(|statement| statement["Sid"] != "ReadPrincipals")
+        .filter(|statement| !statement["Sid"].as_str().unwrap().starts_with("Read"))
         .collect();
     assert_eq!(attaching.len(), 2);
     for statement in attaching {
@@ -857,6 +857,17 @@ fn an_audit_is_started_by_the_schedule_that_is_asked_for_and_by_nothing_else() {
     assert_eq!(statements.len(), 1);
     assert_eq!((&statements[0]["Action"], &statements[0]["Resource"]), (&json!("states:StartExecution"), &machine));
     assert!(properties(&hub, "AuditSharesStateMachine")["Events"].is_null());
+}
+
+/// Whoever may pass a role may become it.
+#[test]
+fn nobody_may_pass_a_role_in_another_account() {
+    for (path, roles) in [(SOURCE, &["SourceRole"][..]), (TARGET, &["TargetRole", "LauncherRole"])] {
+        for role in roles {
+            let allowed = allowed(&inline(&properties(&template(path), role)));
+            assert!(!allowed.iter().any(|pattern| matches(pattern, "iam:PassRole")), "{role}");
+        }
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod locked;
 mod needs;
 mod planned;
 mod proof;
+mod reach;
 mod request;
 mod revoked;
 mod rounds;

@@ -79,7 +79,7 @@ impl Accounts {
         let copy = [("SnapshotId", snapshot.as_str()), ("CreateVolumePermission.Add.1.UserId", account)];
         let arn = KeyArn::parse(key.as_str()).unwrap();
         let policy = KeyPolicy::parse(&arn, &key_policy(world, key)).unwrap();
-        let merged = policy.with(&[AccountId::parse(account).unwrap()]).unwrap().to_text().unwrap();
+        let merged = policy.with(&[AccountId::parse(account).unwrap()]).unwrap().unwrap().to_text().unwrap();
         let put = json!({ "KeyId": key, "PolicyName": "default", "Policy": merged });
         let grant = json!({
             "KeyId": key,

@@ -3,7 +3,7 @@
 //! serde stops at the first problem and an operator would meet the rest one execution at a time, so
 //! the request is read field by field.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, collections::BTreeMap};
 
 use serde_json::{Map, Value};
 
@@ -21,6 +21,12 @@ pub const MAX_COPIES: usize = 20;
 
 /// The most principals of one target: what states pass to each other ends at 262,144 bytes.
 pub const MAX_PRINCIPALS: usize = 20;
+
+/// The most security groups of a network interface ("Amazon VPC quotas", VPC user guide).
+const MAX_SECURITY_GROUPS: usize = 16;
+
+/// The most tags of a proof's instance besides ours: a resource has 50 at most.
+const MAX_TAGS: usize = 40;
 
 /// The input of share-ami, every field of it checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -324,14 +330,61 @@ fn read_launch(value: &Value, path: &str, problems: &Problems) -> Option<Launch>
             id.strip_prefix("subnet-").is_some_and(|hex| !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_hexdigit()));
         if whole { Ok(id) } else { Err("a subnet id (subnet-…)".to_owned()) }
     });
+    let security_group_ids = read_security_groups(&fields);
+    let tags = read_tags(&fields);
     let keep = fields.flag("keep");
     let prove = fields
         .or("prove", Prove::OnChange, |v| one_of(&v, &[("onChange", Prove::OnChange), ("always", Prove::Always)], &[]));
     if fields.get("roleArn").is_some() {
         fields.problem("roleArn", None, LATER.to_owned());
     }
-    fields.refuse_others(&["instanceType", "subnetId", "keep", "prove", "roleArn"]);
-    Some(Launch { instance_type: instance_type?, subnet_id: subnet_id?, keep: keep?, prove: prove? })
+    fields.refuse_others(&["instanceType", "subnetId", "securityGroupIds", "tags", "keep", "prove", "roleArn"]);
+    Some(Launch {
+        instance_type: instance_type?,
+        subnet_id: subnet_id?,
+        security_group_ids: security_group_ids?,
+        tags: tags?,
+        keep: keep?,
+        prove: prove?,
+    })
+}
+
+fn read_security_groups(fields: &Fields) -> Option<Vec<String>> {
+    if fields.get("securityGroupIds").is_none() {
+        return Some(Vec::new());
+    }
+    let is_group = |id: &&str| {
+        id.strip_prefix("sg-").is_some_and(|hex| !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    let list = fields.list("securityGroupIds")?;
+    let ids: Option<Vec<String>> = list.iter().map(|id| id.as_str().filter(is_group).map(str::to_owned)).collect();
+    if ids.is_none() || list.len() > MAX_SECURITY_GROUPS {
+        let rule = format!("must be at most {MAX_SECURITY_GROUPS} ids of security groups (sg-…)");
+        fields.problem("securityGroupIds", Some(Value::Array(list.clone()).to_string()), rule);
+        return None;
+    }
+    ids
+}
+
+/// What EC2 takes as tags ("Tag your Amazon EC2 resources", EC2 user guide), and not ours, which tell what to take back.
+fn read_tags(fields: &Fields) -> Option<BTreeMap<String, String>> {
+    let Some(value) = fields.get("tags") else { return Some(BTreeMap::new()) };
+    let tag = |(key, value): (&String, &Value)| {
+        let value = value.as_str().filter(|value| value.chars().count() <= 256)?;
+        let reserved = ["aws:", "ami-share:"].iter().any(|prefix| key.to_ascii_lowercase().starts_with(prefix));
+        let fits = (1..=128).contains(&key.chars().count()) && !reserved;
+        fits.then(|| (key.clone(), value.to_owned()))
+    };
+    let tags: Option<BTreeMap<String, String>> =
+        value.as_object().filter(|tags| tags.len() <= MAX_TAGS).and_then(|tags| tags.iter().map(tag).collect());
+    if tags.is_none() {
+        let rule = format!(
+            "must be an object of at most {MAX_TAGS} tags: keys of 1 to 128 characters that do not begin with aws: or \
+             ami-share:, values of at most 256"
+        );
+        fields.problem("tags", Some(value.to_string()), rule);
+    }
+    tags
 }
 
 /// `Err` holds a rule to follow "must be", or a whole sentence from `refused`.
@@ -477,6 +530,35 @@ mod tests {
         assert_eq!(request.principal_access, PrincipalAccess::Attach);
         assert_eq!(request.targets[0].reencrypt, None);
         assert_eq!(request.targets[0].launch, Launch::default());
+    }
+
+    #[test]
+    fn a_launch_takes_security_groups_and_tags_that_ec2_takes() {
+        let launch = |field: &str, value: Value| {
+            let mut target = json!({ "accountId": "222222222222", "launch": {} });
+            target["launch"][field] = value;
+            parse(with_target(target)).map(|mut request| request.targets.remove(0).launch)
+        };
+        assert_eq!(launch("securityGroupIds", json!(["sg-0abc"])).unwrap().security_group_ids, ["sg-0abc"]);
+        let tags = launch("tags", json!({ "team": "red", "empty": "" })).unwrap().tags;
+        assert_eq!((tags["team"].as_str(), tags["empty"].as_str()), ("red", ""));
+        let many: Map<String, Value> = (0..41).map(|n| (n.to_string(), json!("x"))).collect();
+        for (field, wrong) in [
+            ("securityGroupIds", json!("sg-0abc")),
+            ("securityGroupIds", json!(["default"])),
+            ("securityGroupIds", json!(vec!["sg-0abc"; 17])),
+            ("tags", json!(["team"])),
+            ("tags", json!({ "team": 1 })),
+            ("tags", json!({ "": "x" })),
+            ("tags", json!({ "aws:x": "x" })),
+            ("tags", json!({ "AMI-Share:execution": "x" })),
+            ("tags", json!({ "team": "x".repeat(257) })),
+            ("tags", Value::Object(many)),
+        ] {
+            let problems = launch(field, wrong.clone()).unwrap_err();
+            assert_eq!(problems.len(), 1, "{wrong}");
+            assert_eq!(problems[0].field, format!("targets[0].launch.{field}"));
+        }
     }
 
     #[test]

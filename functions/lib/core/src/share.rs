@@ -3,6 +3,8 @@
 //! All of it is camelCase JSON; fields with their default value are left out, so that a request
 //! with many targets stays well under Step Functions' 262,144 bytes of payload.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -104,6 +106,12 @@ pub struct Launch {
     /// Nothing: the account's default VPC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subnet_id: Option<String>,
+    /// Empty: the VPC's default group.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub security_group_ids: Vec<String>,
+    /// Of the instance and its volumes, besides our own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
     /// Whether the instance stays after the proof.
     #[serde(default, skip_serializing_if = "is_default")]
     pub keep: bool,

@@ -59,16 +59,11 @@ pub(super) fn copy_image(request: &mut Request<'_>) -> Reply {
         new_tags.insert("image".to_owned(), tags);
     }
 
-    let image_context = source
-        .as_ref()
-        .map(|image| image.context(&images::tags_seen(request.ec2(), &account, image)))
-        .unwrap_or_default();
+    // The keys of this action: an image's id and owner, and nothing of its snapshots (service authorization reference).
+    let image_context = source.as_ref().map(Image::context_of_copies).unwrap_or_default();
     let mut sources = vec![(shared_arn(source_region, "image", source_id), image_context)];
     for id in source.iter().flat_map(Image::snapshot_ids) {
-        let context = snapshots::visible(request.world, &account, source_region, id)
-            .map(|snapshot| snapshot.context(&Tags::new()))
-            .unwrap_or_default();
-        sources.push((shared_arn(source_region, "snapshot", id), context));
+        sources.push((shared_arn(source_region, "snapshot", id), Context::new()));
     }
     request.world.note_resource(sources[0].0.clone());
     authorize(request, &sources, &["image", "snapshot"], &new_tags)?;

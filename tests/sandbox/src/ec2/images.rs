@@ -181,6 +181,11 @@ impl Image {
         context
     }
 
+    /// What conditions can say about it in CopyImage.
+    pub(super) fn context_of_copies(&self) -> Context {
+        context([("ec2:ImageID", self.id.clone()), ("ec2:Owner", self.owner.clone())])
+    }
+
     pub(super) fn root_device_type(&self) -> &'static str {
         if self.ebs_backed { "ebs" } else { "instance-store" }
     }
@@ -242,6 +247,11 @@ pub(super) fn visible<'w>(world: &'w World, viewer: &str, region: &str, id: &str
     own.chain(world.accounts.values())
         .filter_map(|account| account.ec2.get(region)?.images.get(id))
         .find(|image| image.is_visible_to(viewer, viewer_account))
+}
+
+/// The image of that id, whoever can see it.
+pub(super) fn any<'w>(world: &'w World, region: &str, id: &str) -> Option<&'w Image> {
+    world.accounts.values().find_map(|account| account.ec2.get(region)?.images.get(id))
 }
 
 /// The caller's account's tags on an image it can see.

@@ -234,6 +234,10 @@ struct Launch {
     count: usize,
     subnet: Subnet,
     security_groups: Vec<String>,
+    /// Nothing where the call does not say it: then there is no such condition key.
+    public_address: Option<bool>,
+    /// `optional` or `required`
+    metadata_tokens: String,
     tags: BTreeMap<String, Tags>,
 }
 
@@ -263,7 +267,14 @@ fn parse_launch(request: &Request<'_>) -> Result<Launch, ApiError> {
         }
     };
     let account = &request.caller.account;
-    let network = params.structs("NetworkInterface").into_iter().next().unwrap_or_default();
+    let network = params.structs("NetworkInterface").into_iter().next();
+    if network.is_some() && (params.get("SubnetId").is_some() || !params.list("SecurityGroupId").is_empty()) {
+        return Err(ApiError::bad_request(
+            "InvalidParameterCombination",
+            "Network interfaces and an instance-level subnet ID or security groups may not be specified on the same request",
+        ));
+    }
+    let network = network.unwrap_or_default();
     let subnet_id = params.get("SubnetId").or_else(|| network.get("SubnetId"));
     let mut security_groups = params.list("SecurityGroupId");
     security_groups.extend(network.list("SecurityGroupId"));
@@ -275,6 +286,8 @@ fn parse_launch(request: &Request<'_>) -> Result<Launch, ApiError> {
         count,
         subnet: catalog::subnet(account, request.region, subnet_id)?,
         security_groups,
+        public_address: network.bool("AssociatePublicIpAddress"),
+        metadata_tokens: params.sub("MetadataOptions").get("HttpTokens").unwrap_or("optional").to_owned(),
         tags: tags::specifications(params, &["instance", "volume", "network-interface"])?,
     })
 }
@@ -303,6 +316,7 @@ fn authorize_launch(
         ("ec2:InstanceType", launch.instance_type.clone()),
         ("ec2:Tenancy", "default".to_owned()),
         ("ec2:EbsOptimized", "false".to_owned()),
+        ("ec2:MetadataHttpTokens", launch.metadata_tokens.clone()),
     ]));
     if let Some(image) = image {
         instance_context.insert("ec2:RootDeviceType".to_owned(), vec![image.root_device_type().to_owned()]);
@@ -325,20 +339,30 @@ fn authorize_launch(
         );
         volume_context.extend(place());
         request.authorize(&arn("volume", "*"), &volume_context)?;
-        let of_image = image.is_some_and(|image| snapshot_id.is_none_or(|id| image.snapshot_ids().contains(&id)));
-        if let Some(id) = snapshot_id
-            && !of_image
-        {
-            request.authorize(&shared_arn(region, "snapshot", id), &Context::new())?;
+        if let Some(id) = snapshot_id {
+            let owner = image.map_or(account, |image| image.owner.as_str());
+            let snapshot = snapshots::any(request.world, owner, region, id);
+            let snapshot_context = snapshot
+                .map(|snapshot| snapshot.context(&snapshots::tags_seen(request.ec2(), account, snapshot)))
+                .unwrap_or_default();
+            request.authorize(&shared_arn(region, "snapshot", id), &snapshot_context)?;
         }
     }
 
     let mut interface_context = place();
     interface_context.insert("ec2:Subnet".to_owned(), vec![subnet_arn.clone()]);
+    if let Some(public) = launch.public_address {
+        interface_context.insert("ec2:AssociatePublicIpAddress".to_owned(), vec![public.to_string()]);
+    }
     request.authorize(&arn("network-interface", "*"), &interface_context)?;
-    request.authorize(&subnet_arn, &place())?;
+    let with_id = |key: &str, id: &str| {
+        let mut context = place();
+        context.insert(key.to_owned(), vec![id.to_owned()]);
+        context
+    };
+    request.authorize(&subnet_arn, &with_id("ec2:SubnetID", &launch.subnet.id))?;
     for group in &launch.security_groups {
-        request.authorize(&arn("security-group", group), &place())?;
+        request.authorize(&arn("security-group", group), &with_id("ec2:SecurityGroupID", group))?;
     }
     if let Some(key_name) = request.params.get("KeyName") {
         request.authorize(&arn("key-pair", key_name), &Context::new())?;
@@ -359,7 +383,9 @@ pub(super) fn run(request: &mut Request<'_>) -> Reply {
         Some(image) => plan_volumes(request, image)?,
         None => Vec::new(),
     };
-    authorize_launch(request, image_id, image.as_ref(), &planned, &launch)?;
+    // EC2 knows whose image it is, whoever may use it.
+    let known = image.clone().or_else(|| images::any(request.world, region, image_id).cloned());
+    authorize_launch(request, image_id, known.as_ref(), &planned, &launch)?;
     if let Some(ids) = request.made_before()? {
         return repeated(request, &ids);
     }

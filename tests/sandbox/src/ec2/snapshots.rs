@@ -108,7 +108,7 @@ pub(super) fn any<'w>(world: &'w World, first: &str, region: &str, id: &str) -> 
 }
 
 /// The caller's account's tags on a snapshot it can see.
-fn tags_seen(ec2: Option<&Ec2>, viewer: &str, snapshot: &Snapshot) -> Tags {
+pub(super) fn tags_seen(ec2: Option<&Ec2>, viewer: &str, snapshot: &Snapshot) -> Tags {
     if snapshot.owner == viewer {
         return snapshot.tags.clone();
     }

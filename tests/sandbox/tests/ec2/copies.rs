@@ -251,6 +251,31 @@ async fn a_copy_is_authorised_on_sources_and_results() {
     assert_eq!(code(allowed), "DryRunOperation");
 }
 
+/// The service authorization reference lists no key of a snapshot for CopyImage, but for tags that are asked for.
+#[tokio::test]
+async fn a_copy_knows_the_owner_of_its_image_and_not_of_the_snapshots() {
+    let Ready { stage, shared, own_key, copier } = ready().await;
+    let policy = |of_image: &str, of_snapshots: serde_json::Value| {
+        let mut statements = copier_policy(&shared, &own_key, &ON_SOURCE_KEY, &ON_DESTINATION_KEY);
+        let image = json!({ "Effect": "Allow", "Action": "ec2:CopyImage", "Resource": "arn:aws:ec2:*::image/*",
+            "Condition": { "StringEqualsIfExists": { "ec2:Owner": of_image } } });
+        let snapshots = json!({ "Effect": "Allow", "Action": "ec2:CopyImage", "Resource": "arn:aws:ec2:*::snapshot/*",
+            "Condition": of_snapshots });
+        statements.as_array_mut().unwrap().retain(|statement| statement["Action"] != "ec2:*");
+        statements.as_array_mut().unwrap().extend([image, snapshots]);
+        statements
+    };
+    for (of_image, of_snapshots, answer) in [
+        (A, json!({}), "DryRunOperation"),
+        (B, json!({}), "UnauthorizedOperation"),
+        (A, json!({ "StringEquals": { "ec2:Owner": A } }), "UnauthorizedOperation"),
+    ] {
+        stage.set_role_policy(B, "copier", policy(of_image, of_snapshots.clone())).await;
+        let asked = copy(&copier, &shared.image, Some(&own_key)).dry_run(true).send().await;
+        assert_eq!(code(asked), answer, "{of_image} {of_snapshots}");
+    }
+}
+
 #[tokio::test]
 async fn a_copy_can_be_made_to_fail() {
     let stage = Stage::new().await;

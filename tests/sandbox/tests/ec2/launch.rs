@@ -283,6 +283,7 @@ async fn every_resource_of_a_launch_is_authorised() {
     let here = |kind: &str| format!("arn:aws:ec2:{REGION}:{B}:{kind}/*");
     let resources = [
         format!("arn:aws:ec2:{REGION}::image/{image}"),
+        format!("arn:aws:ec2:{REGION}::snapshot/{snapshot}"),
         here("instance"),
         here("volume"),
         here("network-interface"),
