@@ -6,7 +6,7 @@ use ami_share_core::{
     ids::{PrincipalArn, PrincipalKind, Region},
     key_policy::MAX_BYTES,
     principal_policy::PrincipalPolicy,
-    share::{Image, KeyChange, Mode, Resolution, Target},
+    share::{Image, KeyChange, Mode, Prove, Resolution, Target},
 };
 use ami_share_key_grants::KeyGrant;
 use ami_share_plan::{COPY, Call, INSTANCE, Names, PolicyDiff};
@@ -100,9 +100,11 @@ fn in_target(resolution: &Resolution, target: &Target, managed: &str) -> Vec<Cal
         });
         calls.push(call(region, "ec2:CopyImage", parameters));
     }
-    calls.push(call(region, "ec2:RunInstances", launch_parameters(image, target)));
-    if !target.launch.keep {
-        calls.push(call(region, "ec2:TerminateInstances", json!({ "instanceIds": [INSTANCE] })));
+    if target.launch.prove != Prove::Never {
+        calls.push(call(region, "ec2:RunInstances", launch_parameters(image, target)));
+        if !target.launch.keep {
+            calls.push(call(region, "ec2:TerminateInstances", json!({ "instanceIds": [INSTANCE] })));
+        }
     }
     calls
 }

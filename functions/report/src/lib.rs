@@ -60,6 +60,13 @@ pub struct TargetResult {
     ended_at: String,
 }
 
+impl TargetResult {
+    /// Whether a proof was launched, where nothing failed.
+    fn is_proved(&self) -> bool {
+        self.instance_id.is_some()
+    }
+}
+
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Output {
@@ -136,6 +143,8 @@ struct TargetReport {
 enum TargetStatus {
     /// It is shared with, and that was proved.
     Proved,
+    /// It is shared with, and no proof was asked for.
+    Shared,
     /// It failed, and what it was given stays.
     NotProved,
     /// It failed, and what it was given was taken back.
@@ -306,7 +315,8 @@ fn target_reports(resolution: Option<&Resolution>, results: Vec<TargetResult>, e
 
 fn target_report(result: TargetResult, ending: &Ending, most_of_message: usize) -> TargetReport {
     let status = match (&result.failure, ending.stays(&result.account_id)) {
-        (None, true) => TargetStatus::Proved,
+        (None, true) if result.is_proved() => TargetStatus::Proved,
+        (None, true) => TargetStatus::Shared,
         (None, false) => TargetStatus::TakenBack,
         (Some(_), true) => TargetStatus::NotProved,
         (Some(_), false) => TargetStatus::Failed,
@@ -343,12 +353,15 @@ fn cause(failure: &Failure, resolution: Option<&Resolution>, results: &[TargetRe
     } else {
         format!("{}: {}", failure.state, words::with_full_stop(&message))
     }];
-    let proved = results.iter().filter(|result| result.failure.is_none()).map(|result| &result.account_id);
-    let proved: Vec<&AccountId> = proved.filter(|account| ending.stays(account)).collect();
-    match proved.as_slice() {
-        [] => {}
-        [one] => said.push(format!("Account {one} stays shared and proved.")),
-        several => said.push(format!("Accounts {} stay shared and proved.", joined(several))),
+    for (is_proved, how) in [(true, "shared and proved"), (false, "shared, without a proof")] {
+        let whole = results.iter().filter(|result| result.failure.is_none() && result.is_proved() == is_proved);
+        let staying: Vec<&AccountId> =
+            whole.map(|result| &result.account_id).filter(|account| ending.stays(account)).collect();
+        match staying.as_slice() {
+            [] => {}
+            [one] => said.push(format!("Account {one} stays {how}.")),
+            several => said.push(format!("Accounts {} stay {how}.", joined(several))),
+        }
     }
     said.extend(fate(resolution, results, ending));
     let kept = ending.done.kept.iter().map(|Kept { account_id, image_id }| {
@@ -626,6 +639,24 @@ mod tests {
         let mut changed = report["changed"].clone();
         assert_eq!(changed["keys"].as_array_mut().unwrap().pop(), None);
         assert_eq!(changed, nothing());
+    }
+
+    #[test]
+    fn a_target_without_a_proof_is_never_said_to_be_proved() {
+        let mut input = second_failed("undo", &json!([SECOND]), &done(&taken(), &json!([]), &json!([])));
+        let unproved = &mut input["results"][2];
+        for (field, value) in [
+            ("instanceId", Value::Null),
+            ("launches", Value::Null),
+            ("instanceStays", json!(false)),
+            ("volumes", json!([])),
+        ] {
+            unproved[field] = value;
+        }
+        let report = summarise(&input);
+        assert_eq!(statuses(&report), [(FIRST, "proved"), (SECOND, "failed"), (THIRD, "shared")]);
+        let said = "Account 222222222222 stays shared and proved. Account 555555555555 stays shared, without a proof.";
+        assert!(report["cause"].as_str().unwrap().contains(said), "{report}");
     }
 
     #[test]

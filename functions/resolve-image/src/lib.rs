@@ -188,7 +188,7 @@ fn resolution(
             && source_changes == SourceChanges::default()
             && state.principal_changes.is_empty()
             && (mode != Mode::CopyImage || state.copy_id.is_some())
-            && requested.launch.prove == Prove::OnChange;
+            && requested.launch.prove != Prove::Always;
         if shared {
             already_shared.push(requested.account_id);
         } else {

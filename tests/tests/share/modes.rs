@@ -59,6 +59,39 @@ fn reencrypt(mode: &str) -> Value {
 }
 
 #[tokio::test]
+async fn without_a_proof_nothing_is_launched_and_nothing_is_said_to_be_proved() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    for mode in ["none", "copyImage"] {
+        stage.reset();
+        let request = stage.request(json!({ "reencrypt": reencrypt(mode), "launch": { "prove": "never" } }));
+        let run = stage.run(&format!("never-{mode}"), &request).await?;
+        assert!(run.succeeded(), "{mode}: {}", run.summary());
+        assert_eq!(run.report()["targets"][0]["status"], "shared", "{mode}");
+        assert!(!run.report().to_string().contains("proved"), "{}", run.report());
+        assert!(!run.writes().contains(&"ec2:RunInstances"), "{:?}", run.writes());
+        let again = stage.run(&format!("never-{mode}-again"), &request).await?;
+        assert_eq!(again.report()["status"], "alreadyShared", "{mode}: {}", again.summary());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_proof_has_the_tags_and_groups_that_are_asked_for_and_no_public_address() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    let launch = json!({ "keep": true, "securityGroupIds": ["sg-0abc"], "tags": { "team": "red" } });
+    let run = stage.run("asked", &stage.request(json!({ "launch": launch }))).await?;
+    assert!(run.succeeded(), "{}", run.summary());
+    let mut world = stage.local.sandbox.world();
+    let ec2 = ec2(&mut world, TARGET);
+    let instance = ec2.instances.values().next().ok_or("there is no instance")?;
+    assert_eq!((&instance.security_groups, instance.public_address), (&vec!["sg-0abc".to_owned()], Some(false)));
+    assert_eq!(instance.metadata_tokens, "required");
+    assert_eq!(instance.tags["team"], "red");
+    assert!(ec2.volumes.values().all(|volume| volume.tags["team"] == "red"));
+    Ok(())
+}
+
+#[tokio::test]
 async fn volumes_are_under_the_key_that_the_mode_says_and_the_proof_stays_if_asked() -> Result<()> {
     let stage = Stage::start(Settings::default()).await?;
     for (mode, keep) in [("none", false), ("none", true), ("atLaunch", true), ("copyImage", true)] {

@@ -333,8 +333,16 @@ fn read_launch(value: &Value, path: &str, problems: &Problems) -> Option<Launch>
     let security_group_ids = read_security_groups(&fields);
     let tags = read_tags(&fields);
     let keep = fields.flag("keep");
-    let prove = fields
-        .or("prove", Prove::OnChange, |v| one_of(&v, &[("onChange", Prove::OnChange), ("always", Prove::Always)], &[]));
+    let prove = fields.or("prove", Prove::OnChange, |v| {
+        one_of(&v, &[("onChange", Prove::OnChange), ("always", Prove::Always), ("never", Prove::Never)], &[])
+    });
+    if keep == Some(true) && prove == Some(Prove::Never) {
+        fields.problem(
+            "keep",
+            None,
+            "goes with a proof only: with prove never there is no instance to keep".to_owned(),
+        );
+    }
     if fields.get("roleArn").is_some() {
         fields.problem("roleArn", None, LATER.to_owned());
     }
@@ -530,6 +538,16 @@ mod tests {
         assert_eq!(request.principal_access, PrincipalAccess::Attach);
         assert_eq!(request.targets[0].reencrypt, None);
         assert_eq!(request.targets[0].launch, Launch::default());
+    }
+
+    #[test]
+    fn a_proof_that_is_never_made_leaves_no_instance_to_keep() {
+        let launch = |keep: bool| {
+            let launch = json!({ "prove": "never", "keep": keep });
+            parse(with_target(json!({ "accountId": "222222222222", "launch": launch })))
+        };
+        assert_eq!(launch(false).unwrap().targets[0].launch.prove, Prove::Never);
+        assert_eq!(launch(true).unwrap_err()[0].field, "targets[0].launch.keep");
     }
 
     #[test]

@@ -129,6 +129,8 @@ pub enum Prove {
     OnChange,
     /// Also when everything was shared already.
     Always,
+    /// Not at all: nobody can say then that the target can launch it.
+    Never,
 }
 
 /// How a principal in the target gets at the source account's keys.

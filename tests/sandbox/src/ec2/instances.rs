@@ -83,6 +83,10 @@ pub struct Instance {
     pub vpc_id: String,
     pub availability_zone: String,
     pub security_groups: Vec<String>,
+    /// What the launch asked for.
+    pub public_address: Option<bool>,
+    /// `optional` or `required`
+    pub metadata_tokens: String,
     pub private_ip: String,
     pub tags: Tags,
     pub launched: String,
@@ -486,6 +490,8 @@ fn new_instance(
         vpc_id: launch.subnet.vpc_id.clone(),
         availability_zone: launch.subnet.availability_zone.clone(),
         security_groups: launch.security_groups.clone(),
+        public_address: launch.public_address,
+        metadata_tokens: launch.metadata_tokens.clone(),
         private_ip: format!("172.31.{}.{}", (serial >> 8) & 15, 4 + (serial & 0x7f)),
         tags: launch.tags.get("instance").cloned().unwrap_or_default(),
         launched: request.world.timestamp(),
