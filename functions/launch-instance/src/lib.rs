@@ -5,7 +5,7 @@ mod undo;
 use ami_share_core::{
     Error, Hub, aws,
     hub::Actions,
-    ids::{ExecutionName, ImageId, InstanceId},
+    ids::{ExecutionName, ImageId, InstanceId, KeyArn},
     key_actions::making_encrypted,
     share::{EXECUTION_TAG, Image, Launch, Mode, SOURCE_IMAGE_TAG, Source, Target},
     tokens::launch_token,
@@ -92,14 +92,10 @@ pub async fn launch_instance(hub: &Hub, input: Input) -> Result<Output, Error> {
 
 /// What is to be otherwise than the image says, for each of its EBS volumes.
 fn block_devices(image: &Image, target: &Target) -> Result<Vec<BlockDeviceMapping>, Error> {
-    let key = match (target.mode, &target.kms_key_id) {
-        (Mode::AtLaunch, None) => {
-            return Err(Error::invalid("target.kmsKeyId", "null", "is required for re-encryption at launch"));
-        }
-        (Mode::AtLaunch, Some(key)) => Some(key),
-        (Mode::None | Mode::CopyImage, _) => None,
-    };
-    let mapping = |device: &str| {
+    if target.mode == Mode::AtLaunch && target.kms_key_id.is_none() {
+        return Err(Error::invalid("target.kmsKeyId", "null", "is required for re-encryption at launch"));
+    }
+    let mapping = |device: &String, key: Option<&KeyArn>| {
         let ebs = EbsBlockDevice::builder().delete_on_termination(true);
         let ebs = match key {
             Some(key) => ebs.encrypted(true).kms_key_id(key.as_str()),
@@ -107,7 +103,11 @@ fn block_devices(image: &Image, target: &Target) -> Result<Vec<BlockDeviceMappin
         };
         BlockDeviceMapping::builder().device_name(device).ebs(ebs.build()).build()
     };
-    Ok(image.volumes.iter().map(|volume| mapping(&volume.device_name)).collect())
+    let key = target.kms_key_id.as_ref();
+    // A copy's snapshots are under the key already; what starts empty has none to be copied.
+    let of_shared = key.filter(|_| target.mode == Mode::AtLaunch);
+    let shared = image.volumes.iter().map(|volume| mapping(&volume.device_name, of_shared));
+    Ok(shared.chain(image.empty_volumes.iter().map(|device| mapping(device, key))).collect())
 }
 
 /// Without a public address, whatever the subnet does by default. Subnet and security groups of a launch that names its
@@ -183,7 +183,7 @@ fn advice(code: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use ami_share_core::{
-        ids::{AccountId, KeyArn, SnapshotId},
+        ids::{AccountId, SnapshotId},
         share::{SourceChanges, Volume},
     };
 
@@ -200,6 +200,7 @@ mod tests {
             name: "golden".to_owned(),
             architecture: architecture.to_owned(),
             volumes: vec![volume("/dev/xvda"), volume("/dev/sdf")],
+            empty_volumes: vec!["/dev/sdx".to_owned()],
         }
     }
 
@@ -230,7 +231,7 @@ mod tests {
     fn at_launch_puts_every_volume_under_the_key() {
         let mappings = block_devices(&image("x86_64"), &target(Mode::AtLaunch, Some(OWN_KEY))).unwrap();
         let devices: Vec<_> = mappings.iter().map(|mapping| mapping.device_name().unwrap()).collect();
-        assert_eq!(devices, ["/dev/xvda", "/dev/sdf"]);
+        assert_eq!(devices, ["/dev/xvda", "/dev/sdf", "/dev/sdx"]);
         for mapping in &mappings {
             assert_eq!(mapping.ebs().unwrap().kms_key_id(), Some(OWN_KEY));
             assert_eq!(mapping.ebs().unwrap().encrypted(), Some(true));
@@ -240,11 +241,16 @@ mod tests {
     #[test]
     fn otherwise_encryption_is_left_as_it_is_and_volumes_go_with_their_instance() {
         for target in [target(Mode::None, None), target(Mode::CopyImage, Some(OWN_KEY))] {
-            for mapping in block_devices(&image("x86_64"), &target).unwrap() {
+            let mappings = block_devices(&image("x86_64"), &target).unwrap();
+            for mapping in &mappings[..2] {
                 let ebs = mapping.ebs().unwrap();
                 assert_eq!((ebs.encrypted(), ebs.kms_key_id()), (None, None));
                 assert_eq!(ebs.delete_on_termination(), Some(true));
             }
+            // A copy's snapshots are under the key, and what starts empty has to be put there.
+            let empty = mappings[2].ebs().unwrap();
+            assert_eq!(empty.kms_key_id(), target.kms_key_id.as_ref().map(KeyArn::as_str));
+            assert_eq!(empty.delete_on_termination(), Some(true));
         }
     }
 

@@ -67,6 +67,7 @@ pub(crate) async fn find(
         name: image.name().unwrap_or_default().to_owned(),
         architecture: image.architecture().map_or("x86_64", |architecture| architecture.as_str()).to_owned(),
         volumes,
+        empty_volumes: empty_volumes(image),
     };
     Ok(Found { image, devices: keys })
 }
@@ -98,6 +99,14 @@ fn obstacles(source: &Source, image_id: &ImageId, image: &types::Image) -> Vec<E
         ));
     }
     obstacles
+}
+
+/// The device names of volumes that start empty.
+fn empty_volumes(image: &types::Image) -> Vec<String> {
+    let empty = image.block_device_mappings().iter().filter(|mapping| {
+        mapping.ebs().is_some_and(|ebs| ebs.snapshot_id().is_none_or(str::is_empty)) && mapping.no_device().is_none()
+    });
+    empty.filter_map(|mapping| mapping.device_name().map(str::to_owned)).collect()
 }
 
 /// Device name and snapshot of every EBS entry; ephemeral and NoDevice entries, and volumes that

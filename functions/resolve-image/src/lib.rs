@@ -279,6 +279,7 @@ mod tests {
                 name: "web".to_owned(),
                 architecture: "x86_64".to_owned(),
                 volumes: (0..8).map(volume).collect(),
+                empty_volumes: vec![],
             },
             key_changes: keys.iter().map(change).collect(),
             grant_changes: vec![],

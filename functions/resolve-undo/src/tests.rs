@@ -77,6 +77,7 @@ fn note(going: Option<&str>) -> Note {
             name: "web".to_owned(),
             architecture: "x86_64".to_owned(),
             volumes: vec![],
+            empty_volumes: vec![],
         },
         principal_access: PrincipalAccess::Attach,
         target: Target { source_changes: SourceChanges::default(), ..target(2) },

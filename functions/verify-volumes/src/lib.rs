@@ -45,12 +45,8 @@ pub async fn verify_volumes(hub: &Hub, input: Input) -> Result<Output, Error> {
     let account = &target.account_id;
     let config = hub.as_launcher(account, &source.region, execution, ACTIONS).await?;
     let volumes = attached(&config, account, instance_id).await?;
-    let missing: Vec<&str> = image
-        .volumes
-        .iter()
-        .map(|volume| volume.device_name.as_str())
-        .filter(|device| volumes.iter().all(|volume| volume.device_name != *device))
-        .collect();
+    let missing: Vec<&str> =
+        found(image, &volumes).filter(|(_, volume)| volume.is_none()).map(|(expected, _)| expected.device).collect();
     if !missing.is_empty() {
         return Err(Error::NotYetVisible {
             what: format!("the volume at {} of instance {instance_id}", missing.join(", ")),
@@ -87,6 +83,35 @@ fn described(volume: &Volume, instance: &InstanceId) -> EncryptedVolume {
     }
 }
 
+/// A volume that the image has an instance have.
+#[derive(Debug, Clone, Copy)]
+struct Expected<'a> {
+    device: &'a str,
+    /// Nothing for one that starts empty.
+    shared: Option<&'a ami_share_core::share::Volume>,
+}
+
+/// Each volume of the image, with that of the instance. EC2 may attach one under another name than the image's mapping
+/// has (`/dev/sda` where the root device is `/dev/sda1`): where one of each is left over, they are the same.
+fn found<'a>(
+    image: &'a Image,
+    volumes: &'a [EncryptedVolume],
+) -> impl Iterator<Item = (Expected<'a>, Option<&'a EncryptedVolume>)> {
+    let shared = image.volumes.iter().map(|volume| Expected { device: &volume.device_name, shared: Some(volume) });
+    let empty = image.empty_volumes.iter().map(|device| Expected { device, shared: None });
+    let expected: Vec<Expected<'_>> = shared.chain(empty).collect();
+    let named = |device: &str| volumes.iter().find(|volume| volume.device_name == device);
+    let unknown = expected.iter().filter(|expected| named(expected.device).is_none()).count();
+    let mut others =
+        volumes.iter().filter(|volume| expected.iter().all(|expected| expected.device != volume.device_name));
+    let other = match (others.next(), others.next()) {
+        (Some(one), None) if unknown == 1 => Some(one),
+        _ => None,
+    };
+    let paired: Vec<_> = expected.iter().map(|expected| (*expected, named(expected.device).or(other))).collect();
+    paired.into_iter()
+}
+
 /// One error for each volume of the image that is not as it should be on the instance.
 fn differences(image: &Image, account: &AccountId, volumes: &[EncryptedVolume], asked: Option<&KeyArn>) -> Vec<Error> {
     let wrong = |volume: &EncryptedVolume, expected: String| Error::VolumeNotReencrypted {
@@ -95,15 +120,15 @@ fn differences(image: &Image, account: &AccountId, volumes: &[EncryptedVolume], 
         found: volume.key_arn.as_ref().map_or("is not encrypted".to_owned(), |key| format!("is under key {key}")),
         expected,
     };
-    image
-        .volumes
-        .iter()
-        .filter_map(|expected| {
-            let volume = volumes.iter().find(|volume| volume.device_name == expected.device_name)?;
-            match asked {
-                Some(key) if volume.key_arn.as_ref() != Some(key) => Some(wrong(volume, format!("under key {key}"))),
-                None if expected.key_arn.is_some() && volume.key_arn.is_none() => {
-                    Some(wrong(volume, format!("encrypted, as snapshot {} is", expected.snapshot_id)))
+    found(image, volumes)
+        .filter_map(|(expected, volume)| {
+            let volume = volume?;
+            match (asked, expected.shared) {
+                (Some(key), _) if volume.key_arn.as_ref() != Some(key) => {
+                    Some(wrong(volume, format!("under key {key}")))
+                }
+                (None, Some(shared)) if shared.key_arn.is_some() && volume.key_arn.is_none() => {
+                    Some(wrong(volume, format!("encrypted, as snapshot {} is", shared.snapshot_id)))
                 }
                 _ => None,
             }
@@ -140,6 +165,7 @@ mod tests {
             name: "golden".to_owned(),
             architecture: "x86_64".to_owned(),
             volumes: vec![volume("/dev/xvda", Some(key("111111111111", "source"))), volume("/dev/sdf", None)],
+            empty_volumes: vec![],
         }
     }
 
@@ -173,6 +199,39 @@ mod tests {
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].to_string().contains("key/other"));
         assert_eq!(found[1].name(), "VolumeNotReencrypted");
+    }
+
+    #[test]
+    fn a_volume_under_another_name_is_the_one_that_is_left_over() {
+        let renamed = |devices: &[&str]| {
+            let volume = |device: &&str| EncryptedVolume {
+                device_name: (*device).to_owned(),
+                volume_id: format!("vol-{device}"),
+                key_arn: None,
+            };
+            devices.iter().map(volume).collect::<Vec<_>>()
+        };
+        let seen = |devices: &[&str]| {
+            let (image, volumes) = (image(), renamed(devices));
+            found(&image, &volumes).map(|(_, volume)| volume.map(|v| v.device_name.clone())).collect::<Vec<_>>()
+        };
+        let name = |device: &str| Some(device.to_owned());
+        assert_eq!(seen(&["/dev/xvda1", "/dev/sdf"]), [name("/dev/xvda1"), name("/dev/sdf")]);
+        assert_eq!(seen(&["/dev/sdf"]), [None, name("/dev/sdf")]);
+        assert_eq!(seen(&["/dev/xvda1", "/dev/sdf1"]), [None, None]);
+        assert_eq!(seen(&["/dev/xvda1", "/dev/sdf", "/dev/sdz"]), [None, name("/dev/sdf")]);
+    }
+
+    #[test]
+    fn what_starts_empty_is_under_the_key_that_was_asked_for() {
+        let mut image = image();
+        image.empty_volumes = vec!["/dev/sdz".to_owned()];
+        let own = key("222222222222", "own");
+        let right = volumes(Some(own.clone()), Some(own.clone()));
+        let wrong = differences(&image, &account(), &right, Some(&own));
+        assert_eq!(wrong.len(), 1);
+        assert!(wrong[0].to_string().contains("vol-3 (/dev/sdz)"), "{}", wrong[0]);
+        assert!(differences(&image, &account(), &right, None).is_empty());
     }
 
     #[test]

@@ -92,6 +92,34 @@ async fn a_proof_has_the_tags_and_groups_that_are_asked_for_and_no_public_addres
 }
 
 #[tokio::test]
+async fn a_volume_that_starts_empty_goes_with_the_proof_and_is_under_the_key() -> Result<()> {
+    let mut stage = Stage::start(Settings::default()).await?;
+    {
+        let mut world = stage.local.sandbox.world();
+        let devices = &mut image_mut(&mut world, &stage.image).devices;
+        let mut empty = devices[0].clone();
+        empty.name = "/dev/sdx".to_owned();
+        if let DeviceKind::Ebs(ebs) = &mut empty.kind {
+            (ebs.snapshot_id, ebs.encrypted, ebs.delete_on_termination) = (None, false, false);
+        }
+        devices.push(empty);
+    }
+    stage.keep();
+    for mode in ["none", "atLaunch", "copyImage"] {
+        stage.reset();
+        let request = stage.request(json!({ "reencrypt": reencrypt(mode) }));
+        let run = stage.run(&format!("empty-{mode}"), &request).await?;
+        assert!(run.succeeded(), "{mode}: {}", run.summary());
+        let left = run.after[TARGET]["ec2"][REGION]["volumes"].as_object().map_or(0, serde_json::Map::len);
+        assert_eq!(left, 0, "{mode}: {}", run.differences());
+        let reported = reported_volumes(&run);
+        let empty = reported.iter().find(|(device, _)| device == "/dev/sdx").ok_or("there is no such volume")?;
+        assert_eq!(empty.1, (mode != "none").then(|| stage.target().key_arn.clone()), "{mode}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn volumes_are_under_the_key_that_the_mode_says_and_the_proof_stays_if_asked() -> Result<()> {
     let stage = Stage::start(Settings::default()).await?;
     for (mode, keep) in [("none", false), ("none", true), ("atLaunch", true), ("copyImage", true)] {

@@ -49,8 +49,11 @@ pub struct Image {
     pub name: String,
     /// As EC2 spells it: `x86_64`, `arm64`.
     pub architecture: String,
-    /// Its EBS volumes; other devices are left out.
+    /// Its EBS volumes that have a snapshot; ephemeral and other devices are left out.
     pub volumes: Vec<Volume>,
+    /// The device names of its EBS volumes that start empty. There is nothing of them to share.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub empty_volumes: Vec<String>,
 }
 
 /// An EBS entry of the image's block device mapping.

@@ -49,6 +49,7 @@ fn note(of: &str, going: Option<&str>) -> Note {
             name: "web".to_owned(),
             architecture: "x86_64".to_owned(),
             volumes: vec![volume],
+            empty_volumes: vec![],
         },
         principal_access: PrincipalAccess::Attach,
         target: Target {
