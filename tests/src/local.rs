@@ -26,6 +26,8 @@ pub struct Settings {
     pub pairs: Vec<(String, String)>,
     /// Who is allowed besides.
     pub organization: Organization,
+    /// `AllowUnencrypted`: many worlds of tests have images that are not.
+    pub allow_unencrypted: bool,
     /// Whether the targets' owners allow inline policies.
     pub inline_policies: bool,
     /// `OnlyTaggedImages`
@@ -45,6 +47,7 @@ impl Default for Settings {
             targets: vec![TARGET.to_owned()],
             pairs: Vec::new(),
             organization: Organization::default(),
+            allow_unencrypted: true,
             inline_policies: false,
             only_tagged_images: false,
             audit_schedule: String::new(),
@@ -103,6 +106,7 @@ impl Local {
             ("AllowedSourceAccountIds", &allowed_sources),
             ("ExternalId", EXTERNAL_ID),
             ("AuditSchedule", &settings.audit_schedule),
+            ("AllowUnencrypted", if settings.allow_unencrypted { "true" } else { "false" }),
             ("ImageEventSource", IMAGE_EVENT_SOURCE),
         ];
         let hub = deploy::deploy_hub(&engine, &parameters).await?;

@@ -11,6 +11,7 @@ use ami_share_core::{
     plan,
     principal_policy::{inline_policy, inline_policy_name},
     share::{PrincipalAccess, Resolution, Source, Target},
+    words,
 };
 use ami_share_key_grants::SHAREABLE_TAG;
 use ami_share_plan::{Call, Names, PolicyDiff, written};
@@ -43,6 +44,9 @@ pub struct Plan {
     already_shared: Vec<AccountId>,
     /// What the other targets have of what they need.
     already_there: Vec<AlreadyThere>,
+    /// In words, where volumes of the image are not encrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unencrypted: Option<String>,
     /// Calls that change something. The targets' are made at the same time, and listed one target
     /// after the other.
     pub(crate) calls: Vec<Call>,
@@ -107,6 +111,7 @@ impl Plan {
             source: resolution.source.clone(),
             summary: Summary { calls: calls.len(), calls_by_account: by_account },
             already_shared: resolution.already_shared.clone(),
+            unencrypted: words::unencrypted(&resolution.image.unencrypted()),
             already_there: resolution.targets.iter().filter_map(|target| already_there(resolution, target)).collect(),
             calls,
             inline_policies: inline_policies(resolution)?,

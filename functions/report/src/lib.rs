@@ -78,6 +78,9 @@ pub struct Output {
     changed: Changed,
     /// Targets that had everything, and that nothing was done for.
     already_shared: Vec<AccountId>,
+    /// In words, where volumes of the image are not encrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unencrypted: Option<String>,
     targets: Vec<TargetReport>,
     /// An error name of ami-share or of Step Functions.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -216,6 +219,7 @@ fn summary(input: Input) -> Output {
         image_id: resolution.as_ref().map(|resolution| resolution.image.image_id.clone()),
         targets: target_reports(resolution.as_ref(), results, &ending),
         changed: resolution.as_ref().map(|resolution| changed(resolution, &ending)).unwrap_or_default(),
+        unencrypted: resolution.as_ref().and_then(|resolution| words::unencrypted(&resolution.image.unencrypted())),
         already_shared: resolution.map(|resolution| resolution.already_shared).unwrap_or_default(),
         error: ending.failure.map(|failure| words::cut(&failure.error, 256)),
         cause,

@@ -12,7 +12,7 @@ use ami_share_core::{
     request::{Request, RequestedTarget},
     room,
     settings::Settings,
-    share::{KeyAccess, KeyChange, Mode, Prove, Resolution, SnapshotChange, Source, SourceChanges, Target},
+    share::{Image, KeyAccess, KeyChange, Mode, Prove, Resolution, SnapshotChange, Source, SourceChanges, Target},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -63,6 +63,7 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
 
     let mut problems = Vec::new();
     let found = image::find(&ec2, source, &request.image_id, &mut problems).await?;
+    problems.extend(not_encrypted(hub, &request, &found.image));
     let retiring = hub.source_role(&source.account_id, &source.region);
     let keys = keys::Keys {
         hub,
@@ -120,6 +121,22 @@ fn read_request(hub: &Hub, request: &Value) -> Result<Request, Error> {
     }
 }
 
+/// A volume without a key is open to whoever has the image, so somebody must have said that it may be.
+fn not_encrypted(hub: &Hub, request: &Request, image: &Image) -> Option<Error> {
+    let remedy = match (request.require_encryption, hub.settings.allow_unencrypted) {
+        (false, true) => return None,
+        (true, _) => "copy it under a key, or leave requireEncryption out",
+        (false, false) => "copy it under a key, or let the hub stack's parameter AllowUnencrypted be true",
+    };
+    let devices = image.unencrypted();
+    (!devices.is_empty()).then(|| Error::ImageNotEncrypted {
+        image: image.image_id.clone(),
+        account: request.source.account_id.clone(),
+        devices,
+        remedy,
+    })
+}
+
 /// What has no room in one execution would end it without a Catch.
 fn fitting(resolution: Resolution) -> Result<Resolution, Error> {
     let excess = match room::longest_cause(&resolution) {
@@ -172,7 +189,7 @@ impl Lacking {
 fn resolution(
     execution: ExecutionName,
     request: Request,
-    image: ami_share_core::share::Image,
+    image: Image,
     states: Vec<TargetState>,
     lacking: Lacking,
 ) -> Resolution {
@@ -232,7 +249,7 @@ mod tests {
     use ami_share_core::{
         ids::{ImageId, KeyArn, PrincipalArn, Region, SnapshotId},
         request::{MAX_PRINCIPALS, MAX_TARGETS},
-        share::{Action, Image, Launch, OnFailure, PrincipalAccess, PrincipalChange, Volume},
+        share::{Action, Launch, OnFailure, PrincipalAccess, PrincipalChange, Volume},
     };
 
     use super::*;

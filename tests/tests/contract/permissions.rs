@@ -915,6 +915,11 @@ fn functions_are_told_every_setting_that_they_read() {
         hub["Globals"]["Function"]["Environment"]["Variables"].as_object().unwrap().keys().cloned().collect();
     // Of those only that look: see functions_that_look_at_the_allow_list_are_told_it_and_no_others.
     told.extend(["ALLOWED_TARGETS", "ORGANIZATIONS_READER"].map(str::to_owned));
+    // Of ResolveImage, which refuses.
+    let resolve = properties(&hub, "ResolveImageFunction")["Environment"]["Variables"].clone();
+    assert_eq!(resolve["ALLOW_UNENCRYPTED"], json!({ "Ref": "AllowUnencrypted" }));
+    assert_eq!(hub["Parameters"]["AllowUnencrypted"]["Default"], "false");
+    told.insert("ALLOW_UNENCRYPTED".to_owned());
     // Of those only that use it: see functions_that_use_the_table_are_told_where_it_is_and_no_others.
     told.insert("RECORD_TABLE_ARN".to_owned());
     // Of none: it is for engines whose waits are shorter than AWS's.

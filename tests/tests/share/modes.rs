@@ -120,6 +120,43 @@ async fn a_volume_that_starts_empty_goes_with_the_proof_and_is_under_the_key() -
 }
 
 #[tokio::test]
+async fn an_image_that_is_not_wholly_encrypted_is_refused_unless_hub_and_request_allow_it() -> Result<()> {
+    for allow_unencrypted in [false, true] {
+        let mut stage = Stage::start(Settings { allow_unencrypted, ..Settings::default() }).await?;
+        let snapshot = stage.image.volumes[1].snapshot_id.clone();
+        if let Some(snapshot) = ec2(&mut stage.local.sandbox.world(), SOURCE).snapshots.get_mut(&snapshot) {
+            snapshot.key = None;
+        }
+        stage.keep();
+        for (name, require_encryption) in [("allowed", false), ("required", true)] {
+            stage.reset();
+            let mut request = stage.request(json!({}));
+            request["requireEncryption"] = json!(require_encryption);
+            let run = stage.run(name, &request).await?;
+            if allow_unencrypted && !require_encryption {
+                assert!(run.succeeded(), "{}", run.summary());
+                let said = "volume /dev/sdf of the image is not encrypted";
+                assert!(
+                    run.report()["unencrypted"].as_str().is_some_and(|text| text.contains(said)),
+                    "{}",
+                    run.report()
+                );
+            } else {
+                assert_eq!(run.error(), "ImageNotEncrypted", "{}", run.summary());
+                let remedy = if require_encryption { "requireEncryption" } else { "AllowUnencrypted" };
+                assert!(["/dev/sdf", remedy].iter().all(|said| run.cause().contains(said)), "{}", run.cause());
+                assert!(run.differences().is_empty(), "{}", run.differences());
+            }
+            request["action"] = json!("plan");
+            let plan = stage.run(&format!("{name}-plan"), &request).await?;
+            assert_eq!(plan.succeeded(), run.succeeded(), "{}", plan.summary());
+            assert_eq!(plan.report()["unencrypted"].is_string(), run.succeeded());
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn volumes_are_under_the_key_that_the_mode_says_and_the_proof_stays_if_asked() -> Result<()> {
     let stage = Stage::start(Settings::default()).await?;
     for (mode, keep) in [("none", false), ("none", true), ("atLaunch", true), ("copyImage", true)] {

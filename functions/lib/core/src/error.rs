@@ -93,6 +93,12 @@ pub enum Error {
     #[error("image {image} of account {account} cannot be shared: {reason}")]
     ImageNotShareable { image: ImageId, account: AccountId, reason: String },
 
+    #[error(
+        "image {image} of account {account} has volumes that are not encrypted ({}): whoever it is shared with needs no key \
+         for them; {remedy}", devices.join(", ")
+    )]
+    ImageNotEncrypted { image: ImageId, account: AccountId, devices: Vec<String>, remedy: &'static str },
+
     #[error("key {key} cannot be shared: {reason}")]
     KeyNotShareable { key: String, reason: String },
 
@@ -220,6 +226,7 @@ impl Error {
             Self::ImageNotFound { .. } => "ImageNotFound",
             Self::ImageNotAvailable { .. } => "ImageNotAvailable",
             Self::ImageNotShareable { .. } => "ImageNotShareable",
+            Self::ImageNotEncrypted { .. } => "ImageNotEncrypted",
             Self::KeyNotShareable { .. } => "KeyNotShareable",
             Self::KeyNotUsable { .. } => "KeyNotUsable",
             Self::KeyPolicyTooLarge { .. } => "KeyPolicyTooLarge",
@@ -244,13 +251,14 @@ impl Error {
     }
 
     /// Every name there is, for the contract test between this enum, the state machine and docs/errors.md.
-    pub const NAMES: [&str; 25] = [
+    pub const NAMES: [&str; 26] = [
         "InvalidRequest",
         "TargetNotAllowed",
         "SourceNotAllowed",
         "ImageNotFound",
         "ImageNotAvailable",
         "ImageNotShareable",
+        "ImageNotEncrypted",
         "KeyNotShareable",
         "KeyNotUsable",
         "KeyPolicyTooLarge",

@@ -41,6 +41,8 @@ pub struct Request {
     pub key_access: KeyAccess,
     /// `attach` where it says nothing.
     pub principal_access: PrincipalAccess,
+    /// Whether an image is refused whose volumes are not all encrypted, whatever the hub allows.
+    pub require_encryption: bool,
     /// `undo` where it says nothing.
     pub on_failure: OnFailure,
     /// `apply` where it says nothing.
@@ -123,6 +125,7 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
     let on_failure = fields.or("onFailure", OnFailure::Undo, |v| {
         one_of(&v, &[("undo", OnFailure::Undo), ("undoAll", OnFailure::UndoAll), ("keep", OnFailure::Keep)], &[])
     });
+    let require_encryption = fields.flag("requireEncryption");
     fields.empty_list("organizationArns");
     fields.empty_list("organizationalUnitArns");
     fields.refuse_others(&[
@@ -133,6 +136,7 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
         "planHash",
         "keyAccess",
         "principalAccess",
+        "requireEncryption",
         "onFailure",
         "organizationArns",
         "organizationalUnitArns",
@@ -143,6 +147,7 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
         targets: targets?,
         key_access: key_access?,
         principal_access: principal_access?,
+        require_encryption: require_encryption?,
         on_failure: on_failure?,
         action: action?,
         plan_hash: plan_hash?,

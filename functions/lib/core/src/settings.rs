@@ -33,6 +33,8 @@ pub struct Settings {
     pub organizations_reader: Option<OrganizationsReader>,
     /// Of the functions that use it.
     pub record_table: Option<RecordTable>,
+    /// Whether images may be shared whose volumes are not all encrypted.
+    pub allow_unencrypted: bool,
     /// For how long after a change AWS may still answer as before it: five minutes, or `STALE_READ_SECONDS`, for
     /// engines whose waits are shorter than AWS's.
     pub stale_reads: Duration,
@@ -152,6 +154,7 @@ impl Settings {
                 .map(|arn| RecordTable::parse(&arn))
                 .transpose()
                 .map_err(|rule| format!("RECORD_TABLE_ARN must be {rule}"))?,
+            allow_unencrypted: get("ALLOW_UNENCRYPTED").is_some_and(|allowed| allowed == "true"),
             stale_reads: get("STALE_READ_SECONDS")
                 .map(|seconds| seconds.parse().map(Duration::from_secs))
                 .transpose()
@@ -195,6 +198,22 @@ mod tests {
     fn a_function_that_is_told_of_no_allow_list_allows_nobody() {
         let settings = allowed(None, None).unwrap();
         assert!(settings.allow_list.unlisted([&AccountId::parse("222222222222").unwrap()]).is_err());
+    }
+
+    #[test]
+    fn volumes_are_to_be_encrypted_unless_the_setting_says_otherwise() {
+        let with = |value: Option<&str>| {
+            let value = value.map(str::to_owned);
+            let read = |name: &str| match name {
+                "ALLOW_UNENCRYPTED" => value.clone(),
+                "SOURCE_ACCOUNT_ID" => Some("111111111111".to_owned()),
+                "RECORD_TABLE_ARN" | "STALE_READ_SECONDS" | "ORGANIZATIONS_READER" | "ALLOWED_TARGETS" => None,
+                _ => Some("x".to_owned()),
+            };
+            Settings::from_variables(read).unwrap().allow_unencrypted
+        };
+        assert!(with(Some("true")));
+        assert!(!with(None) && !with(Some("false")) && !with(Some("")));
     }
 
     #[test]

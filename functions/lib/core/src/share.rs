@@ -70,6 +70,12 @@ pub struct Volume {
 }
 
 impl Image {
+    /// The device names of volumes whose snapshots are not encrypted.
+    pub fn unencrypted(&self) -> Vec<String> {
+        let plain = self.volumes.iter().filter(|volume| volume.key_arn.is_none());
+        plain.map(|volume| volume.device_name.clone()).collect()
+    }
+
     /// Every distinct key under the volumes.
     pub fn keys(&self) -> Vec<KeyArn> {
         let mut keys: Vec<KeyArn> = self.volumes.iter().filter_map(|volume| volume.key_arn.clone()).collect();

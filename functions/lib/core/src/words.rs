@@ -27,6 +27,16 @@ fn first_string(json: &str) -> Option<String> {
     closed.map(|start| start + "...").next()
 }
 
+/// What is to be known of volumes that are not encrypted; nothing where all are.
+pub fn unencrypted(devices: &[String]) -> Option<String> {
+    let what = match devices {
+        [] => return None,
+        [one] => format!("volume {one} of the image is not encrypted"),
+        several => format!("volumes {} of the image are not encrypted", several.join(", ")),
+    };
+    Some(format!("{what}: whoever it is shared with needs no key for that"))
+}
+
 /// A sentence that others may follow.
 pub fn with_full_stop(text: &str) -> String {
     if text.ends_with('.') { text.to_owned() } else { format!("{text}.") }
