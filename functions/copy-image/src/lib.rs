@@ -156,6 +156,7 @@ mod tests {
                 name: "golden".to_owned(),
                 architecture: "x86_64".to_owned(),
                 volumes: Vec::new(),
+                empty_volumes: vec![],
             },
             target: Target {
                 account_id: AccountId::parse("222222222222").unwrap(),

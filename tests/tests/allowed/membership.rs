@@ -110,6 +110,7 @@ impl Case {
 fn hub(endpoint: &str, allowed: &BTreeSet<String>) -> Result<Hub> {
     let list = allowed.iter().map(String::as_str).collect::<Vec<_>>().join(",");
     let settings = Settings {
+        allow_unencrypted: false,
         source_role: "AmiShareSource".to_owned(),
         source_reader_role: "AmiShareSourceReader".to_owned(),
         target_role: "AmiShareTarget".to_owned(),

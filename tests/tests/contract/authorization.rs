@@ -276,7 +276,7 @@ fn our_statements_in_key_policies_name_only_actions_and_keys_that_aws_has() {
         "Effect": "Allow", "Principal": { "AWS": "arn:aws:iam::111111111111:root" }, "Action": "kms:*", "Resource": "*",
     }]});
     let policy = KeyPolicy::parse(&key, &plain.to_string()).unwrap();
-    let shared = policy.with([&AccountId::parse("222222222222").unwrap()]).unwrap().to_text().unwrap();
+    let shared = policy.with([&AccountId::parse("222222222222").unwrap()]).unwrap().unwrap().to_text().unwrap();
     let found = found_in("key policy", &serde_json::from_str(&shared).unwrap());
     assert_eq!(found.len(), 3);
     // The first is the owner's.

@@ -154,6 +154,7 @@ mod tests {
             name: name.to_owned(),
             architecture: "x86_64".to_owned(),
             volumes: Vec::new(),
+            empty_volumes: vec![],
         }
     }
 
