@@ -48,7 +48,8 @@ impl Accounts {
         let snapshot = element(&made, "snapshotId").unwrap();
         let later = world.now_ms() + 1_000;
         world.set_now_ms(later);
-        let name = format!("of {account} {tagged}");
+        // Names are an account's own.
+        let name = format!("of {snapshot}");
         let register = [
             ("Name", name.as_str()),
             ("Architecture", "x86_64"),

@@ -601,14 +601,19 @@ impl TargetPlan {
             let devices: Vec<(String, String)> =
                 image.devices.iter().map(|device| (device.clone(), snapshot(world))).collect();
             let copy = register(world, &root, &format!("copy-of-{}", image.id), &devices);
-            let tags = [
-                ("ResourceId.1", copy.as_str()),
-                ("Tag.1.Key", SOURCE_IMAGE_TAG),
-                ("Tag.1.Value", &image.id),
-                ("Tag.2.Key", KEY_TAG),
-                ("Tag.2.Value", own_key),
-            ];
-            root.call(world, "ec2", "CreateTags", &tags).unwrap();
+            // As CopyImage tags what it makes.
+            for made in devices.iter().map(|(_, snapshot)| snapshot).chain([&copy]) {
+                let tags = [
+                    ("ResourceId.1", made.as_str()),
+                    ("Tag.1.Key", SOURCE_IMAGE_TAG),
+                    ("Tag.1.Value", &image.id),
+                    ("Tag.2.Key", KEY_TAG),
+                    ("Tag.2.Value", own_key),
+                    ("Tag.3.Key", EXECUTION_TAG),
+                    ("Tag.3.Value", "before"),
+                ];
+                root.call(world, "ec2", "CreateTags", &tags).unwrap();
+            }
         }
     }
 }

@@ -16,7 +16,6 @@
 
 use std::collections::BTreeSet;
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -24,6 +23,7 @@ use crate::{
     arns::account_root,
     digest,
     ids::{AccountId, KeyArn},
+    share::Repair,
 };
 
 /// The longest key policy that KMS takes ("Resource quotas", AWS KMS developer guide).
@@ -46,20 +46,6 @@ pub struct KeyPolicy {
     key: KeyArn,
     document: Map<String, Value>,
     statements: Vec<Value>,
-}
-
-/// What was put right of our statements in a policy, so that it can be put back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Repair {
-    /// The `kms:ViaService` of [`USE_SID`], where there was such a statement.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    using: Option<String>,
-    /// That of [`GRANT_SID`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    granting: Option<String>,
-    /// A digest of our statements before it.
-    before: String,
 }
 
 /// Whom statements name that are not ours.

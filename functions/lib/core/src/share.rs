@@ -7,10 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    ids::{AccountId, ExecutionName, ImageId, KeyArn, PlanHash, PrincipalArn, Region, SnapshotId},
-    key_policy::Repair,
-};
+use crate::ids::{AccountId, ExecutionName, ImageId, KeyArn, PlanHash, PrincipalArn, Region, SnapshotId};
 
 /// The tag that names the execution that made a resource.
 pub const EXECUTION_TAG: &str = "ami-share:execution";
@@ -18,6 +15,20 @@ pub const EXECUTION_TAG: &str = "ami-share:execution";
 pub const SOURCE_IMAGE_TAG: &str = "ami-share:source-image";
 /// The tag that names the key that a copy was asked to be under, by its ARN.
 pub const KEY_TAG: &str = "ami-share:kms-key";
+
+/// What was put right of our statements in a policy, so that it can be put back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Repair {
+    /// The `kms:ViaService` of `AmiShareUse`, where there was such a statement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub using: Option<String>,
+    /// That of `AmiShareCreateGrant`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub granting: Option<String>,
+    /// A digest of our statements before it.
+    pub before: String,
+}
 
 /// Where the image is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
