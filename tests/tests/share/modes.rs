@@ -265,20 +265,25 @@ async fn what_the_targets_owner_has_not_allowed_is_refused_and_taken_back() -> R
     let stage = Stage::start(Settings::default()).await?;
     let sandbox = stage.local.sandbox.endpoint();
     let outside = seed::role(&sandbox, TARGET, "other-deployer").await?;
-    for (name, access, principals, call) in [
-        ("inline", "inline", json!([]), "iam:PutRolePolicy"),
-        ("outside-the-patterns", "attach", json!([stage.target().principal, outside]), "iam:AttachRolePolicy"),
-    ] {
-        let mut request = stage.request(json!({ "principals": principals }));
-        request["principalAccess"] = json!(access);
-        let run = stage.run(name, &request).await?;
-        assert_eq!(run.error(), "AccessDenied", "{name}: {}", run.summary());
-        for said in ["GrantPrincipals", TARGET, call, "Everything that this execution had added was taken back"] {
-            assert!(run.cause().contains(said), "{name}: the cause does not say {said:?}: {}", run.cause());
-        }
-        assert!(run.writes().contains(&"ec2:ModifyImageAttribute"), "{name}: {:?}", run.writes());
-        assert_eq!(run.differences(), "", "{name}");
+    let mut inline = stage.request(json!({}));
+    inline["principalAccess"] = json!("inline");
+    let run = stage.run("inline", &inline).await?;
+    assert_eq!(run.error(), "AccessDenied", "{}", run.summary());
+    for said in
+        ["GrantPrincipals", TARGET, "iam:PutRolePolicy", "Everything that this execution had added was taken back"]
+    {
+        assert!(run.cause().contains(said), "the cause does not say {said:?}: {}", run.cause());
     }
+    assert!(run.writes().contains(&"ec2:ModifyImageAttribute"), "{:?}", run.writes());
+    assert_eq!(run.differences(), "");
+    // Of whom its patterns do not name, the target does not even say what they have.
+    let request = stage.request(json!({ "principals": [stage.target().principal, outside] }));
+    let run = stage.run("outside-the-patterns", &request).await?;
+    assert_eq!(run.error(), "AccessDenied", "{}", run.summary());
+    for said in ["ResolveImage", TARGET, "iam:ListAttachedRolePolicies", &outside, "Nothing was changed"] {
+        assert!(run.cause().contains(said), "the cause does not say {said:?}: {}", run.cause());
+    }
+    assert_eq!(run.writes(), [""; 0]);
     Ok(())
 }
 
