@@ -2,6 +2,7 @@
 
 use ami_share_sandbox::{Sandbox, Settings, sts::AccessKey};
 use aws_credential_types::Credentials;
+use aws_smithy_http_client::Builder;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_smithy_types::retry::RetryConfig;
 
@@ -52,6 +53,7 @@ fn clients(sandbox: &Sandbox, credentials: Credentials) -> Clients {
         ec2: aws_sdk_ec2::Client::from_conf(
             aws_sdk_ec2::Config::builder()
                 .behavior_version_latest()
+                .http_client(Builder::new().build_http())
                 .endpoint_url(&endpoint)
                 .region(region())
                 .retry_config(retry())
@@ -61,6 +63,7 @@ fn clients(sandbox: &Sandbox, credentials: Credentials) -> Clients {
         iam: aws_sdk_iam::Client::from_conf(
             aws_sdk_iam::Config::builder()
                 .behavior_version_latest()
+                .http_client(Builder::new().build_http())
                 .endpoint_url(&endpoint)
                 .region(region())
                 .retry_config(retry())
@@ -70,6 +73,7 @@ fn clients(sandbox: &Sandbox, credentials: Credentials) -> Clients {
         kms: aws_sdk_kms::Client::from_conf(
             aws_sdk_kms::Config::builder()
                 .behavior_version_latest()
+                .http_client(Builder::new().build_http())
                 .endpoint_url(&endpoint)
                 .region(region())
                 .retry_config(retry())
@@ -79,6 +83,7 @@ fn clients(sandbox: &Sandbox, credentials: Credentials) -> Clients {
         organizations: aws_sdk_organizations::Client::from_conf(
             aws_sdk_organizations::Config::builder()
                 .behavior_version_latest()
+                .http_client(Builder::new().build_http())
                 .endpoint_url(&endpoint)
                 .region(region())
                 .retry_config(retry())
@@ -88,6 +93,7 @@ fn clients(sandbox: &Sandbox, credentials: Credentials) -> Clients {
         sts: aws_sdk_sts::Client::from_conf(
             aws_sdk_sts::Config::builder()
                 .behavior_version_latest()
+                .http_client(Builder::new().build_http())
                 .endpoint_url(&endpoint)
                 .region(region())
                 .retry_config(retry())
