@@ -27,7 +27,9 @@ use ami_share_tests::{
 use aws_sdk_ec2::{
     config::Credentials,
     error::ProvideErrorMetadata,
-    types::{InstanceStateName, InstanceType, ResourceType, Tag, TagSpecification},
+    types::{
+        InstanceNetworkInterfaceSpecification, InstanceStateName, InstanceType, ResourceType, Tag, TagSpecification,
+    },
 };
 use aws_sdk_sfn::types::ExecutionStatus;
 use serde_json::{Value, json};
@@ -209,6 +211,10 @@ async fn launch(local: &Local, account: &str, image_id: &str) -> Result<String> 
         .instance_type(InstanceType::T3Micro)
         .min_count(1)
         .max_count(1)
+        .network_interfaces(
+            // The launcher may not give a public address.
+            InstanceNetworkInterfaceSpecification::builder().device_index(0).associate_public_ip_address(false).build(),
+        )
         .tag_specifications(tagged(ResourceType::Instance))
         .tag_specifications(tagged(ResourceType::Volume));
     let launched = match call.send().await {

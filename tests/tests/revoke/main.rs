@@ -25,7 +25,7 @@ use aws_sdk_ec2::{
     config::Credentials,
     error::ProvideErrorMetadata,
     operation::run_instances::builders::RunInstancesFluentBuilder,
-    types::{InstanceType, ResourceType, Tag, TagSpecification},
+    types::{InstanceNetworkInterfaceSpecification, InstanceType, ResourceType, Tag, TagSpecification},
 };
 use aws_sdk_sfn::types::ExecutionStatus;
 use serde_json::{Value, json};
@@ -149,6 +149,9 @@ impl Stage {
         };
         let launch = self.launcher(account)?.run_instances().image_id(&self.image.image_id);
         let launch = launch.instance_type(InstanceType::T3Micro).min_count(1).max_count(1);
+        // The launcher may not give a public address.
+        let interface = InstanceNetworkInterfaceSpecification::builder().device_index(0);
+        let launch = launch.network_interfaces(interface.associate_public_ip_address(false).build());
         let launch = launch.tag_specifications(tagged(ResourceType::Instance));
         Ok(launch.tag_specifications(tagged(ResourceType::Volume)))
     }

@@ -207,7 +207,11 @@ mod tests {
             let read = |name: &str| match name {
                 "ALLOW_UNENCRYPTED" => value.clone(),
                 "SOURCE_ACCOUNT_ID" => Some("111111111111".to_owned()),
-                "ALLOWED_SOURCES" | "ALLOWED_TARGETS" | "ORGANIZATIONS_READER" | "RECORD_TABLE_ARN" | "STALE_READ_SECONDS" => None,
+                "ALLOWED_SOURCES"
+                | "ALLOWED_TARGETS"
+                | "ORGANIZATIONS_READER"
+                | "RECORD_TABLE_ARN"
+                | "STALE_READ_SECONDS" => None,
                 _ => Some("x".to_owned()),
             };
             Settings::from_variables(read).unwrap().allow_unencrypted
