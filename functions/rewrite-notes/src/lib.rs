@@ -126,6 +126,8 @@ mod tests {
         ids::{AccountId, ImageId},
         mark::Mark,
     };
+    use ami_share_mocked::Aws;
+    use serde_json::{Value, json};
 
     fn account(digit: u8) -> AccountId {
         AccountId::parse(digit.to_string().repeat(12)).unwrap()
@@ -195,5 +197,68 @@ mod tests {
                 assert_eq!(rewrite_of(&note(Some("{}")), &[left(state, of)]), changed("{}"), "{state}");
             }
         }
+    }
+
+    /// What is left of take-back undo-1, whose one note the table has, marked by it.
+    async fn rewritten(aws: &Aws, gift: Option<&str>, left: Vec<Left>) -> Result<TakenBack, Error> {
+        let noted = json!({
+            "execution": "nightly", "image": { "imageId": "ami-0123abcd" }, "target": { "accountId": account(2) },
+        });
+        aws.note(&noted, &json!({ "going": { "S": note(gift).going } }));
+        let input = Input {
+            execution: ExecutionName::parse("undo-1").unwrap(),
+            image_id: ImageId::parse("ami-0123abcd").unwrap(),
+            notes: vec![note(gift)],
+            taken: vec![taken()],
+            left,
+            kept: vec![kept()],
+        };
+        rewrite_notes(&aws.hub, input).await
+    }
+
+    fn taken() -> Taken {
+        let (call, resource) = ("kms:PutKeyPolicy".to_owned(), "key".to_owned());
+        Taken { call, account_id: account(1), resource, from: vec![] }
+    }
+
+    fn kept() -> Kept {
+        Kept { account_id: account(2), image_id: ImageId::parse("ami-0000abcd").unwrap() }
+    }
+
+    /// What the table has under that name in its one note; nothing where the note, or that, is gone.
+    fn noted(aws: &Aws, name: &str) -> Option<Value> {
+        aws.table().items().next()?.get(name).cloned()
+    }
+
+    #[tokio::test]
+    async fn notes_become_what_they_are_to_be_and_all_that_was_done_is_told() {
+        let aws = Aws::with_table();
+        let undecided = left("ResolveUndo", Some(2));
+        let told = rewritten(&aws, None, vec![undecided.clone()]).await.unwrap();
+        assert_eq!((noted(&aws, "id"), told.taken, told.left), (None, vec![taken()], vec![undecided]));
+        assert_eq!(told.kept, [kept()]);
+        rewritten(&aws, Some("{}"), vec![]).await.unwrap();
+        assert_eq!(noted(&aws, "gift"), Some(json!({ "S": "{}" })));
+        rewritten(&aws, Some("{}"), vec![left("UndoShareImage", None)]).await.unwrap();
+        assert!(noted(&aws, "gift").is_some() && noted(&aws, "going").is_none());
+    }
+
+    #[tokio::test]
+    async fn the_table_is_not_asked_where_all_notes_stay() {
+        let aws = Aws::with_table();
+        rewritten(&aws, None, vec![left("UndoShareKey", None)]).await.unwrap();
+        assert!(noted(&aws, "going").is_some());
+        assert_eq!((aws.calls_of("UpdateItem").len(), aws.calls_of("DeleteItem").len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_written_is_left_and_what_passes_is_tried_again() {
+        let aws = Aws::answering(|_| Some(Err("AccessDeniedException")));
+        let told = rewritten(&aws, None, vec![]).await.unwrap();
+        let [left] = &told.left[..] else { panic!("{told:?}") };
+        assert_eq!((&left.account_id, left.state.as_str()), (&Some(account(2)), "RewriteNotes"));
+        assert_eq!(left.error, "AccessDenied");
+        let aws = Aws::answering(|_| Some(Err("ThrottlingException")));
+        assert!(matches!(rewritten(&aws, None, vec![]).await, Err(Error::Throttled { .. })));
     }
 }

@@ -31,7 +31,6 @@ pub mod root;
 pub mod services;
 pub mod simulation;
 pub mod steps;
-pub mod table;
 
 use std::{
     cell::RefCell,
@@ -40,9 +39,11 @@ use std::{
     sync::{Arc, MutexGuard},
 };
 
+use ami_share_mocked::table::{Refused, Table};
 use ami_share_sandbox::World;
 use serde_json::{Value, json};
 
+pub use ami_share_mocked::table;
 pub use definition::Definition;
 pub use execution::{Record, Status};
 pub use lambda::Function;
@@ -52,7 +53,6 @@ use execution::{Execution, Scope};
 use services::{Control, Fault, Services, Stop};
 use simulation::{Random, Simulation, Time};
 use steps::Step;
-use table::{Refused, Table};
 
 /// Of everything that runs here.
 const REGION: &str = "eu-west-1";

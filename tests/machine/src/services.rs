@@ -209,7 +209,7 @@ impl Services {
             Some(Fault::Failed) => return refuse(500, "InternalServerError", "It was to fail"),
             _ => {}
         }
-        let action = request.header("x-amz-target").unwrap_or_default().rsplit('.').next().unwrap_or_default();
+        let operation = operation(request.header("x-amz-target").unwrap_or_default());
         let Some(caller) = sts::resolve(world, key, request.header("x-amz-security-token")) else {
             return refuse(400, "UnrecognizedClientException", "The security token is invalid.");
         };
@@ -218,20 +218,13 @@ impl Services {
             Some(index) => format!("{}/index/{index}", self.table_arn),
             None => self.table_arn.to_string(),
         };
-        let action = format!("dynamodb:{action}");
+        let action = format!("dynamodb:{operation}");
         let leading_keys = table::leading_key(&body).map(|key| ("dynamodb:LeadingKeys".to_owned(), vec![key]));
         let context = auth::Context::from_iter(leading_keys);
         if let Err(denied) = auth::authorize(world, &caller, &action, &resource, &context) {
             return refuse(400, "AccessDeniedException", &denied.message());
         }
-        let answer = match action.as_str() {
-            "dynamodb:Query" => self.table().query(&body),
-            "dynamodb:GetItem" => self.table().get_item(&body),
-            "dynamodb:PutItem" => self.table().put_item(&body),
-            "dynamodb:UpdateItem" => self.table().update_item(&body),
-            "dynamodb:DeleteItem" => self.table().delete_item(&body),
-            _ => return refuse(400, "UnknownOperationException", &format!("{action} is not known here")),
-        };
+        let answer = self.table().call(operation, &body);
         match fault {
             Some(Fault::ReplyFailed) => return refuse(500, "InternalServerError", "It was to fail"),
             Some(Fault::ReplyLost) => return None,

@@ -189,3 +189,6 @@ impl<'h> KeyLock<'h> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

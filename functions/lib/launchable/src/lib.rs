@@ -174,27 +174,4 @@ async fn keys_of(ec2: &Client, source: &Source, batch: Vec<String>) -> Result<Ve
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_image_has_the_keys_under_its_encrypted_snapshots() {
-        let image = |id: &str| ImageId::parse(id).unwrap();
-        let key = |id: &str| KeyArn::parse(format!("arn:aws:kms:eu-west-1:111111111111:key/{id}")).unwrap();
-        let snapshots = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
-        let images = BTreeMap::from([
-            (image("ami-0000000a"), snapshots(&["snap-1", "snap-2", "snap-unencrypted"])),
-            (image("ami-0000000b"), snapshots(&["snap-unencrypted"])),
-        ]);
-        let keys = BTreeMap::from([
-            ("snap-1".to_owned(), key("1")),
-            ("snap-2".to_owned(), key("2")),
-            ("snap-4".to_owned(), key("3")),
-        ]);
-        let expected = Images::from([
-            (image("ami-0000000a"), BTreeSet::from([key("1"), key("2")])),
-            (image("ami-0000000b"), BTreeSet::new()),
-        ]);
-        assert_eq!(under(images, &keys), expected);
-    }
-}
+mod tests;

@@ -261,23 +261,4 @@ fn account_of(note: &HashMap<String, AttributeValue>) -> Option<AccountId> {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    /// As RecordTarget writes it.
-    #[test]
-    fn a_gift_is_what_share_ami_notes() {
-        let note = json!({
-            "execution": "nightly-0123abcd",
-            "source": { "accountId": "111111111111", "region": "eu-west-1" },
-            "image": { "imageId": "ami-0123abcd", "name": "web", "architecture": "x86_64", "volumes": [] },
-            "principalAccess": "attach",
-            "target": { "accountId": "222222222222", "principalChanges": [], "mode": "none", "launch": {} }
-        });
-        let gift: Gift = serde_json::from_value(note.clone()).unwrap();
-        assert_eq!(gift.target.account_id.as_str(), "222222222222");
-        assert_eq!(serde_json::to_value(gift).unwrap(), note);
-    }
-}
+mod tests;

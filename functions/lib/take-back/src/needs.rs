@@ -182,3 +182,6 @@ impl Need {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ use std::{
 };
 
 use ami_share_core::{
+    Error,
     ids::{AccountId, ExecutionName, ImageId, KeyArn, PrincipalArn, Region, SnapshotId},
     mark::Mark,
     share::{Image, Kept, Launch, Mode, PrincipalAccess, PrincipalChange, Source, SourceChanges, Target, Volume},
@@ -298,4 +299,183 @@ fn a_take_back_has_as_many_targets_as_fit_and_one_at_least() {
     assert_eq!((take_back.key_changes.len(), take_back.key_changes[0].account_ids.len()), (1, fitting));
     let (nothing, none) = gather(&execution("a"), &source_in("eu-west-1"), &image("a"), &[]);
     assert!(!nothing.is_something() && none == 0);
+}
+
+#[test]
+fn each_thing_that_is_taken_is_something_and_what_stays_is_not() {
+    let with = |change: fn(&mut FromAccount)| {
+        let mut taken = FromAccount::new(account(0));
+        change(&mut taken);
+        taken.is_something()
+    };
+    assert!(with(|taken| taken.launch_permission = true));
+    assert!(with(|taken| taken.snapshot_ids = BTreeSet::from([SnapshotId::parse("snap-0123abcd").unwrap()])));
+    assert!(with(|taken| taken.key_arns = BTreeSet::from([key("1")])));
+    assert!(with(|taken| taken.grant_key_arns = BTreeSet::from([key("1")])));
+    assert!(with(|taken| taken.target = take(&[note("a", Some(MINE))], &Need::default()).target));
+    assert!(!with(|taken| taken.kept = Some(Kept { account_id: account(0), image_id: image("b") })));
+    assert!(!with(|_| ()));
+}
+
+#[test]
+fn a_target_whose_notes_cannot_be_read_keeps_what_it_has() {
+    let taken = FromAccount::unread(account(0), "ResolveUndo", &Error::invalid("gift", "?", "must be JSON"));
+    assert!(!taken.is_something());
+    let [left] = &taken.left[..] else { panic!("{taken:?}") };
+    assert_eq!((&left.account_id, left.state.as_str()), (&Some(account(0)), "ResolveUndo"));
+    assert_eq!(left.error, "InvalidRequest");
+    assert!(left.cause.contains("must be JSON"), "{}", left.cause);
+}
+
+#[test]
+fn what_was_not_given_is_not_taken() {
+    let mut of_keys = note("a", Some(MINE));
+    of_keys.gift.target.source_changes.launch_permission = false;
+    assert!(!take(&[of_keys], &Need::default()).launch_permission);
+}
+
+/// A note of another kind of gift each.
+#[test]
+fn what_is_done_in_a_target_may_be_one_thing() {
+    let with = |change: fn(&mut Target)| {
+        let mut noted = note("a", Some(MINE));
+        noted.gift.target.principal_changes.clear();
+        noted.gift.target.mode = Mode::None;
+        noted.gift.target.launch.keep = false;
+        change(&mut noted.gift.target);
+        let target = take(&[noted], &Need::default()).target;
+        target.map(|target| (target.principal_changes.len(), target.copies.len(), target.instances.len()))
+    };
+    let principals = |target: &mut Target| target.principal_changes = note("a", None).gift.target.principal_changes;
+    assert_eq!(with(principals), Some((1, 0, 0)));
+    assert_eq!(with(|target| target.mode = Mode::CopyImage), Some((0, 1, 0)));
+    assert_eq!(with(|target| target.launch.keep = true), Some((0, 0, 1)));
+    assert_eq!(with(|_| ()), None);
+}
+
+#[test]
+fn a_copy_or_an_instance_that_stays_alone_stays_noted() {
+    let source = source_in("eu-west-1");
+    for (copies, instances) in [(false, true), (true, false)] {
+        let asked = Asked { copies, instances, ..asked(&source) };
+        let taken = take_asked(asked, &[note("a", Some(MINE))], &Need::default());
+        let stays = noted(&taken, "a").unwrap();
+        assert_eq!((stays.target.mode == Mode::CopyImage, stays.target.launch.keep), (!copies, !instances));
+    }
+}
+
+/// Its keys go, and the principal stays for another image.
+#[test]
+fn a_principal_that_stays_alone_stays_noted() {
+    let taken = take(&[note("a", Some(MINE))], &need(&[("b", "9")]));
+    let stays = noted(&taken, "a").unwrap();
+    assert_eq!((stays.target.principal_changes.len(), stays.target.source_changes), (1, SourceChanges::default()));
+}
+
+#[test]
+fn grants_go_as_statements_do() {
+    let mut by_grant = note("a", Some(MINE));
+    let changes = &mut by_grant.gift.target.source_changes;
+    changes.grant_key_arns = std::mem::take(&mut changes.key_arns);
+    let taken = take(std::slice::from_ref(&by_grant), &Need::default());
+    assert_eq!((taken.grant_key_arns, taken.key_arns), (BTreeSet::from([key("1")]), BTreeSet::new()));
+    let kept = take(&[by_grant], &need(&[("b", "1")]));
+    assert!(kept.grant_key_arns.is_empty());
+    assert_eq!(noted(&kept, "a").unwrap().target.source_changes.grant_key_arns, [key("1")]);
+}
+
+/// A note of another execution for the same image, since then.
+fn given_since(change: impl Fn(&mut Gift)) -> Note {
+    let mut other = note("a", None);
+    other.gift.execution = execution("other");
+    other.noted_at = 200;
+    other.gift.target.source_changes = SourceChanges::default();
+    change(&mut other.gift);
+    other
+}
+
+fn other_principal() -> PrincipalArn {
+    PrincipalArn::parse(format!("arn:aws:iam::{}:role/other", account(0))).unwrap()
+}
+
+#[test]
+fn what_another_execution_gave_another_principal_does_not_count() {
+    let mine = note("a", Some(MINE));
+    let of_another = given_since(|gift| gift.target.principal_changes[0].principal = other_principal());
+    assert_eq!(principals(&take(&[mine.clone(), of_another], &Need::default())).len(), 1);
+    // By an inline policy of its own, the same principal has keys, and not the managed policy.
+    let inline = given_since(|gift| gift.target.principal_changes[0].key_arns = vec![key("1")]);
+    assert_eq!(principals(&take(&[mine, inline], &Need::default())).len(), 1);
+}
+
+#[test]
+fn of_inline_policies_the_same_key_of_the_same_principal_is_theirs() {
+    let inline = |gift: &mut Gift| {
+        gift.principal_access = PrincipalAccess::Inline;
+        gift.target.principal_changes[0].key_arns = vec![key("1"), key("2")];
+    };
+    let mut mine = note("a", Some(MINE));
+    inline(&mut mine.gift);
+    let theirs = given_since(|gift| {
+        inline(gift);
+        gift.target.principal_changes[0].key_arns = vec![key("1")];
+    });
+    let taken = take(&[mine.clone(), theirs], &Need::default());
+    assert_eq!(principals(&taken)[0].key_arns, [key("2")]);
+    assert_eq!(noted(&taken, "a"), None, "what is theirs is in their note");
+    let of_another = given_since(|gift| {
+        inline(gift);
+        gift.target.principal_changes[0].principal = other_principal();
+    });
+    assert_eq!(principals(&take(&[mine, of_another], &Need::default()))[0].key_arns, [key("1"), key("2")]);
+}
+
+#[test]
+fn only_a_share_that_stands_of_another_image_here_that_nobody_can_launch_is_gone() {
+    let source = source_in("eu-west-1");
+    let revoke = Asked { with_gone_images: true, ..asked(&source) };
+    let takes = |asked: Asked<'_>, note: Note, need: &Need| take_asked(asked, &[note], need).is_something();
+    let gone = note("b", None);
+    assert!(takes(revoke, gone.clone(), &Need::default()));
+    assert!(!takes(asked(&source), gone.clone(), &Need::default()), "an undo takes what its own execution gave");
+    assert!(!takes(revoke, Note { confirmed: false, ..gone.clone() }, &Need::default()), "it is under way");
+    assert!(!takes(revoke, note("a", None), &Need::default()), "somebody else's share of the image at hand");
+    let elsewhere = Gift { source: source_in("us-east-1"), ..gone.gift.clone() };
+    assert!(!takes(revoke, Note { gift: elsewhere, ..gone.clone() }, &Need::default()));
+    let there = Need { images: BTreeSet::from([image("b")]), ..Need::default() };
+    assert!(!takes(revoke, gone.clone(), &there), "it can be launched");
+    assert!(!takes(Asked { force: true, ..revoke }, gone, &unknown("eu-west-1")), "nobody can say");
+}
+
+/// Each with one kind of thing; how many fit is told by the longest that a take-back may be.
+#[test]
+fn everything_that_is_taken_or_told_takes_room() {
+    let fitting = |change: &dyn Fn(&mut FromAccount)| {
+        let with = |n| {
+            let mut taken = FromAccount::new(account(n));
+            change(&mut taken);
+            taken
+        };
+        let taken: Vec<FromAccount> = (0..3_000).map(with).collect();
+        let (take_back, fitting) = gather(&execution("a"), &source_in("eu-west-1"), &image("a"), &taken);
+        assert!(bytes_of(&take_back) <= MOST_TO_TAKE, "{} bytes of {fitting}", bytes_of(&take_back));
+        fitting
+    };
+    let keys = || (0..20).map(|n| key(&n.to_string())).collect::<BTreeSet<_>>();
+    let snapshots = || (0..20).map(|n| SnapshotId::parse(format!("snap-{n:08x}")).unwrap()).collect();
+    let long = "x".repeat(1_000);
+    let one = note("a", Some(MINE));
+    let one = &take(&[one], &need(&[("b", "1")]));
+    let left = Left { account_id: None, state: String::new(), error: String::new(), cause: long.clone() };
+    assert!((2_000..2_900).contains(&fitting(&|taken| taken.launch_permission = true)));
+    assert!((130..150).contains(&fitting(&|taken| taken.snapshot_ids = snapshots())));
+    assert!((65..80).contains(&fitting(&|taken| taken.key_arns = keys())));
+    assert!((65..80).contains(&fitting(&|taken| taken.grant_key_arns = keys())));
+    assert!((450..800).contains(&fitting(&|taken| taken.target.clone_from(&one.target))));
+    assert!((90..120).contains(&fitting(&|taken| {
+        taken.notes.clone_from(&one.notes);
+        taken.notes[0].gift = Some(long.clone());
+    })));
+    assert!((900..1_500).contains(&fitting(&|taken| taken.kept.clone_from(&one.kept))));
+    assert!((90..120).contains(&fitting(&|taken| taken.left = vec![left.clone()])));
 }

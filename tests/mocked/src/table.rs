@@ -15,9 +15,9 @@ pub struct Table {
 
 /// An error of DynamoDB's, with its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Refused {
-    pub(crate) name: &'static str,
-    pub(crate) message: String,
+pub struct Refused {
+    pub name: &'static str,
+    pub message: String,
 }
 
 fn invalid(message: impl Into<String>) -> Refused {
@@ -43,7 +43,23 @@ impl Table {
         self.items.remove(&(id.to_owned(), part.to_owned()));
     }
 
-    pub(crate) fn put_item(&mut self, arguments: &Value) -> Result<Value, Refused> {
+    /// What a client calls.
+    ///
+    /// # Errors
+    /// What DynamoDB refuses, and what is not known here.
+    pub fn call(&mut self, operation: &str, arguments: &Value) -> Result<Value, Refused> {
+        match operation {
+            "Query" => self.query(arguments),
+            "Scan" => self.scan(arguments),
+            "GetItem" => self.get_item(arguments),
+            "PutItem" => self.put_item(arguments),
+            "UpdateItem" => self.update_item(arguments),
+            "DeleteItem" => self.delete_item(arguments),
+            _ => Err(Refused { name: "UnknownOperationException", message: format!("{operation} is not known here") }),
+        }
+    }
+
+    pub fn put_item(&mut self, arguments: &Value) -> Result<Value, Refused> {
         let known =
             ["TableName", "Item", "ConditionExpression", "ExpressionAttributeNames", "ExpressionAttributeValues"];
         let given = fields(arguments, &known)?;
@@ -54,7 +70,7 @@ impl Table {
         Ok(json!({}))
     }
 
-    pub(crate) fn get_item(&self, arguments: &Value) -> Result<Value, Refused> {
+    pub fn get_item(&self, arguments: &Value) -> Result<Value, Refused> {
         let given = fields(arguments, &["TableName", "Key", "ConsistentRead"])?;
         let key = given["Key"].as_object().cloned().unwrap_or_default();
         Ok(match self.items.get(&key_of(&key)?) {
@@ -63,7 +79,7 @@ impl Table {
         })
     }
 
-    pub(crate) fn delete_item(&mut self, arguments: &Value) -> Result<Value, Refused> {
+    pub fn delete_item(&mut self, arguments: &Value) -> Result<Value, Refused> {
         let known =
             ["TableName", "Key", "ConditionExpression", "ExpressionAttributeNames", "ExpressionAttributeValues"];
         let given = fields(arguments, &known)?;
@@ -73,7 +89,7 @@ impl Table {
         Ok(json!({}))
     }
 
-    pub(crate) fn update_item(&mut self, arguments: &Value) -> Result<Value, Refused> {
+    pub fn update_item(&mut self, arguments: &Value) -> Result<Value, Refused> {
         let known = [
             "TableName",
             "Key",
@@ -99,7 +115,7 @@ impl Table {
     }
 
     /// By `id`, or by `imageId` in the index `ByImage`, which has the keys only.
-    pub(crate) fn query(&self, arguments: &Value) -> Result<Value, Refused> {
+    fn query(&self, arguments: &Value) -> Result<Value, Refused> {
         let known = [
             "TableName",
             "IndexName",
@@ -110,25 +126,31 @@ impl Table {
         ];
         let given = fields(arguments, &known)?;
         let condition = given.get("KeyConditionExpression").and_then(Value::as_str).unwrap_or_default();
-        let keys: &[&str] = match given.get("IndexName").and_then(Value::as_str) {
-            None => &["id", "part"],
-            Some("ByImage") => &["imageId", "id"],
+        let (key, by_image) = match given.get("IndexName").and_then(Value::as_str) {
+            None => ("id", false),
+            Some("ByImage") => ("imageId", true),
             Some(other) => return Err(invalid(format!("the index {other} is not known"))),
         };
-        if !condition.trim_start().starts_with(keys[0]) {
-            return Err(invalid(format!("{condition} does not start with {}", keys[0])));
+        if !condition.trim_start().starts_with(key) {
+            return Err(invalid(format!("{condition} does not start with {key}")));
         }
         let mut found = Vec::new();
-        for item in self.items.values().filter(|item| item.contains_key(keys[0])) {
+        for item in self.items.values().filter(|item| item.contains_key(key)) {
             if Expression::of(condition, arguments)?.holds_whole(item)? {
-                let shown = |name: &String| {
-                    keys.len() != 2 || keys[0] == "id" || ["imageId", "id", "part"].contains(&name.as_str())
-                };
-                let item: Item =
-                    item.iter().filter(|(name, _)| shown(name)).map(|(n, v)| (n.clone(), v.clone())).collect();
-                found.push(item);
+                found.push(if by_image { keys_of(item) } else { item.clone() });
             }
         }
+        Ok(json!({ "Count": found.len(), "ScannedCount": found.len(), "Items": found }))
+    }
+
+    /// Of the index `ByImage`, which has the keys only.
+    fn scan(&self, arguments: &Value) -> Result<Value, Refused> {
+        let given = fields(arguments, &["TableName", "IndexName"])?;
+        if given.get("IndexName").and_then(Value::as_str) != Some("ByImage") {
+            return Err(invalid("only the index ByImage is scanned"));
+        }
+        let of_an_image = self.items.values().filter(|item| item.contains_key("imageId"));
+        let found: Vec<Item> = of_an_image.map(keys_of).collect();
         Ok(json!({ "Count": found.len(), "ScannedCount": found.len(), "Items": found }))
     }
 
@@ -146,7 +168,7 @@ impl Table {
 /// The partition key of the item, or of the items, that a call is about: what `dynamodb:LeadingKeys` says of it ("Using
 /// IAM policy conditions for fine-grained access control", DynamoDB developer guide). A query of an index names the
 /// index's.
-pub(crate) fn leading_key(arguments: &Value) -> Option<String> {
+pub fn leading_key(arguments: &Value) -> Option<String> {
     let item = [&arguments["Key"], &arguments["Item"]].into_iter().find_map(Value::as_object);
     let key = match item {
         Some(item) => item.get("id"),
@@ -165,6 +187,12 @@ fn fields<'a>(arguments: &'a Value, known: &[&str]) -> Result<&'a Map<String, Va
         Some(name) => Err(invalid(format!("{name} is not known here"))),
         None => Ok(given),
     }
+}
+
+/// What the index `ByImage` has of an item.
+fn keys_of(item: &Item) -> Item {
+    let keys = ["imageId", "id", "part"].map(|name| (name.to_owned(), item.get(name).cloned().unwrap_or_default()));
+    keys.into_iter().collect()
 }
 
 fn key_of(item: &Item) -> Result<(String, String), Refused> {

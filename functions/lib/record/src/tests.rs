@@ -1,0 +1,174 @@
+use ami_share_core::take_back::NoteChange;
+use ami_share_mocked::{Aws, NOW_MS};
+use serde_json::{Value, json};
+
+use super::*;
+
+const TARGET: &str = "222222222222";
+
+fn account(id: &str) -> AccountId {
+    AccountId::parse(id).unwrap()
+}
+
+fn image(id: &str) -> ImageId {
+    ImageId::parse(id).unwrap()
+}
+
+fn execution() -> ExecutionName {
+    ExecutionName::parse("nightly-0123abcd").unwrap()
+}
+
+/// As share-ami notes it.
+fn gift(account: &str, image: &str) -> Value {
+    json!({
+        "execution": execution(),
+        "source": { "accountId": "111111111111", "region": "eu-west-1" },
+        "image": { "imageId": image, "name": "web", "architecture": "x86_64", "volumes": [] },
+        "principalAccess": "attach",
+        "target": { "accountId": account, "principalChanges": [], "mode": "none", "launch": {} }
+    })
+}
+
+/// A note of one target, marked by `going`.
+fn noted(going: &Mark) -> Aws {
+    let aws = Aws::with_table();
+    aws.note(&gift(TARGET, "ami-0123abcd"), &json!({ "going": { "S": going.as_str() } }));
+    aws
+}
+
+async fn notes(aws: &Aws) -> Vec<Note> {
+    Record::open(&aws.hub).unwrap().notes_of(&account(TARGET)).await.unwrap()
+}
+
+#[test]
+fn a_gift_is_what_share_ami_notes() {
+    let note = gift(TARGET, "ami-0123abcd");
+    let gift: Gift = serde_json::from_value(note.clone()).unwrap();
+    assert_eq!(gift.target.account_id.as_str(), TARGET);
+    assert_eq!(serde_json::from_str::<Value>(&gift.to_text()).unwrap(), note);
+}
+
+#[tokio::test]
+async fn the_notes_of_a_target_are_read_with_all_that_was_written_on_them() {
+    let aws = Aws::with_table();
+    aws.note(&gift(TARGET, "ami-0000000a"), &json!({}));
+    let more = json!({
+        "notedAt": { "N": "7" },
+        "going": { "S": "undo-1 9" },
+        "confirmed": { "BOOL": true },
+        "stays": { "S": r#"{"instanceId":"i-0123abcd","copyId":"ami-0000000c"}"# },
+    });
+    aws.note(&gift(TARGET, "ami-0000000b"), &more);
+    aws.note(&gift("444444444444", "ami-0000000a"), &json!({}));
+    let notes = notes(&aws).await;
+    let images: Vec<&ImageId> = notes.iter().map(Note::image).collect();
+    assert_eq!(images, [&image("ami-0000000a"), &image("ami-0000000b")]);
+    let [plain, full] = &notes[..] else { panic!("{notes:?}") };
+    assert_eq!((plain.noted_at, plain.confirmed, &plain.going), (i64::try_from(NOW_MS).unwrap(), false, &None));
+    assert_eq!(plain.stays, Stays::default());
+    assert_eq!((full.noted_at, full.confirmed, &full.going), (7, true, &Some(Mark::noted("undo-1 9"))));
+    assert_eq!(full.stays.instance_id, Some(InstanceId::parse("i-0123abcd").unwrap()));
+    assert_eq!(full.stays.copy_id, Some(image("ami-0000000c")));
+    let gifts = Record::open(&aws.hub).unwrap().gifts_of(&account(TARGET)).await.unwrap();
+    assert_eq!(gifts, notes.into_iter().map(|note| note.gift).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_note_that_nobody_can_read_is_named() {
+    let aws = Aws::with_table();
+    aws.note(&gift(TARGET, "ami-0123abcd"), &json!({ "gift": { "S": "?" } }));
+    let error = Record::open(&aws.hub).unwrap().notes_of(&account(TARGET)).await.unwrap_err();
+    let note = "target#222222222222, ami-0123abcd#nightly-0123abcd of table records";
+    assert!(matches!(&error, Error::Aws { .. }) && error.to_string().contains(note), "{error}");
+}
+
+#[tokio::test]
+async fn who_was_given_an_image_and_which_images_is_told_once_each() {
+    let aws = Aws::with_table();
+    for (account, image) in [("444444444444", "ami-0000000a"), (TARGET, "ami-0000000a"), (TARGET, "ami-0000000b")] {
+        aws.note(&gift(account, image), &json!({}));
+    }
+    aws.note(
+        &json!({ "execution": "again", "image": { "imageId": "ami-0000000a" }, "target": { "accountId": TARGET } }),
+        &json!({}),
+    );
+    let record = Record::open(&aws.hub).unwrap();
+    let both = [account(TARGET), account("444444444444")];
+    assert_eq!(record.accounts_given(&image("ami-0000000a")).await.unwrap(), both);
+    assert_eq!(record.accounts_given(&image("ami-0000000c")).await.unwrap(), []);
+    let given = BTreeMap::from([
+        (image("ami-0000000a"), BTreeSet::from(both.clone())),
+        (image("ami-0000000b"), BTreeSet::from([account(TARGET)])),
+    ]);
+    assert_eq!(record.images_given().await.unwrap(), given);
+}
+
+#[tokio::test]
+async fn a_mark_is_for_a_note_that_is_there() {
+    let aws = Aws::with_table();
+    aws.note(&gift(TARGET, "ami-0123abcd"), &json!({}));
+    let record = Record::open(&aws.hub).unwrap();
+    let mark = Mark::noted("undo-1 9");
+    record.mark(&account(TARGET), &image("ami-0123abcd"), &execution(), &mark).await.unwrap();
+    record.mark(&account(TARGET), &image("ami-0000000b"), &execution(), &mark).await.unwrap();
+    let notes = notes(&aws).await;
+    assert_eq!(notes.iter().map(|note| note.going.clone()).collect::<Vec<_>>(), [Some(mark)]);
+}
+
+#[tokio::test]
+async fn a_mark_that_is_refused_is_an_error() {
+    let aws = Aws::answering(|call| (call.operation == "UpdateItem").then_some(Err("AccessDeniedException")));
+    let mark = Mark::noted("undo-1 9");
+    let record = Record::open(&aws.hub).unwrap();
+    let marked = record.mark(&account(TARGET), &image("ami-0123abcd"), &execution(), &mark).await;
+    assert!(matches!(marked, Err(Error::AccessDenied { call: UPDATE, .. })));
+}
+
+fn change(going: &Mark) -> NoteChange {
+    NoteChange {
+        account_id: account(TARGET),
+        image_id: image("ami-0123abcd"),
+        execution: execution(),
+        going: going.clone(),
+        gift: None,
+    }
+}
+
+#[tokio::test]
+async fn a_note_that_is_still_marked_so_is_rewritten_unmarked_or_forgotten() {
+    let mark = Mark::noted("undo-1 9");
+    let aws = noted(&mark);
+    let record = Record::open(&aws.hub).unwrap();
+    let less: Gift = serde_json::from_value(gift(TARGET, "ami-0000000d")).unwrap();
+    record.rewrite(&change(&mark), &less.to_text()).await.unwrap();
+    assert_eq!((&notes(&aws).await[0].gift, &notes(&aws).await[0].going), (&less, &Some(mark.clone())));
+    record.unmark(&change(&mark)).await.unwrap();
+    assert_eq!(notes(&aws).await[0].going, None);
+    let aws = noted(&mark);
+    Record::open(&aws.hub).unwrap().forget(&change(&mark)).await.unwrap();
+    assert_eq!(notes(&aws).await, []);
+}
+
+#[tokio::test]
+async fn a_note_that_somebody_has_marked_anew_stays_as_they_made_it() {
+    let aws = noted(&Mark::noted("undo-2 10"));
+    let before = notes(&aws).await;
+    let record = Record::open(&aws.hub).unwrap();
+    let change = change(&Mark::noted("undo-1 9"));
+    record.rewrite(&change, "{}").await.unwrap();
+    record.unmark(&change).await.unwrap();
+    record.forget(&change).await.unwrap();
+    assert_eq!(notes(&aws).await, before);
+}
+
+#[tokio::test]
+async fn what_the_table_refuses_is_an_error_and_its_throughput_passes() {
+    for (code, passes) in [("ProvisionedThroughputExceededException", true), ("AccessDeniedException", false)] {
+        let aws = Aws::answering(move |_| Some(Err(code)));
+        let record = Record::open(&aws.hub).unwrap();
+        let change = change(&Mark::noted("undo-1 9"));
+        for error in [record.unmark(&change).await.unwrap_err(), record.forget(&change).await.unwrap_err()] {
+            assert_eq!((error.passes(), matches!(error, Error::AccessDenied { .. })), (passes, !passes), "{error}");
+        }
+    }
+}
