@@ -22,7 +22,7 @@ use crate::notes::is_of;
 pub(crate) const DESCRIBE_IMAGES: &str = launchable::DESCRIBE_IMAGES;
 pub(crate) const DESCRIBE_SNAPSHOTS: &str = launchable::DESCRIBE_SNAPSHOTS;
 pub(crate) const DESCRIBE_IMAGE_ATTRIBUTE: &str = launchable::DESCRIBE_IMAGE_ATTRIBUTE;
-pub(crate) const GET_KEY_POLICY: &str = "kms:GetKeyPolicy";
+pub(crate) const GET_KEY_POLICY: &str = ami_share_key_policies::GET_KEY_POLICY;
 pub(crate) const LIST_GRANTS: &str = ami_share_key_grants::LIST_GRANTS;
 
 /// How many grants are looked for at a time.
@@ -198,16 +198,10 @@ async fn permitted(ec2: &aws_sdk_ec2::Client, image: &SourceImage) -> Result<BTr
 }
 
 async fn policy(kms: &aws_sdk_kms::Client, key: &KeyArn) -> Result<PolicyState, Error> {
-    let account = &key.account_id();
-    let answer = match kms.get_key_policy().key_id(key.as_str()).policy_name("default").send().await {
-        Ok(answer) => answer,
-        Err(error) if error.code() == Some("NotFoundException") => return Ok(PolicyState::Gone),
-        Err(error) => {
-            return match aws::failure(account, GET_KEY_POLICY, error) {
-                Error::AccessDenied { .. } => Ok(PolicyState::Unreadable),
-                error => Err(error),
-            };
-        }
-    };
-    Ok(KeyPolicy::parse(key, answer.policy().unwrap_or_default()).map_or(PolicyState::Unreadable, PolicyState::Read))
+    match ami_share_key_policies::find(kms, key).await {
+        Ok(None) => Ok(PolicyState::Gone),
+        Ok(Some(text)) => Ok(KeyPolicy::parse(key, &text).map_or(PolicyState::Unreadable, PolicyState::Read)),
+        Err(Error::AccessDenied { .. }) => Ok(PolicyState::Unreadable),
+        Err(error) => Err(error),
+    }
 }
