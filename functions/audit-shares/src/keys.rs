@@ -73,8 +73,6 @@ pub(crate) struct KeyAccess {
     others_grants: BTreeSet<AccountId>,
     /// Whether it has something of ours, and not the tag of keys that may be shared.
     pub(crate) untagged: bool,
-    /// Why that is not known.
-    pub(crate) tags_not_read: Option<String>,
     /// What else of it is not known, and why.
     pub(crate) unknown: Vec<String>,
     /// Why nothing of it is known.
@@ -220,7 +218,9 @@ async fn read_one(kms: &Client, source: &Source, retiring: &str, key: &KeyArn) -
     if access.has_ours() {
         match is_shareable(kms, key).await {
             Ok(tagged) => access.untagged = !tagged,
-            Err(error @ Error::AccessDenied { .. }) => access.tags_not_read = Some(error.to_string()),
+            Err(error @ Error::AccessDenied { .. }) => {
+                access.unknown.push(format!("the tags of key {key}: {error}"));
+            }
             Err(error) => return Err(error),
         }
     }

@@ -302,9 +302,6 @@ fn close(
     if access.untagged {
         report.untagged(key);
     }
-    if let Some(reason) = &access.tags_not_read {
-        report.not_looked_at(format!("the tags of key {key}: {reason}"));
-    }
     for unknown in &access.unknown {
         report.not_looked_at(unknown.clone());
     }
