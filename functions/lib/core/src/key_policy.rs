@@ -105,7 +105,7 @@ impl KeyPolicy {
     pub fn revived(&self) -> BTreeSet<AccountId> {
         let misdirected = [USE_SID, GRANT_SID]
             .into_iter()
-            .filter(|sid| self.via_service(sid).is_some_and(|via| via != self.our_via()));
+            .filter(|sid| self.via_service(sid).is_some_and(|via| via != via_ec2(&self.key)));
         misdirected.flat_map(|sid| self.accounts_in(sid)).collect()
     }
 
@@ -218,7 +218,7 @@ impl KeyPolicy {
     /// What an undo needs to know to put back what [`Self::with`] puts right; nothing where that is nothing.
     pub fn repair(&self) -> Option<Repair> {
         let (using, granting) = (self.via_service(USE_SID), self.via_service(GRANT_SID));
-        let elsewhere = |via: &Option<String>| via.as_ref().is_some_and(|via| *via != self.our_via());
+        let elsewhere = |via: &Option<String>| via.as_ref().is_some_and(|via| *via != via_ec2(&self.key));
         (elsewhere(&using) || elsewhere(&granting)).then(|| Repair { using, granting, before: self.digest_of_ours() })
     }
 
@@ -273,10 +273,6 @@ impl KeyPolicy {
         Some(via)
     }
 
-    fn our_via(&self) -> String {
-        via_ec2(&self.key)
-    }
-
     fn is_ours(&self, statement: &Value) -> bool {
         let sid = statement["Sid"].as_str().unwrap_or_default();
         has_our_sid(statement) && self.differences(sid, statement).is_empty()
@@ -290,7 +286,7 @@ impl KeyPolicy {
             && strings(via).iter().all(|via| is_ec2(via))
             && strings(via).len() == 1
         {
-            *via = json!(self.our_via());
+            *via = json!(via_ec2(&self.key));
         }
         if let Some(value) = statement.pointer_mut(FOR_AWS_RESOURCE).filter(|value| **value == true) {
             *value = json!("true");

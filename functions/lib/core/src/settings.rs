@@ -184,37 +184,34 @@ mod tests {
         }
     }
 
-    fn allowed(targets: Option<&str>, reader: Option<&str>) -> Result<Settings, String> {
-        Settings::from_variables(|name| match name {
-            "ALLOWED_TARGETS" => targets.map(str::to_owned),
-            "ORGANIZATIONS_READER" => reader.map(str::to_owned),
-            "SOURCE_ACCOUNT_ID" => Some("111111111111".to_owned()),
-            "ALLOWED_SOURCES" | "RECORD_TABLE_ARN" | "STALE_READ_SECONDS" => None,
-            _ => Some("x".to_owned()),
+    /// Of a function that is told what every function is, and this.
+    fn told(variables: &[(&str, &str)]) -> Result<Settings, String> {
+        Settings::from_variables(|name| {
+            let told = variables.iter().find(|(variable, _)| *variable == name);
+            told.map(|(_, value)| (*value).to_owned()).or_else(|| match name {
+                "SOURCE_ACCOUNT_ID" => Some("111111111111".to_owned()),
+                "ALLOWED_SOURCES"
+                | "ALLOWED_TARGETS"
+                | "ALLOW_UNENCRYPTED"
+                | "ORGANIZATIONS_READER"
+                | "RECORD_TABLE_ARN"
+                | "STALE_READ_SECONDS" => None,
+                _ => Some("x".to_owned()),
+            })
         })
     }
 
     #[test]
     fn a_function_that_is_told_of_no_allow_list_allows_nobody() {
-        let settings = allowed(None, None).unwrap();
+        let settings = told(&[]).unwrap();
         assert!(settings.allow_list.unlisted([&AccountId::parse("222222222222").unwrap()]).is_err());
     }
 
     #[test]
     fn volumes_are_to_be_encrypted_unless_the_setting_says_otherwise() {
         let with = |value: Option<&str>| {
-            let value = value.map(str::to_owned);
-            let read = |name: &str| match name {
-                "ALLOW_UNENCRYPTED" => value.clone(),
-                "SOURCE_ACCOUNT_ID" => Some("111111111111".to_owned()),
-                "ALLOWED_SOURCES"
-                | "ALLOWED_TARGETS"
-                | "ORGANIZATIONS_READER"
-                | "RECORD_TABLE_ARN"
-                | "STALE_READ_SECONDS" => None,
-                _ => Some("x".to_owned()),
-            };
-            Settings::from_variables(read).unwrap().allow_unencrypted
+            let variable: Vec<_> = value.map(|value| ("ALLOW_UNENCRYPTED", value)).into_iter().collect();
+            told(&variable).unwrap().allow_unencrypted
         };
         assert!(with(Some("true")));
         assert!(!with(None) && !with(Some("false")) && !with(Some("")));
@@ -222,7 +219,7 @@ mod tests {
 
     #[test]
     fn organizations_is_asked_by_a_role_or_by_the_hub() {
-        let reader = |value| allowed(None, Some(value)).map(|settings| settings.organizations_reader);
+        let reader = |value| told(&[("ORGANIZATIONS_READER", value)]).map(|settings| settings.organizations_reader);
         assert!(matches!(reader("333333333333"), Ok(Some(OrganizationsReader::Hub(_)))));
         let role = "arn:aws:iam::999999999999:role/AmiShareOrganization";
         assert!(matches!(reader(role), Ok(Some(OrganizationsReader::Role(_)))));
