@@ -11,7 +11,7 @@ use ami_share_core::{
     share::{Image, KEY_TAG, PrincipalAccess, PrincipalChange, ReencryptMode, SOURCE_IMAGE_TAG},
 };
 use ami_share_key_policies::state;
-use aws_sdk_ec2::types::{Filter, ImageState};
+use aws_sdk_ec2::types::{self, Filter, ImageState};
 use aws_sdk_iam::error::ProvideErrorMetadata;
 use aws_sdk_kms::types::KeySpec;
 use futures_util::{StreamExt, stream};
@@ -206,7 +206,8 @@ async fn find_key(kms: &aws_sdk_kms::Client, account: &AccountId, key_id: &str) 
         .ok_or_else(|| not_usable(format!("kms:DescribeKey gives no ARN for it in account {account}")))
 }
 
-/// A copy of the image that an earlier execution made under the same key.
+/// A copy of the image that an earlier execution made under the same key. Copies of that copy, and images of its instances,
+/// may have inherited its tags, and are somebody else's.
 async fn find_copy(
     ec2: &aws_sdk_ec2::Client,
     account: &AccountId,
@@ -223,8 +224,10 @@ async fn find_copy(
         .send()
         .await
         .map_err(|error| aws::failure(account, "ec2:DescribeImages", error))?;
-    let mut copies: Vec<ImageId> =
-        answer.images().iter().filter_map(|copy| ImageId::parse(copy.image_id()?).ok()).collect();
+    let is_copy =
+        |copy: &&types::Image| copy.source_image_id() == Some(image.as_str()) && copy.source_instance_id().is_none();
+    let copies = answer.images().iter().filter(is_copy);
+    let mut copies: Vec<ImageId> = copies.filter_map(|copy| ImageId::parse(copy.image_id()?).ok()).collect();
     copies.sort();
     Ok(copies.into_iter().next())
 }

@@ -510,6 +510,11 @@ impl Image {
         source.call(world, "ec2", "ModifyImageAttribute", &parameters).unwrap();
     }
 
+    /// Whether an organization, or a unit of one, can launch it.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// Shares it with the organization or unit that is to have it.
     pub(crate) fn open(&self, world: &mut World) {
         if let Some((kind, arn)) = self.open.map(|open| ORGANIZATIONS[open]) {
@@ -601,7 +606,9 @@ impl TargetPlan {
             let devices: Vec<(String, String)> =
                 image.devices.iter().map(|device| (device.clone(), snapshot(world))).collect();
             let copy = register(world, &root, &format!("copy-of-{}", image.id), &devices);
-            // As CopyImage tags what it makes.
+            // As CopyImage tells of what it makes.
+            let own = world.account_mut(account).ec2.get_mut(region).unwrap();
+            own.images.get_mut(&copy).unwrap().source_image = Some((image.id.clone(), region.to_owned()));
             for made in devices.iter().map(|(_, snapshot)| snapshot).chain([&copy]) {
                 let tags = [
                     ("ResourceId.1", made.as_str()),
