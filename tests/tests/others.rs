@@ -137,7 +137,7 @@ impl Stage {
     fn is_noted(&self, image: &seed::Image) -> Result<bool> {
         let part = format!("{}#", image.image_id);
         let of_image = |record: &Value| record["part"]["S"].as_str().is_some_and(|found| found.starts_with(&part));
-        Ok(self.stopper.records()?.iter().any(of_image))
+        Ok(self.stopper.records()?.iter().any(|record| of_image(record) && record.get("gift").is_some()))
     }
 
     fn launch_permissions(&self, image: &seed::Image) -> Value {

@@ -210,7 +210,7 @@ impl Looked<'_> {
             let not_ours = |account: &AccountId| {
                 let ours = |note: &Note| is_of(&image, note) && note.gift.target.source_changes.launch_permission;
                 let notes = notes.by_target.get(account);
-                state.permitted.contains(account) && notes.is_some_and(|notes| !notes.iter().any(ours))
+                state.permitted.contains(account) && notes.is_some_and(|noted| !noted.notes.iter().any(ours))
             };
             let looked_at = taken.iter().map(|taken| taken.account_id.clone());
             progress.add_not_ours(looked_at.filter(not_ours).collect());
@@ -285,7 +285,7 @@ fn taken(
         with_gone_images: true,
         force: request.force,
     };
-    let taken = notes.by_target.iter().map(|(account, notes)| take(asked, state, account, notes, needs));
+    let taken = notes.by_target.iter().map(|(account, noted)| take(asked, state, account, &noted.notes, needs));
     let given_since = notes.given_since.iter().cloned().map(FromAccount::new);
     let mut taken: Vec<FromAccount> = taken.chain(notes.unread.iter().cloned()).chain(given_since).collect();
     taken.sort_by(|one, other| one.account_id.cmp(&other.account_id));

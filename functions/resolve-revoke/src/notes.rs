@@ -9,7 +9,7 @@ use ami_share_core::{
     revoke::SourceImage,
     share::Target,
 };
-use ami_share_record::{Note, Record};
+use ami_share_record::{Note, Noted, Record};
 use ami_share_take_back::FromAccount;
 use futures_util::{StreamExt, stream};
 
@@ -33,7 +33,7 @@ pub(crate) fn is_given_since(begun: i64, image: &SourceImage, notes: &[Note]) ->
     notes.iter().any(|note| is_of(image, note) && note.noted_at >= begun)
 }
 
-pub(crate) type NotesByTarget = BTreeMap<AccountId, Vec<Note>>;
+pub(crate) type NotesByTarget = BTreeMap<AccountId, Noted>;
 
 /// The notes of some targets.
 #[derive(Debug, Default)]
@@ -56,16 +56,16 @@ impl Notes {
 
     /// Whether anything is noted of the image, readably or not.
     pub(crate) fn say_anything_of(&self, image: &SourceImage) -> bool {
-        let noted = self.by_target.values().flatten().any(|note| is_of(image, note));
+        let noted = self.by_target.values().flat_map(|noted| &noted.notes).any(|note| is_of(image, note));
         noted || !self.unread.is_empty() || !self.given_since.is_empty()
     }
 
     /// # Errors
     /// Whatever DynamoDB answers.
-    fn add(&mut self, account: AccountId, read: Result<Vec<Note>, Error>) -> Result<(), Error> {
+    fn add(&mut self, account: AccountId, read: Result<Noted, Error>) -> Result<(), Error> {
         match read {
-            Ok(notes) => {
-                self.by_target.insert(account, notes);
+            Ok(noted) => {
+                self.by_target.insert(account, noted);
             }
             Err(error @ Error::Aws { .. }) => self.unread.push(FromAccount::unread(account, STATE, &error)),
             Err(error) => return Err(error),
@@ -118,17 +118,19 @@ pub(crate) async fn at_hand(
         Some(notes) => notes,
         None => read(record, accounts).await?,
     };
-    let given_since = notes.by_target.iter().filter(|(_, notes)| is_given_since(at_hand.begun, at_hand.image, notes));
+    let is_since = |noted: &Noted| is_given_since(at_hand.begun, at_hand.image, &noted.notes);
+    let given_since = notes.by_target.iter().filter(|(_, noted)| is_since(noted));
     notes.given_since = given_since.map(|(account, _)| account.clone()).collect();
     notes.by_target.retain(|account, _| !notes.given_since.contains(account));
     let by_target = std::mem::take(&mut notes.by_target);
     if !revoking {
-        let as_marked = by_target.into_iter().map(|(account, notes)| (account, as_marked(notes, at_hand)));
-        return Ok(Notes { by_target: as_marked.collect(), ..notes });
+        let as_marked = |Noted { notes, went }| Noted { notes: as_marked(notes, at_hand), went };
+        let by_target = by_target.into_iter().map(|(account, noted)| (account, as_marked(noted))).collect();
+        return Ok(Notes { by_target, ..notes });
     }
     let mut marked = stream::iter(by_target)
-        .map(|(account, notes)| async move {
-            let marked = marked(record, &account, notes, at_hand).await;
+        .map(|(account, noted)| async move {
+            let marked = marked(record, &account, noted, at_hand).await;
             (account, marked)
         })
         .buffered(CONCURRENCY);
@@ -139,16 +141,11 @@ pub(crate) async fn at_hand(
 }
 
 /// Marks the notes of a target that are at hand, and reads all of its notes again: what was noted or marked meanwhile counts.
-async fn marked(
-    record: &Record,
-    account: &AccountId,
-    notes: Vec<Note>,
-    at_hand: &AtHand<'_>,
-) -> Result<Vec<Note>, Error> {
-    if !notes.iter().any(|note| at_hand.is_at_hand(note)) {
-        return Ok(notes);
+async fn marked(record: &Record, account: &AccountId, noted: Noted, at_hand: &AtHand<'_>) -> Result<Noted, Error> {
+    if !noted.notes.iter().any(|note| at_hand.is_at_hand(note)) {
+        return Ok(noted);
     }
-    for note in notes.iter().filter(|note| at_hand.is_at_hand(note)) {
+    for note in noted.notes.iter().filter(|note| at_hand.is_at_hand(note)) {
         record.mark(account, note.image(), &note.gift.execution, at_hand.mark).await?;
     }
     record.notes_of(account).await

@@ -7,7 +7,7 @@ use ami_share_core::{
     ids::AccountId,
     revoke::{MAX_ROUNDS, Place, Progress, ROUND, RevokeRequest, RevokedImages, RevokedTargets, SourceImage},
 };
-use ami_share_record::Record;
+use ami_share_record::{Noted, Record};
 use ami_share_take_back::FromAccount;
 
 use crate::notes::{self, Notes, image_of, is_given_since};
@@ -59,7 +59,7 @@ pub(crate) async fn all(record: &Record, request: &RevokeRequest, begun: i64) ->
 pub(crate) fn noted(read: Notes, request: &RevokeRequest, begun: i64) -> Shares {
     let mut shares = Shares { unread: read.unread.clone(), ..Shares::default() };
     let mut tried: BTreeMap<SourceImage, Option<i64>> = BTreeMap::new();
-    for (account, notes) in &read.by_target {
+    for (account, Noted { notes, .. }) in &read.by_target {
         if notes.is_empty() {
             shares.strangers.push(account.clone());
         }

@@ -17,7 +17,7 @@ use aws_sdk_ec2::types::{Filter, ImageAttributeName, ImageState};
 use aws_sdk_kms::error::ProvideErrorMetadata;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use crate::notes::is_of;
+use crate::notes::{NotesByTarget, is_of};
 
 pub(crate) const DESCRIBE_IMAGES: &str = launchable::DESCRIBE_IMAGES;
 pub(crate) const DESCRIBE_SNAPSHOTS: &str = launchable::DESCRIBE_SNAPSHOTS;
@@ -71,7 +71,7 @@ pub(crate) async fn find(
     config: &SdkConfig,
     retiring: &str,
     image: &SourceImage,
-    notes: &BTreeMap<AccountId, Vec<Note>>,
+    notes: &NotesByTarget,
     needs: &BTreeMap<AccountId, Need>,
 ) -> Result<SourceState, Error> {
     let source = &image.source;
@@ -92,7 +92,7 @@ pub(crate) async fn find(
     };
     let pairs: Vec<(AccountId, KeyArn)> = notes
         .iter()
-        .flat_map(|(account, notes)| keys_of(account, notes).into_iter().map(|key| (account.clone(), key)))
+        .flat_map(|(account, noted)| keys_of(account, &noted.notes).into_iter().map(|key| (account.clone(), key)))
         .collect();
     let mut policies = BTreeMap::new();
     for key in pairs.iter().map(|(_, key)| key).collect::<BTreeSet<_>>() {
@@ -161,9 +161,9 @@ async fn image_snapshots(ec2: &aws_sdk_ec2::Client, image: &SourceImage) -> Resu
 async fn snapshots(
     ec2: &aws_sdk_ec2::Client,
     image: &SourceImage,
-    notes: &BTreeMap<AccountId, Vec<Note>>,
+    notes: &NotesByTarget,
 ) -> Result<BTreeSet<SnapshotId>, Error> {
-    let notes = notes.values().flatten().filter(|note| is_of(image, note));
+    let notes = notes.values().flat_map(|noted| &noted.notes).filter(|note| is_of(image, note));
     let noted: BTreeSet<String> =
         notes.flat_map(|note| &note.gift.target.source_changes.snapshot_ids).map(ToString::to_string).collect();
     if noted.is_empty() {

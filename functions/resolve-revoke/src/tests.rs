@@ -4,6 +4,7 @@ use ami_share_core::{
     ids::{ImageId, Region},
     revoke::MAX_ROUNDS,
 };
+use ami_share_record::Noted;
 use serde_json::json;
 use shares::Targets;
 
@@ -114,7 +115,8 @@ fn note(n: usize, noted_at: i64, going: Option<&str>) -> Note {
 fn noted(notes: &[(usize, Vec<Note>)]) -> Shares {
     let request = json!({ "images": "all", "targets": ["222222222222"] });
     let request = RevokeRequest::parse(&request, &image(0).source).unwrap();
-    let by_target = notes.iter().map(|(n, notes)| (account(*n), notes.clone())).collect();
+    let noted = |notes: &[Note]| Noted { notes: notes.to_vec(), went: vec![] };
+    let by_target = notes.iter().map(|(n, notes)| (account(*n), noted(notes))).collect();
     shares::noted(Notes { by_target, ..Notes::default() }, &request, 100)
 }
 

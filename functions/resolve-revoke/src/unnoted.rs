@@ -11,7 +11,7 @@ use ami_share_core::{
     revoke::SourceImage,
     take_back::Left,
 };
-use ami_share_record::Note;
+use ami_share_record::{Note, Noted};
 use ami_share_take_back::Need;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -85,7 +85,7 @@ pub(crate) async fn of_shares(
     needs: &BTreeMap<AccountId, Need>,
 ) -> Result<Unnoted, Error> {
     let found: Vec<Unnoted> = stream::iter(notes)
-        .map(|(account, notes)| async move {
+        .map(|(account, Noted { notes, .. })| async move {
             let mut unnoted = Unnoted::default();
             let access = state.statements(account).into_iter().chain(state.grants(account)).next();
             let access = access.filter(|_| !notes.iter().any(|note| is_of(image, note)));

@@ -13,7 +13,7 @@ use ami_share_core::{
     share::{KeyChange, Mode, Resolution, SourceChanges, Target},
     take_back::{FromTarget, MadeCopy, MadeInstance, TakeBack, TakenBack},
 };
-use ami_share_record::{Gift, Note, Record, Stays};
+use ami_share_record::{Gift, Note, Noted, Record, Stays};
 use ami_share_take_back::{Asked, Asking, FromAccount, Need, from_account, gather, needs};
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
@@ -77,7 +77,7 @@ pub struct Output {
 /// What passes by itself, in that time.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
-    let patient = hub.since("entered", &input.entered)? <= hub.settings.stale_reads / 5;
+    let patient = hub.since("entered", &input.entered)? <= hub.settings.stale_reads / 2;
     let Input { execution, resolution, failure, .. } = &input;
     let Resolution { source, image, .. } = resolution;
     let record = &Record::open(hub)?;
@@ -86,16 +86,16 @@ pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
 
     let age = hub.since("begun", &input.begun)?;
     let begun = hub.now().checked_sub(age).map_or(0, millis);
-    let mut notes: BTreeMap<AccountId, Vec<Note>> = BTreeMap::new();
+    let mut noted: BTreeMap<AccountId, Noted> = BTreeMap::new();
     let mut unread = BTreeMap::new();
     for (target, read) in marked(record, execution, &image.image_id, mark, &ahead).await {
         match read {
-            Ok(mut read) => {
-                if !read.iter().any(|note| note.going.as_ref() == Some(mark)) {
-                    read.push(unnoted(resolution, target, mark, begun));
+            Ok(Noted { mut notes, went }) => {
+                if !notes.iter().any(|note| note.going.as_ref() == Some(mark)) {
+                    notes.push(unnoted(resolution, target, mark, begun));
                 }
-                let read = read.into_iter().map(|note| given(note, target, mark, failure.as_ref())).collect();
-                notes.insert(target.account_id.clone(), read);
+                let notes = notes.into_iter().map(|note| given(note, target, mark, failure.as_ref())).collect();
+                noted.insert(target.account_id.clone(), Noted { notes, went });
             }
             Err(error) if patient && error.passes() => return Err(error),
             Err(error) => {
@@ -103,8 +103,8 @@ pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
             }
         }
     }
-    let mut losing = notes.clone();
-    losing.retain(|_, notes| loses_access(notes));
+    let mut losing = noted.clone();
+    losing.retain(|_, noted| loses_access(&noted.notes));
     let asking = Asking { hub, execution, actions: ACTIONS, source, image: &image.image_id, state: STATE, patient };
     let needs: BTreeMap<AccountId, Need> = needs(&asking, &losing).await?;
 
@@ -115,7 +115,7 @@ pub async fn resolve_undo(hub: &Hub, input: Input) -> Result<Output, Error> {
             let account = &target.account_id;
             let need = needs.get(account).cloned().unwrap_or_default();
             let mut taken = match unread.get(account) {
-                None => from_account(asked, account, &notes[account], &need),
+                None => from_account(asked, account, &noted[account].notes, &need),
                 Some(error) => FromAccount::unread(account.clone(), STATE, error),
             };
             if reached(failure.as_ref()) == Reached::Targets {
@@ -158,7 +158,7 @@ async fn marked<'t>(
     image: &ImageId,
     mark: &Mark,
     targets: &[&'t Target],
-) -> Vec<(&'t Target, Result<Vec<Note>, Error>)> {
+) -> Vec<(&'t Target, Result<Noted, Error>)> {
     stream::iter(targets)
         .map(|target| async move {
             let account = &target.account_id;

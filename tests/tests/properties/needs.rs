@@ -95,6 +95,25 @@ fn two_revokes_at_once_leave_none_of_the_access_that_each_kept_for_the_other() {
     }
 }
 
+/// EC2 names the image that went first still, and no note does: it had found the access in place.
+#[test]
+fn of_two_revokes_in_a_row_the_last_takes_the_access_however_late_ec2_is() {
+    for seed in 0..4 {
+        let stage = stage(seed, false);
+        let before = check::picture(&stage);
+        share_both(&stage);
+        let look = Matcher::action("ec2:DescribeImages").in_account(SOURCE);
+        stage.machine.world().faults.add(SandboxFault::always(look, FaultKind::Stale { writes: usize::MAX }));
+        succeed(&[run(&stage, "RevokeShare", "one", revoke(&stage, 1, true))]);
+        let last = run(&stage, "RevokeShare", "other", revoke(&stage, 0, true));
+        let report = last.output.clone().unwrap_or_default();
+        assert_eq!(report["kept"], json!([]), "{seed}: {report:#}");
+        succeed(&[last]);
+        check::unchanged(&before, &check::picture(&stage), &check::Kept::new())
+            .unwrap_or_else(|why| panic!("{seed}: {why}"));
+    }
+}
+
 #[test]
 fn two_shares_that_fail_at_once_leave_nothing_and_say_what_is_true() {
     let mut at_once = 0;

@@ -1,5 +1,6 @@
 //! The notes of what ami-share gave each target, as share-ami's RecordTarget writes them into the
 //! hub's record table: one for each execution, image and target, until it is taken back.
+//! What went is told for [`LAGGING`] longer.
 //!
 //! A note is kept under its target (`target#<account>`, then image and execution), so that all notes
 //! of a target are one query; the index `ByImage` answers which targets have any for an image.
@@ -20,7 +21,7 @@ use ami_share_core::{
 use aws_sdk_dynamodb::{Client, error::ProvideErrorMetadata, types::AttributeValue};
 use serde::{Deserialize, Serialize};
 
-pub use rewrite::REWRITE_ACTIONS;
+pub use rewrite::{LAGGING, REWRITE_ACTIONS};
 
 /// What a function that reads the notes calls in the hub.
 pub const HUB_ACTIONS: [&str; 1] = [QUERY];
@@ -90,6 +91,26 @@ impl Note {
     }
 }
 
+/// A share whose launch permission was taken back a while ago: EC2, which lags, may still name its image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Went {
+    /// Where the image is, or was.
+    pub source: Source,
+    /// The image that was shared.
+    pub image_id: ImageId,
+    /// When its note went, in milliseconds since 1970.
+    pub at: i64,
+}
+
+/// All that stands in the table of one target.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Noted {
+    /// What it has.
+    pub notes: Vec<Note>,
+    /// What it had until a while ago.
+    pub went: Vec<Went>,
+}
+
 /// The ids of what an execution has made in a target, and left there.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -125,7 +146,7 @@ impl Record {
     /// # Errors
     /// Whatever DynamoDB answers, and [`Error::Aws`] for a note that nobody can read.
     pub async fn gifts_of(&self, account: &AccountId) -> Result<Vec<Gift>, Error> {
-        Ok(self.notes_of(account).await?.into_iter().map(|note| note.gift).collect())
+        Ok(self.notes_of(account).await?.notes.into_iter().map(|note| note.gift).collect())
     }
 
     /// Marks what `execution` gave `account` of `image` as going: nobody else can rely on it from here on. Nothing where
@@ -146,7 +167,7 @@ impl Record {
             .table_name(&self.table)
             .key("id", AttributeValue::S(format!("{TARGET_PREFIX}{account}")))
             .key("part", AttributeValue::S(format!("{image}#{execution}")))
-            .condition_expression("attribute_exists(id)")
+            .condition_expression("attribute_exists(gift)")
             .update_expression("SET going = :going")
             .expression_attribute_values(":going", AttributeValue::S(mark.to_string()));
         match update.send().await {
@@ -160,7 +181,7 @@ impl Record {
     ///
     /// # Errors
     /// As [`Record::gifts_of`].
-    pub async fn notes_of(&self, account: &AccountId) -> Result<Vec<Note>, Error> {
+    pub async fn notes_of(&self, account: &AccountId) -> Result<Noted, Error> {
         let mut notes = self
             .client
             .query()
@@ -171,13 +192,13 @@ impl Record {
             .into_paginator()
             .items()
             .send();
-        let mut read = Vec::new();
+        let mut noted = Noted::default();
         while let Some(item) = notes.next().await {
             let item = item.map_err(|error| aws::failure(&self.account, QUERY, error))?;
-            let note = note_of(&item).map_err(|error| self.unreadable(account, &item, &error))?;
-            read.push(note);
+            let read = noted.add(&item);
+            read.map_err(|error| self.unreadable(account, &item, &error))?;
         }
-        Ok(read)
+        Ok(noted)
     }
 
     /// The accounts that anything is noted of for `image`, in their order. An index follows its table
@@ -243,11 +264,34 @@ impl Record {
     }
 }
 
+impl Noted {
+    fn add(&mut self, item: &HashMap<String, AttributeValue>) -> Result<(), serde_json::Error> {
+        let Some(went) = text(item, "went") else {
+            self.notes.push(note_of(item)?);
+            return Ok(());
+        };
+        let Gift { source, image, target, .. } = serde_json::from_str(went)?;
+        // Where it was somebody else's permission, EC2 is right.
+        if target.source_changes.launch_permission {
+            self.went.push(Went { source, image_id: image.image_id, at: number(item, "wentAt") });
+        }
+        Ok(())
+    }
+}
+
+fn text<'i>(item: &'i HashMap<String, AttributeValue>, name: &str) -> Option<&'i str> {
+    item.get(name).and_then(|value| value.as_s().ok()).map(String::as_str)
+}
+
+fn number(item: &HashMap<String, AttributeValue>, name: &str) -> i64 {
+    item.get(name).and_then(|value| value.as_n().ok()?.parse().ok()).unwrap_or_default()
+}
+
 fn note_of(item: &HashMap<String, AttributeValue>) -> Result<Note, serde_json::Error> {
-    let text = |name: &str| item.get(name).and_then(|value| value.as_s().ok()).map(String::as_str);
+    let text = |name: &str| text(item, name);
     Ok(Note {
         gift: serde_json::from_str(text("gift").unwrap_or_default())?,
-        noted_at: item.get("notedAt").and_then(|at| at.as_n().ok()?.parse().ok()).unwrap_or_default(),
+        noted_at: number(item, "notedAt"),
         going: text("going").map(Mark::noted),
         goes_before: false,
         confirmed: item.contains_key("confirmed"),

@@ -12,11 +12,13 @@ use aws_sdk_dynamodb::{
 use crate::{Record, TARGET_PREFIX, UPDATE};
 
 /// What a function calls that rewrites notes.
-pub const REWRITE_ACTIONS: [&str; 2] = [UPDATE, DELETE];
+pub const REWRITE_ACTIONS: [&str; 1] = [UPDATE];
 
-const DELETE: &str = "dynamodb:DeleteItem";
+/// For how long EC2 may name an image whose launch permission was taken, in milliseconds: far longer than it takes to
+/// begin.
+pub const LAGGING: i64 = 3_600_000;
 
-const AS_MARKED: &str = "going = :going";
+const AS_MARKED: &str = "going = :going AND attribute_exists(gift)";
 
 impl Record {
     /// The note says `gift` from now on; the rest of it stays, the mark too.
@@ -37,21 +39,17 @@ impl Record {
         self.unless_changed(UPDATE, self.update(note, "REMOVE going").send().await)
     }
 
-    /// The target has nothing of it any more.
+    /// The target has nothing of it any more, since `now`, in milliseconds since 1970. The table removes the item when EC2
+    /// must have followed, or some days later ("Using time to live (TTL)", DynamoDB developer guide).
     ///
     /// # Errors
     /// Whatever DynamoDB answers.
-    pub async fn forget(&self, note: &NoteChange) -> Result<(), Error> {
-        let (id, part, going) = values(note);
-        let delete = self
-            .client
-            .delete_item()
-            .table_name(&self.table)
-            .key("id", id)
-            .key("part", part)
-            .condition_expression(AS_MARKED)
-            .expression_attribute_values(":going", going);
-        self.unless_changed(DELETE, delete.send().await)
+    pub async fn forget(&self, note: &NoteChange, now: i64) -> Result<(), Error> {
+        let update = self
+            .update(note, "SET went = gift, wentAt = :now, expiresAt = :expiresAt REMOVE gift, imageId")
+            .expression_attribute_values(":now", AttributeValue::N(now.to_string()))
+            .expression_attribute_values(":expiresAt", AttributeValue::N(((now + LAGGING) / 1000).to_string()));
+        self.unless_changed(UPDATE, update.send().await)
     }
 
     fn update(&self, note: &NoteChange, expression: &str) -> UpdateItemFluentBuilder {
@@ -66,7 +64,7 @@ impl Record {
             .expression_attribute_values(":going", going)
     }
 
-    /// A retry after a lost reply finds the mark gone as well: it was this call that did it.
+    /// A retry after a lost reply finds the mark or the gift gone as well: it was this call that did it.
     fn unless_changed<T, E>(
         &self,
         call: &'static str,

@@ -1,4 +1,4 @@
-use ami_share_core::take_back::NoteChange;
+use ami_share_core::{ids::Region, take_back::NoteChange};
 use ami_share_mocked::{Aws, NOW_MS};
 use serde_json::{Value, json};
 
@@ -36,8 +36,12 @@ fn noted(going: &Mark) -> Aws {
     aws
 }
 
-async fn notes(aws: &Aws) -> Vec<Note> {
+async fn noted_of(aws: &Aws) -> Noted {
     Record::open(&aws.hub).unwrap().notes_of(&account(TARGET)).await.unwrap()
+}
+
+async fn notes(aws: &Aws) -> Vec<Note> {
+    noted_of(aws).await.notes
 }
 
 #[test]
@@ -145,8 +149,34 @@ async fn a_note_that_is_still_marked_so_is_rewritten_unmarked_or_forgotten() {
     record.unmark(&change(&mark)).await.unwrap();
     assert_eq!(notes(&aws).await[0].going, None);
     let aws = noted(&mark);
-    Record::open(&aws.hub).unwrap().forget(&change(&mark)).await.unwrap();
+    Record::open(&aws.hub).unwrap().forget(&change(&mark), 7).await.unwrap();
     assert_eq!(notes(&aws).await, []);
+}
+
+/// EC2 may name its image for a while.
+#[tokio::test]
+async fn what_went_is_told_where_its_launch_permission_went_with_it_and_is_no_note_any_more() {
+    let mark = Mark::noted("undo-1 9");
+    for permission in [true, false] {
+        let aws = Aws::with_table();
+        let mut gift = gift(TARGET, "ami-0123abcd");
+        gift["target"]["sourceChanges"] = json!({ "launchPermission": permission });
+        aws.note(&gift, &json!({ "going": { "S": mark.as_str() } }));
+        let record = Record::open(&aws.hub).unwrap();
+        record.forget(&change(&mark), 7).await.unwrap();
+        let source = Source { account_id: account("111111111111"), region: Region::parse("eu-west-1").unwrap() };
+        let went = Went { source, image_id: image("ami-0123abcd"), at: 7 };
+        let expected = Noted { notes: vec![], went: if permission { vec![went] } else { vec![] } };
+        assert_eq!(noted_of(&aws).await, expected);
+        // Nothing makes a note of it again, and a second try changes nothing.
+        record.mark(&account(TARGET), &image("ami-0123abcd"), &execution(), &Mark::noted("undo-2 10")).await.unwrap();
+        record.rewrite(&change(&mark), "{}").await.unwrap();
+        record.unmark(&change(&mark)).await.unwrap();
+        record.forget(&change(&mark), 8).await.unwrap();
+        assert_eq!(noted_of(&aws).await, expected);
+        assert_eq!(record.accounts_given(&image("ami-0123abcd")).await.unwrap(), []);
+        assert_eq!(record.images_given().await.unwrap(), BTreeMap::new());
+    }
 }
 
 #[tokio::test]
@@ -157,7 +187,7 @@ async fn a_note_that_somebody_has_marked_anew_stays_as_they_made_it() {
     let change = change(&Mark::noted("undo-1 9"));
     record.rewrite(&change, "{}").await.unwrap();
     record.unmark(&change).await.unwrap();
-    record.forget(&change).await.unwrap();
+    record.forget(&change, 7).await.unwrap();
     assert_eq!(notes(&aws).await, before);
 }
 
@@ -167,7 +197,7 @@ async fn what_the_table_refuses_is_an_error_and_its_throughput_passes() {
         let aws = Aws::answering(move |_| Some(Err(code)));
         let record = Record::open(&aws.hub).unwrap();
         let change = change(&Mark::noted("undo-1 9"));
-        for error in [record.unmark(&change).await.unwrap_err(), record.forget(&change).await.unwrap_err()] {
+        for error in [record.unmark(&change).await.unwrap_err(), record.forget(&change, 7).await.unwrap_err()] {
             assert_eq!((error.passes(), matches!(error, Error::AccessDenied { .. })), (passes, !passes), "{error}");
         }
     }

@@ -10,7 +10,7 @@ use ami_share_core::{
     take_back::Left,
 };
 use ami_share_launchable::{self as launchable, Images};
-use ami_share_record::Note;
+use ami_share_record::{LAGGING, Note, Noted, Went};
 
 /// What is called in each source account.
 pub const ACTIONS: [&str; 3] =
@@ -18,9 +18,6 @@ pub const ACTIONS: [&str; 3] =
 
 /// How long a share may be under way, in milliseconds: the time-out of share-ami.
 const UNDER_WAY: i64 = 86_400_000;
-
-/// For how long EC2 may name an image that is being taken back, in milliseconds: far longer than it takes to begin.
-const LAGGING: i64 = 3_600_000;
 
 /// Who asks, and for whose sake.
 pub struct Asking<'a> {
@@ -64,24 +61,24 @@ impl Need {
     }
 }
 
-/// What each target of `notes` needs, besides the shares whose notes are marked. One call for each target in each Region
+/// What each target of `noted` needs, besides the shares whose notes are marked. One call for each target in each Region
 /// that a note of it names, and those of [`launchable::by_organization`] for each Region.
 ///
 /// # Errors
 /// Where the asking one is patient, what passes by itself.
 pub async fn needs(
     asking: &Asking<'_>,
-    notes: &BTreeMap<AccountId, Vec<Note>>,
+    noted: &BTreeMap<AccountId, Noted>,
 ) -> Result<BTreeMap<AccountId, Need>, Error> {
     let mut places: BTreeMap<&Source, BTreeSet<AccountId>> = BTreeMap::new();
-    for (account, notes) in notes {
-        for place in notes.iter().map(|note| &note.gift.source).chain([asking.source]) {
+    for (account, noted) in noted {
+        for place in noted.notes.iter().map(|note| &note.gift.source).chain([asking.source]) {
             places.entry(place).or_default().insert(account.clone());
         }
     }
     let now = asking.hub.now_ms();
     let mut needs: BTreeMap<AccountId, Need> =
-        notes.iter().map(|(account, notes)| (account.clone(), under_way(asking, notes, now))).collect();
+        noted.iter().map(|(account, noted)| (account.clone(), under_way(asking, &noted.notes, now))).collect();
     for (place, accounts) in places {
         match ask(asking, place, &accounts).await {
             Ok((own, open)) => {
@@ -94,10 +91,10 @@ pub async fn needs(
                     }
                 };
                 for account in &accounts {
-                    let nothing = Images::new();
+                    let (nothing, of_nobody) = (Images::new(), Noted::default());
                     let images = own.get(account).unwrap_or(&nothing).iter();
-                    let notes = notes.get(account).map_or(&[][..], Vec::as_slice);
-                    let images = images.filter(|(image, _)| counts(notes, place, image, now)).chain(&open);
+                    let noted = noted.get(account).unwrap_or(&of_nobody);
+                    let images = images.filter(|(image, _)| counts(noted, place, image, now)).chain(&open);
                     let others = images.filter(|(image, _)| place != asking.source || *image != asking.image);
                     needs.entry(account.clone()).or_default().add(others, place == asking.source);
                 }
@@ -143,16 +140,18 @@ async fn ask(
     Ok((own, launchable::by_organization(&ec2, place).await))
 }
 
-/// An image all of whose notes are marked is going, whatever EC2, which lags, still says. One that nobody has noted is
-/// somebody else's share.
+/// An image all of whose notes are marked is going, whatever EC2, which lags, still says, and one whose notes went a while
+/// ago is gone. Any other that nobody has noted is somebody else's share.
 ///
 /// A take-back takes the launch permission first. So where EC2 names the image long after the mark, it was stopped, or left
 /// the permission, and the target relies on it.
-fn counts(notes: &[Note], place: &Source, image: &ImageId, now: i64) -> bool {
-    let mut of_it = notes.iter().filter(|note| note.image() == image && note.gift.source == *place).peekable();
-    let lags = |note: &Note| note.going.as_ref().is_some_and(|mark| mark.at().is_none_or(|at| at + LAGGING >= now));
-    let stands = |note: &Note| !note.goes_before && !lags(note);
-    of_it.peek().is_none() || of_it.any(stands)
+fn counts(noted: &Noted, place: &Source, image: &ImageId, now: i64) -> bool {
+    let mut of_it = noted.notes.iter().filter(|note| note.image() == image && note.gift.source == *place).peekable();
+    let lags = |at: i64| at + LAGGING >= now;
+    let goes = |note: &Note| note.going.as_ref().is_some_and(|mark| mark.at().is_none_or(lags));
+    let stands = |note: &Note| !note.goes_before && !goes(note);
+    let went = |went: &Went| went.image_id == *image && went.source == *place && lags(went.at);
+    if of_it.peek().is_none() { !noted.went.iter().any(went) } else { of_it.any(stands) }
 }
 
 /// A share that is under way may have found the access there, and given no launch permission yet.

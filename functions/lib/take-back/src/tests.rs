@@ -267,6 +267,20 @@ fn what_only_a_gone_image_has_noted_goes_and_its_note_stays() {
     assert_eq!((needed.key_arns.len(), principals(&needed).len()), (0, 0));
 }
 
+/// Of whoever looks ahead: that note will be marked by then.
+#[test]
+fn what_a_note_names_that_goes_before_goes_with_the_image_at_hand() {
+    let mut found = note("a", Some(MINE));
+    found.gift.target.source_changes.key_arns.clear();
+    found.gift.target.principal_changes.clear();
+    for goes_before in [true, false] {
+        let before = Note { goes_before, ..note("b", None) };
+        let taken = take(&[found.clone(), before], &Need::default());
+        let count = usize::from(goes_before);
+        assert_eq!((taken.key_arns.len(), principals(&taken).len()), (count, count));
+    }
+}
+
 #[test]
 fn statements_and_grants_of_ours_go_whatever_is_noted() {
     let source = source_in("eu-west-1");

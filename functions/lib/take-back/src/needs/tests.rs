@@ -82,6 +82,14 @@ async fn asked(
     notes: Vec<Note>,
     patient: bool,
 ) -> Result<Need, Error> {
+    asked_of(answer, Noted { notes, went: vec![] }, patient).await
+}
+
+async fn asked_of(
+    answer: impl Fn(&Call) -> Option<Answer> + Send + Sync + 'static,
+    noted: Noted,
+    patient: bool,
+) -> Result<Need, Error> {
     let aws = Aws::answering(answer);
     let asking = Asking {
         hub: &aws.hub,
@@ -92,7 +100,7 @@ async fn asked(
         state: "ResolveUndo",
         patient,
     };
-    let mut needs = needs(&asking, &BTreeMap::from([(account(), notes)])).await?;
+    let mut needs = needs(&asking, &BTreeMap::from([(account(), noted)])).await?;
     assert_eq!(needs.len(), 1);
     Ok(needs.remove(&account()).unwrap())
 }
@@ -151,6 +159,25 @@ async fn an_image_that_is_still_there_an_hour_after_the_mark_counts_again() {
     let marked = |ms| vec![Note { going: going_since(ms), ..note("ami-0000000b") }];
     assert_eq!(need(&images, marked(LAGGING)).await, Need::default());
     assert_eq!(for_images(&need(&images, marked(LAGGING + 1)).await), ["ami-0000000b"]);
+}
+
+#[tokio::test]
+async fn an_image_whose_notes_went_a_while_ago_is_gone_whatever_ec2_says() {
+    let found = async |notes: Vec<Note>, went: Vec<Went>| {
+        let images = [shared("eu-west-1", "ami-0000000b", TARGET)];
+        asked_of(move |call| ec2::answer(&images, call), Noted { notes, went }, true).await.unwrap()
+    };
+    let went = |ms| Went { source: source("eu-west-1"), image_id: image("ami-0000000b"), at: ago(ms) };
+    assert_eq!(found(vec![], vec![went(LAGGING)]).await, Need::default());
+    // Somebody has shared it since, without a note.
+    assert_eq!(for_images(&found(vec![], vec![went(LAGGING + 1)]).await), ["ami-0000000b"]);
+    // It was shared again, or what went is another image.
+    assert_eq!(for_images(&found(vec![note("ami-0000000b")], vec![went(1)]).await), ["ami-0000000b"]);
+    for another in
+        [Went { source: source("us-east-1"), ..went(1) }, Went { image_id: image("ami-0000000c"), ..went(1) }]
+    {
+        assert_eq!(for_images(&found(vec![], vec![another]).await), ["ami-0000000b"]);
+    }
 }
 
 #[tokio::test]
