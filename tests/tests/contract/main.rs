@@ -5,6 +5,7 @@
 
 mod authorization;
 mod circles;
+mod data;
 mod definition;
 mod documents;
 mod errors;
