@@ -3,7 +3,7 @@
 use ami_share_tests::template::resources;
 use serde_json::{Value, json};
 
-use crate::{definition::strings, template};
+use crate::{Set, definition::strings, template, text};
 
 fn hub() -> Value {
     template("template.yaml")
@@ -68,4 +68,110 @@ fn whoever_publishes_or_sends_is_let_in_by_name_and_for_this_account_only() {
         let account = json!({ "StringEquals": { "aws:SourceAccount": { "Ref": "AWS::AccountId" } } });
         assert_eq!(allowing[0]["Condition"], account, "{id}");
     }
+}
+
+/// Where the hub keeps something, the property that names the key, and the parameter with a key of the operator's.
+const KEPT: [(&str, &str, &str); 4] = [
+    ("AWS::DynamoDB::Table", "SSESpecification", "RecordTableKeyArn"),
+    ("AWS::SNS::Topic", "KmsMasterKeyId", "TopicKeyArn"),
+    ("AWS::SQS::Queue", "KmsMasterKeyId", "QueuesKeyArn"),
+    ("AWS::Logs::LogGroup", "KmsKeyId", "LogsKeyArn"),
+];
+
+fn names(value: &Value, parameter: &str) -> bool {
+    value.to_string().contains(&json!({ "Ref": parameter }).to_string())
+}
+
+#[test]
+fn whatever_the_hub_keeps_can_be_under_a_key_of_the_operators() {
+    let hub = hub();
+    for (kind, property, parameter) in KEPT {
+        let all: Vec<_> = resources(&hub, kind).collect();
+        assert!(!all.is_empty(), "{kind}");
+        for (id, resource) in all {
+            assert!(names(&resource["Properties"][property], parameter), "{id} cannot be under {parameter}");
+        }
+    }
+    assert!(names(&hub["Globals"]["Function"]["KmsKeyArn"], "FunctionsKeyArn"));
+    for parameter in KEPT.map(|(_, _, parameter)| parameter).into_iter().chain(["FunctionsKeyArn"]) {
+        assert_eq!(hub["Parameters"][parameter]["Default"], "", "{parameter}");
+        let pattern = &hub["Parameters"]["RecordTableKeyArn"]["AllowedPattern"];
+        assert_eq!(hub["Parameters"][parameter]["AllowedPattern"], *pattern, "{parameter}");
+    }
+    // What is kept under SQS's own key cannot be under another.
+    for (id, queue) in resources(&hub, "AWS::SQS::Queue") {
+        let own = json!({ "Fn::If": ["OwnQueuesKey", false, true] });
+        assert_eq!(queue["Properties"]["SqsManagedSseEnabled"], own, "{id}");
+    }
+}
+
+/// A key that goes with the stack would take the evidence with it.
+#[test]
+fn what_outlives_the_stack_is_under_no_key_of_the_stack() {
+    let hub = hub();
+    let retained: Set = hub["Resources"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .filter(|(_, resource)| resource["DeletionPolicy"] == "Retain" && resource["UpdateReplacePolicy"] == "Retain")
+        .map(|(id, _)| id.clone())
+        .collect();
+    assert_eq!(retained, Set::from(["RecordTable", "StateMachinesLogGroup"].map(str::to_owned)));
+    let keys: Vec<&str> = resources(&hub, "AWS::KMS::Key").map(|(id, _)| id).collect();
+    assert_eq!(keys, ["NotificationKey"]);
+    for id in retained {
+        assert!(!hub["Resources"][&id].to_string().contains("NotificationKey"), "{id}");
+    }
+}
+
+/// The key policy of docs/permissions.md, by the names of its statements.
+fn documented_key_policy() -> Value {
+    let page = text("docs/permissions.md");
+    let (_, rest) = page.split_once("<!-- key policy of the hub -->").expect("the hub's key policy");
+    serde_json::from_str(rest.split("```json").nth(1).unwrap().split("```").next().unwrap()).unwrap()
+}
+
+/// Services that act for themselves: those that the policies of topic and queues let in, and CloudWatch Logs ("Encrypt
+/// log data in CloudWatch Logs using AWS KMS", CloudWatch Logs user guide; "Key management", SQS and SNS developer guides).
+#[test]
+fn the_documented_key_policy_lets_in_exactly_the_services_that_use_the_keys() {
+    let hub = hub();
+    let mut expected = Set::from(["logs.eu-west-1.amazonaws.com".to_owned()]);
+    for (_, _, statements) in topic_and_queues(&hub) {
+        expected.extend(
+            statements.iter().filter_map(|statement| statement["Principal"]["Service"].as_str()).map(str::to_owned),
+        );
+    }
+    let policy = documented_key_policy();
+    let statements = policy["Statement"].as_array().unwrap();
+    let services: Set = statements
+        .iter()
+        .filter_map(|statement| statement["Principal"]["Service"].as_str())
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(services, expected);
+    // Nobody may use another account's alarms, events, logs or tables to use the key.
+    for statement in statements.iter().filter(|statement| statement["Sid"] != "Leave it to IAM") {
+        assert!(statement["Condition"].to_string().contains("333333333333"), "{statement}");
+    }
+    // The stack's own key lets alarms do what the documents say.
+    let own = &hub["Resources"]["NotificationKey"]["Properties"]["KeyPolicy"]["Statement"][1];
+    let topic = statements.iter().find(|statement| statement["Sid"] == "Topic").unwrap();
+    assert_eq!((&own["Action"], &own["Principal"]), (&topic["Action"], &topic["Principal"]));
+}
+
+/// What roles of the stack do with a key, they may by IAM: the documented policy leaves it to that.
+#[test]
+fn roles_of_the_stack_may_use_the_keys_of_what_they_use() {
+    let hub = hub();
+    for (id, sid, parameter) in [
+        ("SendNotificationsPolicy", "EncryptNotifications", "TopicKeyArn"),
+        ("StartShareFunctionRole", "EncryptLostEvents", "QueuesKeyArn"),
+        ("WriteLogsAndTracesPolicy", "ReadSettings", "FunctionsKeyArn"),
+    ] {
+        let policies = hub["Resources"][id]["Properties"].to_string();
+        assert!(policies.contains(&format!("\"Sid\":\"{sid}\"")), "{id} has no {sid}");
+        assert!(policies.contains(&json!({ "Ref": parameter }).to_string()), "{id} does not name {parameter}");
+    }
+    assert_eq!(documented_key_policy()["Statement"][0]["Action"], "kms:*");
 }

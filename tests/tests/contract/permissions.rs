@@ -613,9 +613,11 @@ fn functions_write_logs_and_traces() {
         .collect();
     let group = json!({ "Fn::GetAtt": ["FunctionsLogGroup", "Arn"] });
     let everything = json!("*");
+    let own_key = json!({ "Ref": "FunctionsKeyArn" });
     let expected = [
         (vec!["logs:CreateLogStream", "logs:PutLogEvents"], &group),
         (vec!["xray:PutTelemetryRecords", "xray:PutTraceSegments"], &everything),
+        (vec!["kms:Decrypt"], &own_key),
     ];
     assert_eq!(found, expected);
     assert_eq!(hub["Globals"]["Function"]["LoggingConfig"]["LogGroup"], json!({ "Ref": "FunctionsLogGroup" }));
@@ -632,6 +634,8 @@ fn a_functions_role_may_do_nothing_else() {
             expected.extend(start_share::HUB_ACTIONS.map(str::to_owned));
             // Lambda itself puts a failed event into the queue, as the function's role.
             expected.insert("sqs:SendMessage".to_owned());
+            // Where the queue is under a key of the operator's.
+            expected.extend(["kms:Decrypt", "kms:GenerateDataKey"].map(str::to_owned));
         }
         expected.extend(with_the_notes(name));
         let statements = inline(&role);
@@ -806,7 +810,10 @@ fn what_the_state_machines_share_is_to_notify_and_to_be_watched() {
                 published.extend(definition::strings(&statement["Action"]).into_iter().map(str::to_owned));
             }
             "EncryptNotifications" => {
-                assert_eq!(statement["Resource"], json!({ "Fn::GetAtt": ["NotificationKey", "Arn"] }));
+                let key = json!([
+                    "NoTopicKey", { "Fn::GetAtt": ["NotificationKey", "Arn"] }, { "Ref": "TopicKeyArn" }
+                ]);
+                assert_eq!(statement["Resource"], json!({ "Fn::If": key }));
             }
             sid => panic!("nobody knows why both may do {sid}"),
         }
