@@ -92,7 +92,9 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
         .collect();
     let snapshot_changes = image::without_snapshot_permission(&ec2, source, &found.image, &copying).await?;
     let lacking = Lacking { key_changes, grant_changes, snapshot_changes, launch_permissions };
-    fitting(resolution(execution, request, found.image, states, lacking))
+    let (resolution, not_provable) = resolution(execution, request, found.image, states, lacking);
+    Error::all_of(not_provable)?;
+    fitting(resolution)
 }
 
 fn read_request(hub: &Hub, request: &Value) -> Result<Request, Error> {
@@ -186,18 +188,20 @@ impl Lacking {
     }
 }
 
+/// What there is to do, and why proofs of it would die.
 fn resolution(
     execution: ExecutionName,
     request: Request,
     image: Image,
     states: Vec<TargetState>,
     lacking: Lacking,
-) -> Resolution {
+) -> (Resolution, Vec<Error>) {
     // Statements that are not as they should be concern whoever they name.
     let concerns_all = |change: &KeyChange| change.account_ids.is_empty() || change.repair.is_some();
     let all_unfinished = lacking.key_changes.iter().any(concerns_all);
     let mut targets = Vec::new();
     let mut already_shared = Vec::new();
+    let mut not_provable = Vec::new();
     for (requested, state) in request.targets.into_iter().zip(states) {
         let mode = mode(&requested);
         let source_changes = lacking.of(&requested.account_id);
@@ -209,6 +213,7 @@ fn resolution(
         if shared {
             already_shared.push(requested.account_id);
         } else {
+            not_provable.extend(state.not_provable);
             targets.push(Target {
                 account_id: requested.account_id,
                 source_changes,
@@ -221,7 +226,7 @@ fn resolution(
         }
     }
     let Lacking { key_changes, grant_changes, snapshot_changes, launch_permissions } = lacking;
-    Resolution {
+    let resolution = Resolution {
         execution,
         source: request.source,
         image,
@@ -237,7 +242,8 @@ fn resolution(
         most_of_cause: 0,
         action: request.action,
         plan_hash: request.plan_hash,
-    }
+    };
+    (resolution, not_provable)
 }
 
 fn mode(target: &RequestedTarget) -> Mode {

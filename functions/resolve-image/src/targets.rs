@@ -8,22 +8,28 @@ use ami_share_core::{
     ids::{AccountId, ExecutionName, ImageId, KeyArn, PrincipalArn, PrincipalKind},
     principal_policy::inline_policy_name,
     request::{Request, RequestedTarget},
-    share::{Image, KEY_TAG, PrincipalAccess, PrincipalChange, ReencryptMode, SOURCE_IMAGE_TAG},
+    share::{Image, KEY_TAG, PrincipalAccess, PrincipalChange, Prove, ReencryptMode, SOURCE_IMAGE_TAG},
 };
-use ami_share_key_policies::state;
+use ami_share_default_key::{BY_DEFAULT, DEFAULT_KEY};
+use ami_share_key_policies::{GET_KEY_POLICY, state};
+use aws_config::SdkConfig;
 use aws_sdk_ec2::types::{self, Filter, ImageState};
 use aws_sdk_iam::error::ProvideErrorMetadata;
 use aws_sdk_kms::types::KeySpec;
 use futures_util::{StreamExt, stream};
 
 /// What is asked in a target.
-pub(crate) const ACTIONS: [&str; 6] = [
+pub(crate) const ACTIONS: [&str; 10] = [
     "iam:ListAttachedRolePolicies",
     "iam:ListAttachedUserPolicies",
     "iam:ListRolePolicies",
     "iam:ListUserPolicies",
     "ec2:DescribeImages",
+    DEFAULT_KEY,
+    BY_DEFAULT,
+    "iam:SimulatePrincipalPolicy",
     "kms:DescribeKey",
+    GET_KEY_POLICY,
 ];
 
 /// How many targets are asked at a time.
@@ -36,6 +42,8 @@ pub(crate) struct TargetState {
     /// The ARN of the request's key.
     pub(crate) kms_key_id: Option<KeyArn>,
     pub(crate) copy_id: Option<ImageId>,
+    /// Why a proof would die.
+    pub(crate) not_provable: Option<Error>,
 }
 
 /// The state of each of the request's targets, in their order; what stands in the way goes to
@@ -111,6 +119,11 @@ async fn find_one(
                 }
                 state.kms_key_id = Some(key_arn);
             }
+            Err(error) => errors.push(error),
+        }
+    } else if target.launch.prove != Prove::Never {
+        match default_key_problem(&config, &launcher, image).await {
+            Ok(problem) => state.not_provable = problem,
             Err(error) => errors.push(error),
         }
     }
@@ -204,6 +217,27 @@ async fn find_key(kms: &aws_sdk_kms::Client, account: &AccountId, key_id: &str) 
     metadata
         .and_then(|key| KeyArn::parse(key.arn?).ok())
         .ok_or_else(|| not_usable(format!("kms:DescribeKey gives no ARN for it in account {account}")))
+}
+
+/// What keeps the launcher from making volumes under the account's default EBS key, where those of the image come under
+/// it.
+async fn default_key_problem(
+    config: &SdkConfig,
+    launcher: &PrincipalArn,
+    image: &Image,
+) -> Result<Option<Error>, Error> {
+    let account = launcher.account_id();
+    let default = ami_share_default_key::find(&aws_sdk_ec2::Client::new(config), &account, image).await?;
+    let Some(key) = default.key else { return Ok(None) };
+    let problems = ami_share_explain::own_key_problems(config, launcher, &key).await;
+    Ok((!problems.is_empty()).then(|| Error::KeyNotUsable {
+        key: key.to_string(),
+        reason: format!(
+            "it is the default EBS key of account {account}, which new volumes of a shared image come under, and \
+             {launcher} may not use it; {}; or name a key in reencrypt.kmsKeyId",
+            problems.join("; ")
+        ),
+    }))
 }
 
 /// A copy of the image that an earlier execution made under the same key. Copies of that copy, and images of its instances,

@@ -6,11 +6,14 @@ use ami_share_core::{
     ids::{AccountId, ExecutionName, InstanceId, KeyArn},
     share::{EncryptedVolume, Image, Source, Target},
 };
-use aws_config::SdkConfig;
-use aws_sdk_ec2::types::{Filter, Volume};
+use ami_share_default_key::{AWS_MANAGED, BY_DEFAULT, DEFAULT_KEY, DefaultKey};
+use aws_sdk_ec2::{
+    Client,
+    types::{Filter, Volume},
+};
 use serde::{Deserialize, Serialize};
 
-pub const ACTIONS: Actions = Actions { launcher: &[DESCRIBE_VOLUMES], ..Actions::NONE };
+pub const ACTIONS: Actions = Actions { launcher: &[DESCRIBE_VOLUMES, DEFAULT_KEY, BY_DEFAULT], ..Actions::NONE };
 
 const DESCRIBE_VOLUMES: &str = "ec2:DescribeVolumes";
 
@@ -31,8 +34,8 @@ pub struct Output {
 }
 
 /// Every EBS volume of the instance, with its key. A volume of the image that was encrypted must
-/// be so here too; with a re-encryption mode every volume of the image must be under the key that
-/// was asked for.
+/// be so here too, under the target's default EBS key; with a re-encryption mode every volume of the image must be under
+/// the key that was asked for.
 ///
 /// # Errors
 /// [`Error::VolumeNotReencrypted`] for each volume that is not as it should be;
@@ -44,7 +47,8 @@ pub async fn verify_volumes(hub: &Hub, input: Input) -> Result<Output, Error> {
     let Input { execution, source, image, target, instance_id } = &input;
     let account = &target.account_id;
     let config = hub.as_launcher(account, &source.region, execution, ACTIONS).await?;
-    let volumes = attached(&config, account, instance_id).await?;
+    let ec2 = Client::new(&config);
+    let volumes = attached(&ec2, account, instance_id).await?;
     let missing: Vec<&str> =
         found(image, &volumes).filter(|(_, volume)| volume.is_none()).map(|(expected, _)| expected.device).collect();
     if !missing.is_empty() {
@@ -54,17 +58,17 @@ pub async fn verify_volumes(hub: &Hub, input: Input) -> Result<Output, Error> {
             call: DESCRIBE_VOLUMES,
         });
     }
-    Error::all_of(differences(image, account, &volumes, target.kms_key_id.as_ref()))?;
+    let wanted = match &target.kms_key_id {
+        Some(key) => Wanted::Key(key.clone()),
+        None => Wanted::Default(ami_share_default_key::find(&ec2, account, image).await?),
+    };
+    Error::all_of(differences(image, account, &volumes, &wanted))?;
     Ok(Output { volumes })
 }
 
-async fn attached(
-    config: &SdkConfig,
-    account: &AccountId,
-    instance: &InstanceId,
-) -> Result<Vec<EncryptedVolume>, Error> {
+async fn attached(ec2: &Client, account: &AccountId, instance: &InstanceId) -> Result<Vec<EncryptedVolume>, Error> {
     let of_instance = Filter::builder().name("attachment.instance-id").values(instance.as_str()).build();
-    let mut pages = aws_sdk_ec2::Client::new(config).describe_volumes().filters(of_instance).into_paginator().send();
+    let mut pages = ec2.describe_volumes().filters(of_instance).into_paginator().send();
     let mut volumes = Vec::new();
     while let Some(page) = pages.next().await {
         let page = page.map_err(|error| aws::failure(account, DESCRIBE_VOLUMES, error))?;
@@ -112,26 +116,42 @@ fn found<'a>(
     paired.into_iter()
 }
 
+/// What volumes are to be under.
+enum Wanted {
+    /// What was asked for.
+    Key(KeyArn),
+    Default(DefaultKey),
+}
+
+impl Wanted {
+    /// What is amiss with a volume under that key, if anything is: what it should be under.
+    fn differs(&self, expected: Expected<'_>, found: Option<&KeyArn>, account: &AccountId) -> Option<String> {
+        match self {
+            Self::Key(key) => (found != Some(key)).then(|| format!("under key {key}")),
+            Self::Default(default) if !default.covers(expected.shared) => None,
+            Self::Default(DefaultKey { key: Some(key), .. }) => {
+                (found != Some(key)).then(|| format!("under key {key}, the account's default EBS key"))
+            }
+            Self::Default(DefaultKey { key: None, .. }) => {
+                let own = found.is_some_and(|key| key.account_id() == *account);
+                (!own).then(|| format!("under {AWS_MANAGED}, the account's default EBS key"))
+            }
+        }
+    }
+}
+
 /// One error for each volume of the image that is not as it should be on the instance.
-fn differences(image: &Image, account: &AccountId, volumes: &[EncryptedVolume], asked: Option<&KeyArn>) -> Vec<Error> {
-    let wrong = |volume: &EncryptedVolume, expected: String| Error::VolumeNotReencrypted {
-        volume: format!("{} ({})", volume.volume_id, volume.device_name),
-        account: account.clone(),
-        found: volume.key_arn.as_ref().map_or("is not encrypted".to_owned(), |key| format!("is under key {key}")),
-        expected,
-    };
+fn differences(image: &Image, account: &AccountId, volumes: &[EncryptedVolume], wanted: &Wanted) -> Vec<Error> {
     found(image, volumes)
         .filter_map(|(expected, volume)| {
             let volume = volume?;
-            match (asked, expected.shared) {
-                (Some(key), _) if volume.key_arn.as_ref() != Some(key) => {
-                    Some(wrong(volume, format!("under key {key}")))
-                }
-                (None, Some(shared)) if shared.key_arn.is_some() && volume.key_arn.is_none() => {
-                    Some(wrong(volume, format!("encrypted, as snapshot {} is", shared.snapshot_id)))
-                }
-                _ => None,
-            }
+            let key = volume.key_arn.as_ref();
+            Some(Error::VolumeNotReencrypted {
+                expected: wanted.differs(expected, key, account)?,
+                volume: format!("{} ({})", volume.volume_id, volume.device_name),
+                account: account.clone(),
+                found: key.map_or("is not encrypted".to_owned(), |key| format!("is under key {key}")),
+            })
         })
         .collect()
 }
@@ -180,22 +200,46 @@ mod tests {
             .collect()
     }
 
+    fn default(key: Option<&KeyArn>, encrypts_all: bool) -> Wanted {
+        Wanted::Default(DefaultKey { key: key.cloned(), encrypts_all })
+    }
+
     #[test]
-    fn without_a_mode_what_was_encrypted_is_under_some_key() {
-        let default = key("222222222222", "default");
-        assert!(differences(&image(), &account(), &volumes(Some(default), None), None).is_empty());
-        let found = differences(&image(), &account(), &volumes(None, None), None);
-        assert_eq!(found.len(), 1);
-        let text = found[0].to_string();
+    fn without_a_mode_what_was_encrypted_is_under_the_accounts_default_key() {
+        let (own, other) = (key("222222222222", "default"), key("222222222222", "other"));
+        let source = key("111111111111", "source");
+        let wrong = |root: Option<&KeyArn>, wanted: &Wanted| {
+            let found = differences(&image(), &account(), &volumes(root.cloned(), None), wanted);
+            found.iter().map(Error::to_string).collect::<Vec<_>>().join("\n")
+        };
+        assert_eq!(wrong(Some(&own), &default(Some(&own), false)), "");
+        assert!(
+            wrong(Some(&other), &default(Some(&own), false)).contains("key/default, the account's default EBS key")
+        );
+        // AWS's own has an ARN too, which nobody asks for.
+        assert_eq!(wrong(Some(&other), &default(None, false)), "");
+        assert!(wrong(Some(&source), &default(None, false)).contains("should be under alias/aws/ebs"));
+        let text = wrong(None, &default(None, false));
         assert!(text.contains("vol-1 (/dev/xvda)") && text.contains("is not encrypted"), "{text}");
+    }
+
+    #[test]
+    fn with_encryption_by_default_no_volume_is_left_out() {
+        let own = key("222222222222", "default");
+        let mut image = image();
+        image.empty_volumes = vec!["/dev/sdz".to_owned()];
+        let volumes = volumes(Some(own.clone()), None);
+        let wrong = |encrypts_all| differences(&image, &account(), &volumes, &default(Some(&own), encrypts_all)).len();
+        assert_eq!((wrong(false), wrong(true)), (0, 2));
     }
 
     #[test]
     fn with_a_mode_every_volume_of_the_image_is_under_the_key() {
         let (own, other) = (key("222222222222", "own"), key("222222222222", "other"));
         let right = volumes(Some(own.clone()), Some(own.clone()));
-        assert!(differences(&image(), &account(), &right, Some(&own)).is_empty());
-        let found = differences(&image(), &account(), &volumes(Some(other), None), Some(&own));
+        let wanted = Wanted::Key(own);
+        assert!(differences(&image(), &account(), &right, &wanted).is_empty());
+        let found = differences(&image(), &account(), &volumes(Some(other), None), &wanted);
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].to_string().contains("key/other"));
         assert_eq!(found[1].name(), "VolumeNotReencrypted");
@@ -228,10 +272,10 @@ mod tests {
         image.empty_volumes = vec!["/dev/sdz".to_owned()];
         let own = key("222222222222", "own");
         let right = volumes(Some(own.clone()), Some(own.clone()));
-        let wrong = differences(&image, &account(), &right, Some(&own));
+        let wrong = differences(&image, &account(), &right, &Wanted::Key(own));
         assert_eq!(wrong.len(), 1);
         assert!(wrong[0].to_string().contains("vol-3 (/dev/sdz)"), "{}", wrong[0]);
-        assert!(differences(&image, &account(), &right, None).is_empty());
+        assert!(differences(&image, &account(), &right, &default(None, false)).is_empty());
     }
 
     #[test]

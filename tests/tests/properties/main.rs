@@ -12,6 +12,7 @@ mod at_once;
 mod check;
 mod counted;
 mod crowd;
+mod default_key;
 mod deployed;
 mod faulty;
 mod locked;

@@ -5,15 +5,12 @@ use ami_share_core::{
     ids::ExecutionName,
     share::{Image, Source, Target},
 };
-use aws_config::SdkConfig;
 
 /// An attempt that failed in a target.
 #[derive(Clone, Copy)]
 pub struct Attempt<'a> {
     /// For the source account's role, and the target's.
     pub hub: &'a Hub,
-    /// The session of the step that asks, as the launcher.
-    pub launcher: &'a SdkConfig,
     /// What sessions are named after.
     pub execution: &'a ExecutionName,
     /// Where the image is.

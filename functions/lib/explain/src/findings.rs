@@ -1,5 +1,7 @@
 //! What the questions brought to light, and how it is said.
 
+use ami_share_core::ids::KeyArn;
+
 use crate::attempt::Attempt;
 
 /// What the questions brought to light.
@@ -9,6 +11,8 @@ pub(crate) struct Findings {
     pub(crate) causes: Vec<String>,
     /// What could not be asked, or depends on what cannot be seen.
     pub(crate) doubts: Vec<String>,
+    /// The target's default EBS key, where it is the one that volumes come under and not AWS's own.
+    pub(crate) default_key: Option<KeyArn>,
 }
 
 impl Findings {
@@ -26,10 +30,13 @@ impl Findings {
                 if self.doubts.is_empty() { "all that can be asked looks right" } else { "the rest looks right" };
             parts.push(format!(
                 "{looked}, so it may be a change that had not reached every server yet (start the execution again), \
-                 or a policy that cannot be seen from here (an organization's SCP or RCP, a VPC endpoint's, the \
-                 default EBS key of account {b}); look in CloudTrail of accounts {a} and {b} for CreateGrant, Decrypt, \
-                 ReEncrypt and GenerateDataKeyWithoutPlaintext with an errorCode"
+                 or a policy that cannot be seen from here (an organization's SCP or RCP, a VPC endpoint's); \
+                 look in CloudTrail of accounts {a} and {b} for CreateGrant, Decrypt, ReEncrypt and \
+                 GenerateDataKeyWithoutPlaintext with an errorCode"
             ));
+        }
+        if let Some(key) = self.default_key {
+            parts.push(format!("new volumes come under key {key}, the default EBS key of account {b}"));
         }
         parts.join("; ")
     }

@@ -13,22 +13,27 @@ mod key_access;
 mod source;
 mod target;
 
-use ami_share_core::{hub::Actions, ids::ImageId};
+use ami_share_core::{
+    hub::Actions,
+    ids::{ImageId, KeyArn, PrincipalArn},
+};
+use ami_share_default_key::{BY_DEFAULT, DEFAULT_KEY};
 use ami_share_key_grants::LIST_GRANTS;
+use ami_share_key_policies::GET_KEY_POLICY;
+use aws_config::SdkConfig;
 
 use findings::Findings;
 
 pub use attempt::Attempt;
 
-/// What [`explain_launch`] calls; its launcher actions must be among those of the session it is given.
+/// What [`explain_launch`] calls.
 pub const LAUNCH_ACTIONS: Actions = Actions {
     source_reader: &["ec2:DescribeImageAttribute", "kms:DescribeKey", "kms:GetKeyPolicy", LIST_GRANTS],
-    target: &["iam:SimulatePrincipalPolicy"],
-    launcher: &["kms:DescribeKey", "kms:GetKeyPolicy"],
+    target: &OF_TARGET,
     ..Actions::NONE
 };
 
-/// What [`explain_copy`] calls; its launcher actions must be among those of the session it is given.
+/// What [`explain_copy`] calls.
 pub const COPY_ACTIONS: Actions = Actions {
     source_reader: &[
         "ec2:DescribeImageAttribute",
@@ -37,10 +42,19 @@ pub const COPY_ACTIONS: Actions = Actions {
         "kms:GetKeyPolicy",
         LIST_GRANTS,
     ],
-    target: &["iam:SimulatePrincipalPolicy"],
-    launcher: &["kms:DescribeKey", "kms:GetKeyPolicy"],
+    target: &OF_TARGET,
     ..Actions::NONE
 };
+
+/// What is asked in the target.
+const OF_TARGET: [&str; 5] =
+    [DEFAULT_KEY, BY_DEFAULT, "iam:SimulatePrincipalPolicy", "kms:DescribeKey", GET_KEY_POLICY];
+
+/// What keeps `launcher` from making volumes under a key of its own account, as the role of the target in `config` sees
+/// it. What that cannot see is left out: the proof will show it.
+pub async fn own_key_problems(config: &SdkConfig, launcher: &PrincipalArn, key: &KeyArn) -> Vec<String> {
+    target::own_key_findings(config, launcher, key).await.causes
+}
 
 /// Why an instance of `launched` (the image, or the target's own copy of it) died.
 ///

@@ -6,8 +6,12 @@ use ami_share_core::{
     ids::{KeyArn, PrincipalArn},
     key_actions::{OWN_KEY_ACTIONS, SOURCE_KEY_ACTIONS},
 };
+use aws_config::SdkConfig;
 use aws_sdk_iam::types::{ContextEntry, ContextKeyTypeEnum, EvaluationResult, PolicyEvaluationDecisionType};
-use aws_sdk_kms::{error::ProvideErrorMetadata, types::KeySpec};
+use aws_sdk_kms::{
+    error::ProvideErrorMetadata,
+    types::{KeyManagerType, KeySpec},
+};
 
 use crate::{
     attempt::Attempt,
@@ -19,30 +23,63 @@ use crate::{
 /// `with_source_keys` when the source account's keys were needed: not for a launch of the target's
 /// own copy.
 pub(crate) async fn examine(attempt: Attempt<'_>, actions: Actions, with_source_keys: bool, findings: &mut Findings) {
-    let target = &attempt.target.account_id;
-    let principal = match attempt.hub.launcher(target, &attempt.source.region) {
+    let Attempt { hub, source, target, execution, .. } = attempt;
+    let principal = match hub.launcher(&target.account_id, &source.region) {
         Ok(principal) => principal,
         Err(error) => return findings.doubts.push(error.to_string()),
     };
-    let mut needed: Vec<(KeyArn, Vec<&str>)> = Vec::new();
-    if with_source_keys {
-        needed.extend(attempt.image.keys().into_iter().map(|key| (key, SOURCE_KEY_ACTIONS.to_vec())));
-    }
-    if let Some(key) = &attempt.target.kms_key_id {
-        let actions = examine_own_key(attempt, &principal, key, findings).await;
-        needed.extend(actions.map(|actions| (key.clone(), actions)));
-    }
-    if needed.iter().all(|(_, actions)| actions.is_empty()) {
-        return;
-    }
-    let asked = attempt.hub.as_target(target, &attempt.source.region, attempt.execution, actions).await;
-    let iam = match asked {
-        Ok(config) => aws_sdk_iam::Client::new(&config),
-        Err(error) => return findings.doubts.push(format!("the launcher's IAM policies ({error})")),
+    let config = match hub.as_target(&target.account_id, &source.region, execution, actions).await {
+        Ok(config) => config,
+        Err(error) => return findings.doubts.push(format!("the launcher's IAM policies and own key ({error})")),
     };
+    let mut needed = Vec::new();
+    if with_source_keys {
+        let missing = format!("attach policy {} to it, or start the execution again", hub.settings.key_access_policy);
+        let needs = |key| Needed { key, actions: SOURCE_KEY_ACTIONS.to_vec(), missing: missing.clone() };
+        needed.extend(attempt.image.keys().into_iter().map(needs));
+    }
+    match own_key(attempt, &config, findings).await {
+        Ok(Some(key)) => needed.extend(examine_own_key(&config, &principal, &key, findings).await),
+        Ok(None) => {}
+        Err(error) => findings.doubts.push(format!("the default EBS key of account {} ({error})", target.account_id)),
+    }
+    examine_policies(&config, &principal, needed, findings).await;
+}
+
+/// What keeps `launcher` from making volumes under a key of its own account, asked with the role of the target in
+/// `config`.
+pub(crate) async fn own_key_findings(config: &SdkConfig, launcher: &PrincipalArn, key: &KeyArn) -> Findings {
+    let mut findings = Findings::default();
+    let needed = examine_own_key(config, launcher, key, &mut findings).await;
+    examine_policies(config, launcher, needed.into_iter().collect(), &mut findings).await;
+    findings
+}
+
+/// The key of the target that the volumes or snapshots are put under: the one that was asked for, or its default EBS key.
+async fn own_key(attempt: Attempt<'_>, config: &SdkConfig, findings: &mut Findings) -> Result<Option<KeyArn>, Error> {
+    if let Some(asked) = &attempt.target.kms_key_id {
+        return Ok(Some(asked.clone()));
+    }
+    let ec2 = aws_sdk_ec2::Client::new(config);
+    let default = ami_share_default_key::find(&ec2, &attempt.target.account_id, attempt.image).await?;
+    findings.default_key.clone_from(&default.key);
+    Ok(default.key)
+}
+
+/// What IAM policies of the launcher must allow.
+struct Needed {
+    key: KeyArn,
+    actions: Vec<&'static str>,
+    /// What to do where none of them does.
+    missing: String,
+}
+
+async fn examine_policies(config: &SdkConfig, principal: &PrincipalArn, needed: Vec<Needed>, findings: &mut Findings) {
+    let iam = aws_sdk_iam::Client::new(config);
     let mut refusals = Vec::new();
-    for (key, actions) in needed {
-        match simulate(attempt, &iam, &principal, &key, &actions).await {
+    for needed in needed {
+        let key = &needed.key;
+        match simulate(&iam, principal, &needed).await {
             Ok(refused) if refused.is_empty() => {}
             Ok(refused) => refusals.push((key.to_string(), grouped(refused).join(", and "))),
             Err(error) => findings.doubts.push(format!("the launcher's IAM policies for key {key} ({error})")),
@@ -53,65 +90,69 @@ pub(crate) async fn examine(attempt: Attempt<'_>, actions: Actions, with_source_
     }
 }
 
-/// State and policy of the key that the target re-encrypts with, and the actions on it that the
-/// launcher's IAM policies must allow.
+/// State and policy of a key of the launcher's account, and the actions on it that the launcher's IAM policies must allow.
 async fn examine_own_key(
-    attempt: Attempt<'_>,
+    config: &SdkConfig,
     principal: &PrincipalArn,
     key: &KeyArn,
     findings: &mut Findings,
-) -> Option<Vec<&'static str>> {
-    let target = &attempt.target.account_id;
-    let kms = aws_sdk_kms::Client::new(attempt.launcher);
+) -> Option<Needed> {
+    let account = principal.account_id();
+    let kms = aws_sdk_kms::Client::new(config);
+    let needed = |actions| {
+        let missing = "allow it in accounts/target.yaml, or name it in the key's policy".to_owned();
+        Some(Needed { key: key.clone(), actions, missing })
+    };
     let metadata = match kms.describe_key().key_id(key.as_str()).send().await {
-        Ok(answer) => answer.key_metadata,
+        Ok(answer) => answer.key_metadata?,
         Err(error) if error.code() == Some("NotFoundException") => {
             findings.causes.push(format!(
-                "key state: there is no key {key} in account {target} and Region {}; name another in reencrypt.kmsKeyId",
-                attempt.source.region
+                "key state: there is no key {key} in account {account} and Region {}; name another in \
+                 reencrypt.kmsKeyId, or set another default EBS key",
+                key.region()
             ));
             return None;
         }
         Err(error) => {
-            let error = aws::failure(target, "kms:DescribeKey", error);
+            let error = aws::failure(&account, "kms:DescribeKey", error);
             findings.doubts.push(format!("the target's own key {key} ({error})"));
-            return None;
+            return needed(OWN_KEY_ACTIONS.to_vec());
         }
-    }?;
+    };
+    // Its policy lets everybody in the account use it through EC2.
+    if metadata.key_manager() == Some(&KeyManagerType::Aws) {
+        return None;
+    }
     findings.causes.extend(state_problem(key.as_str(), metadata.key_state()));
     if metadata.key_spec().is_some_and(|spec| *spec != KeySpec::SymmetricDefault) {
         findings.causes.push(format!("key state: key {key} is not symmetric, and EBS takes no other; name another"));
     }
-    let actions = match ami_share_key_policies::read(&kms, key).await {
+    match ami_share_key_policies::read(&kms, key).await {
         Ok(policy) => {
             let calls = OWN_KEY_ACTIONS.map(|action| Call { principal, key, action });
-            policy_findings(&policy, &calls, findings)
+            needed(policy_findings(&policy, &calls, findings))
         }
         Err(error) => {
             findings.doubts.push(format!("the policy of key {key} ({error})"));
-            OWN_KEY_ACTIONS.to_vec()
+            needed(OWN_KEY_ACTIONS.to_vec())
         }
-    };
-    Some(actions)
+    }
 }
 
-/// The actions that the principal's IAM policies do not allow EC2 on `key`, and why not.
-async fn simulate<'a>(
-    attempt: Attempt<'_>,
+/// The actions that the principal's IAM policies do not allow EC2 on the key, and why not.
+async fn simulate(
     iam: &aws_sdk_iam::Client,
     principal: &PrincipalArn,
-    key: &KeyArn,
-    actions: &[&'a str],
-) -> Result<Vec<(&'a str, String)>, Error> {
+    Needed { key, actions, missing }: &Needed,
+) -> Result<Vec<(&'static str, String)>, Error> {
     let via = format!("ec2.{}.amazonaws.com", key.region());
-    let account = principal.account_id().to_string();
+    let account = principal.account_id();
     let (grant, use_of_key): (Vec<&str>, Vec<&str>) = actions.iter().partition(|action| **action == "kms:CreateGrant");
-    let missing = what_to_do(attempt, key);
     let mut refused = Vec::new();
     for actions in [use_of_key, grant].iter().filter(|actions| !actions.is_empty()) {
         let mut entries = vec![
             ("kms:ViaService", via.as_str(), ContextKeyTypeEnum::String),
-            ("kms:CallerAccount", &account, ContextKeyTypeEnum::String),
+            ("kms:CallerAccount", account.as_str(), ContextKeyTypeEnum::String),
         ];
         if actions.contains(&"kms:CreateGrant") {
             entries.push(("kms:GrantIsForAWSResource", "true", ContextKeyTypeEnum::Boolean));
@@ -127,10 +168,10 @@ async fn simulate<'a>(
             .set_context_entries(Some(entries.collect()))
             .send()
             .await
-            .map_err(|error| aws::failure(&attempt.target.account_id, "iam:SimulatePrincipalPolicy", error))?;
+            .map_err(|error| aws::failure(&account, "iam:SimulatePrincipalPolicy", error))?;
         for action in actions {
             let result = answer.evaluation_results().iter().find(|result| result.eval_action_name() == *action);
-            refused.extend(result.and_then(|result| refusal(result, &missing)).map(|clause| (*action, clause)));
+            refused.extend(result.and_then(|result| refusal(result, missing)).map(|clause| (*action, clause)));
         }
     }
     Ok(refused)
@@ -157,14 +198,6 @@ fn refusal(result: &EvaluationResult, missing: &str) -> Option<String> {
             Some(format!("denied by {policy} (take the Deny out)"))
         }
         _ => Some(format!("not allowed by any of its policies ({missing})")),
-    }
-}
-
-fn what_to_do(attempt: Attempt<'_>, key: &KeyArn) -> String {
-    if key.account_id() == attempt.source.account_id {
-        format!("attach policy {} to it, or start the execution again", attempt.hub.settings.key_access_policy)
-    } else {
-        "allow it in accounts/target.yaml, or name it in the key's policy".to_owned()
     }
 }
 

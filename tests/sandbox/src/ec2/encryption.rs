@@ -83,7 +83,8 @@ pub(super) struct Source {
 /// How a new volume or snapshot of the caller is encrypted, by the rules of EBS:
 /// a key that is asked for; else the key of an own encrypted source; else, for
 /// someone else's encrypted source or wherever encryption is asked for or the
-/// account's default, the account's default key.
+/// account's default, the account's default key ("Use encryption with EBS-backed AMIs", EC2 user guide; "Amazon EBS
+/// encryption examples", EBS user guide).
 pub(super) fn decide(world: &mut World, caller: &Caller, region: &str, wish: &Wish, source: &Source) -> Encryption {
     if let Some(key_id) = &wish.kms_key_id {
         return match kms::resolve_key(world, &caller.account, region, key_id) {
