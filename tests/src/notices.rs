@@ -21,6 +21,14 @@ pub struct Notice {
     pub message: String,
 }
 
+impl Notice {
+    /// The report behind the text, for programs.
+    pub fn report(&self) -> Result<Value> {
+        let (_, report) = self.message.split_once("\n\n").ok_or("the notice has a text only")?;
+        Ok(serde_json::from_str(report)?)
+    }
+}
+
 impl Inbox {
     pub async fn open(engine: &Engine, hub: &Hub) -> Result<Self> {
         let topic = hub.stack.outputs.get("NotificationTopicArn").ok_or("the hub stack has no topic")?;

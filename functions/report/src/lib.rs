@@ -9,7 +9,7 @@ use ami_share_core::{
     hub::Actions,
     ids::{AccountId, ExecutionName, ImageId, InstanceId, PrincipalArn},
     room::MOST_OF_CAUSE,
-    share::{EncryptedVolume, Kept, KeyChange, Resolution, SnapshotChange},
+    share::{EncryptedVolume, Kept, KeyChange, Resolution, SnapshotChange, Source},
     take_back::{Failure, Taken, TakenBack, bytes_of},
     words,
 };
@@ -72,6 +72,9 @@ impl TargetResult {
 pub struct Output {
     status: Status,
     execution: ExecutionName,
+    /// Where the image is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<Source>,
     #[serde(skip_serializing_if = "Option::is_none")]
     image_id: Option<ImageId>,
     /// What was not there before, and stays. What is left of the rest is in `left`.
@@ -216,6 +219,7 @@ fn summary(input: Input) -> Output {
     let output = Output {
         status,
         execution,
+        source: resolution.as_ref().map(|resolution| resolution.source.clone()),
         image_id: resolution.as_ref().map(|resolution| resolution.image.image_id.clone()),
         targets: target_reports(resolution.as_ref(), results, &ending),
         changed: resolution.as_ref().map(|resolution| changed(resolution, &ending)).unwrap_or_default(),

@@ -41,7 +41,7 @@ use std::{
 
 use ami_share_mocked::table::{Refused, Table};
 use ami_share_sandbox::World;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 pub use ami_share_mocked::table;
 pub use definition::Definition;
@@ -53,6 +53,14 @@ use execution::{Execution, Scope};
 use services::{Control, Fault, Services, Stop};
 use simulation::{Random, Simulation, Time};
 use steps::Step;
+
+/// What a state makes of `arguments`, whose expressions see `variables` and `$states`.
+///
+/// # Errors
+/// What Step Functions calls States.QueryEvaluationError.
+pub fn evaluated(arguments: &Value, variables: &Map<String, Value>, states: Value) -> Result<Value, String> {
+    expression::Template::parse(arguments)?.evaluate(&expression::Scope { variables, states, epoch_ms: 0 })
+}
 
 /// Of everything that runs here.
 const REGION: &str = "eu-west-1";

@@ -11,6 +11,7 @@ mod documents;
 mod errors;
 mod form;
 mod names;
+mod notices;
 mod payloads;
 mod permissions;
 mod state_machine;

@@ -245,7 +245,7 @@ async fn on_the_engine() -> (Local, Inbox, Stage) {
 }
 
 fn received(local: &Local, inbox: &Inbox) -> Value {
-    serde_json::from_str(&inbox.receive(&local.engine).unwrap().message).unwrap()
+    inbox.receive(&local.engine).unwrap().report().unwrap()
 }
 
 #[tokio::test]

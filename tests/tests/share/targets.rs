@@ -129,7 +129,7 @@ async fn one_target_that_fails_leaves_the_others_shared_and_proved() -> Result<(
             assert_eq!(run.after[*account]["ec2"], json!({}), "{name}: {account}: an instance is left");
             assert!(!writes_in(&run, account).contains(&"iam:DetachRolePolicy"), "{name}: {account}");
         }
-        let report: Value = serde_json::from_str(&inbox.receive(&stage.local.engine)?.message)?;
+        let report: Value = inbox.receive(&stage.local.engine)?.report()?;
         let said = report["targets"].as_array().into_iter().flatten();
         let said: Vec<_> = said.map(|target| (target["accountId"].as_str(), target["status"].as_str())).collect();
         let expected =
