@@ -183,7 +183,12 @@ where
             }
             other => other,
         },
-        Some("NoSuchEntity") => Error::PrincipalNotFound { principal: principal.clone(), account, call },
+        Some("NoSuchEntity") => Error::PrincipalNotFound {
+            principal: principal.clone(),
+            account,
+            call,
+            remedy: "create it, or take it out of the request",
+        },
         Some("ConcurrentModification") => Error::Throttled { account, call, source: Some(error.into()) },
         _ => aws::failure(&account, call, error),
     }

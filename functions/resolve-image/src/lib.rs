@@ -30,6 +30,7 @@ pub const ACTIONS: Actions = Actions {
         "kms:ListGrants",
     ],
     target: &targets::ACTIONS,
+    launcher: &targets::LAUNCHER_ACTIONS,
     ..Actions::NONE
 };
 

@@ -1,4 +1,7 @@
-//! The targets: whether their principals and keys are there, and what they lack.
+//! The targets: whether their principals and keys are there, what they lack, and whether their owners let ami-share give
+//! it.
+
+mod foreseen;
 
 use ami_share_core::{
     Error, Hub,
@@ -18,19 +21,21 @@ use aws_sdk_iam::error::ProvideErrorMetadata;
 use aws_sdk_kms::types::KeySpec;
 use futures_util::{StreamExt, stream};
 
-/// What is asked in a target.
-pub(crate) const ACTIONS: [&str; 10] = [
+/// What is asked in a target by the role that manages principals.
+pub(crate) const ACTIONS: [&str; 9] = [
     "iam:ListAttachedRolePolicies",
     "iam:ListAttachedUserPolicies",
     "iam:ListRolePolicies",
     "iam:ListUserPolicies",
-    "ec2:DescribeImages",
     DEFAULT_KEY,
     BY_DEFAULT,
-    "iam:SimulatePrincipalPolicy",
+    foreseen::SIMULATE,
     "kms:DescribeKey",
     GET_KEY_POLICY,
 ];
+
+/// By the one that copies and launches.
+pub(crate) const LAUNCHER_ACTIONS: [&str; 1] = ["ec2:DescribeImages"];
 
 /// How many targets are asked at a time.
 const CONCURRENCY: usize = 16;
@@ -80,17 +85,30 @@ async fn find_one(
 ) -> Result<TargetState, Vec<Error>> {
     let account = &target.account_id;
     let region = &request.source.region;
-    let actions = Actions { target: &ACTIONS, ..Actions::NONE };
+    let actions = Actions { target: &ACTIONS, launcher: &LAUNCHER_ACTIONS, ..Actions::NONE };
     let config = hub.as_target(account, region, execution, actions).await.map_err(|error| vec![error])?;
     let iam = aws_sdk_iam::Client::new(&config);
     let mut errors = Vec::new();
     let mut state = TargetState::default();
 
+    // Also where it is asked nothing: that it cannot be assumed is better known before anything is given.
+    let copies = target.reencrypt.as_ref().is_some_and(|reencrypt| reencrypt.mode == ReencryptMode::CopyImage);
+    let mut as_launcher = None;
+    if copies || target.launch.prove != Prove::Never {
+        match hub.as_launcher(account, region, execution, actions).await {
+            Ok(config) => as_launcher = Some(config),
+            Err(error) => errors.push(error),
+        }
+    }
     let launcher = hub.launcher(account, region).map_err(|error| vec![error])?;
     let mut principals = vec![launcher.clone()];
     principals.extend(target.principals.iter().filter(|principal| **principal != launcher).cloned());
     let keys = image.keys();
     for principal in principals {
+        if let Some(error) = foreseen::own_role(hub, request, &principal) {
+            errors.push(error);
+            continue;
+        }
         let lacking = match request.principal_access {
             PrincipalAccess::Attach => {
                 let policy = policy_arn(account, region, &hub.settings.key_access_policy);
@@ -103,15 +121,19 @@ async fn find_one(
                 state.principal_changes.push(PrincipalChange { principal, key_arns });
             }
             Ok(_) => {}
-            Err(error) => errors.push(error),
+            Err(error) => errors.push(foreseen::named(error, &principal, &launcher)),
         }
+    }
+    match foreseen::refusals(hub, &iam, request, &launcher, &state.principal_changes).await {
+        Ok(refusals) => errors.extend(refusals),
+        Err(error) => errors.push(error),
     }
     if let Some(reencrypt) = &target.reencrypt {
         let kms = aws_sdk_kms::Client::new(&config);
         match find_key(&kms, account, &reencrypt.kms_key_id).await {
             Ok(key_arn) => {
-                if reencrypt.mode == ReencryptMode::CopyImage {
-                    let ec2 = aws_sdk_ec2::Client::new(&config);
+                if let (ReencryptMode::CopyImage, Some(config)) = (reencrypt.mode, &as_launcher) {
+                    let ec2 = aws_sdk_ec2::Client::new(config);
                     match find_copy(&ec2, account, &image.image_id, &key_arn).await {
                         Ok(copy_id) => state.copy_id = copy_id,
                         Err(error) => errors.push(error),
@@ -191,7 +213,12 @@ where
 {
     let account = principal.account_id();
     match error.code() {
-        Some("NoSuchEntity") => Error::PrincipalNotFound { principal: principal.clone(), account, call },
+        Some("NoSuchEntity") => Error::PrincipalNotFound {
+            principal: principal.clone(),
+            account,
+            call,
+            remedy: "create it, or take it out of the request",
+        },
         _ => aws::failure(&account, call, error),
     }
 }

@@ -64,7 +64,7 @@ fn at_once(tally: &Tally, mut plan: Plan) -> Checked {
     let all: Vec<&Request> = requests.iter().collect();
     check::foreign_is_kept(&before, &after, &all)?;
     check::outsiders_have_nothing(&after)?;
-    check::roles_suffice(&journal, !plan.world.inline_policies)?;
+    check::roles_suffice(&journal)?;
     check::locks_are_free(&stage)?;
     for arn in stage.machine.executions("UndoShare") {
         let undo = stage.machine.record(&arn);

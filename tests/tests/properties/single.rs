@@ -33,7 +33,7 @@ fn whole(tally: &Tally, (world, request): (WorldPlan, RequestPlan)) -> Checked {
     check::backups_stay(&stage)?;
     check::foreign_is_kept(&before, &after, &[&request])?;
     check::outsiders_have_nothing(&after)?;
-    check::roles_suffice(&journal, request.inline && !world.inline_policies)?;
+    check::roles_suffice(&journal)?;
     if record.status != Status::Succeeded {
         if !refusable {
             return Err(format!("{:?} {:?}", record.error, record.cause));

@@ -138,6 +138,7 @@ const TARGET_ROLES: [(&str, &[&str]); 2] = [
             "DescribeCopy",
             "DescribeInstance",
             "LaunchInstance",
+            "ResolveImage",
             "TerminateInstance",
             "UndoCopyImage",
             "UndoLaunchInstance",

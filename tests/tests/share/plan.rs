@@ -7,11 +7,11 @@ use ami_share_sandbox::{
     faults::{Fault, FaultKind, Hook, Matcher, RootCall, When},
     journal::Entry,
 };
-use ami_share_tests::{REGION, Result, SOURCE, TARGET, clients::root_of, local::Settings, stop::Stopper};
+use ami_share_tests::{REGION, Result, SOURCE, TARGET, clients::root_of, local::Settings, seed, stop::Stopper};
 use aws_sdk_ec2::types::{LaunchPermission, LaunchPermissionModifications};
 use serde_json::{Value, json};
 
-use crate::{Run, Stage, merge, modes};
+use crate::{Run, Stage, merge, modes, refused::problems};
 
 const SECOND: &str = "444444444444";
 const THIRD: &str = "555555555555";
@@ -494,6 +494,91 @@ async fn what_cannot_be_shared_cannot_be_planned_either() -> Result<()> {
         assert!(planned.cause().ends_with("Nothing was changed."), "{name}: {}", planned.cause());
         assert_eq!(planned.writes(), [""; 0], "{name}");
     }
+    Ok(())
+}
+
+/// What the target's owner does not let ami-share do, each with the parameter that says so.
+#[tokio::test]
+async fn what_the_targets_owner_does_not_allow_is_foreseen() -> Result<()> {
+    let mut stage = Stage::start(Settings::default()).await?;
+    let (role, user) = (format!("arn:aws:iam::{TARGET}:role/web"), modes::user(&stage, "web").await?);
+    seed::role(&stage.local.sandbox.endpoint(), TARGET, "web").await?;
+    stage.keep();
+    let app = stage.target().principal.clone();
+    let own_role = format!("arn:aws:iam::{TARGET}:role/AmiShareTarget");
+    let principals = |arns: &[&str]| stage.request(json!({ "principals": arns }));
+    let as_it_is = stage.seeded.clone();
+    let no_launcher = {
+        stage.local.sandbox.world().account_mut(TARGET).iam.roles.remove("AmiShareLauncher");
+        stage.local.sandbox.world().accounts.clone()
+    };
+    stage.reset();
+    let other_trust = {
+        let mut world = stage.local.sandbox.world();
+        let roles = &mut world.account_mut(TARGET).iam.roles;
+        let trust = roles["web"].trust.clone();
+        roles.get_mut("AmiShareLauncher").expect("it was deployed").trust = trust;
+        world.accounts.clone()
+    };
+    stage.reset();
+    let other_policy = {
+        let iam = aws_sdk_iam::Client::new(&root_of(TARGET, &stage.local.sandbox.endpoint()));
+        let policy = iam.get_role_policy().role_name("AmiShareTarget").policy_name("ManagePrincipals").send().await?;
+        let text = form_urlencoded::parse(policy.policy_document.as_bytes()).next().expect("a document").0.into_owned();
+        let text = text.replace("policy/AmiShareKeyAccess", "policy/OtherKeyAccess");
+        let put = iam.put_role_policy().role_name("AmiShareTarget").policy_name("ManagePrincipals");
+        put.policy_document(text).send().await?;
+        stage.local.sandbox.world().accounts.clone()
+    };
+    let rows: [(&str, _, Value, &str, &[&str]); 6] = [
+        (
+            "outside",
+            &as_it_is,
+            principals(&[&role, &user]),
+            "AccessDenied",
+            &["role/web", "user/web", "PrincipalArnPatterns"],
+        ),
+        (
+            "inline",
+            &as_it_is,
+            with(&principals(&[&app]), json!({ "principalAccess": "inline" })),
+            "AccessDenied",
+            &[&app, "AmiShareLauncher", "iam:PutRolePolicy", "AllowInlinePolicies"],
+        ),
+        ("own-role", &as_it_is, principals(&[&own_role]), "InvalidRequest", &[&own_role, "TargetRoleName"]),
+        (
+            "launcher",
+            &other_trust,
+            stage.request(json!({})),
+            "AccessDenied",
+            &["sts:AssumeRole", "AmiShareLauncher", "LauncherRoleName"],
+        ),
+        (
+            "no-launcher",
+            &no_launcher,
+            stage.request(json!({ "launch": { "prove": "never" } })),
+            "PrincipalNotFound",
+            &["role/AmiShareLauncher", "LauncherRoleName"],
+        ),
+        (
+            "policy-name",
+            &other_policy,
+            principals(&[&app]),
+            "AccessDenied",
+            &["iam:AttachRolePolicy", "KeyAccessPolicyName"],
+        ),
+    ];
+    let mut found = Vec::new();
+    for (name, world, request, error, says) in rows {
+        for action in ["plan", "apply"] {
+            stage.local.sandbox.world().accounts = world.clone();
+            let name = format!("{name}-{action}");
+            let run = stage.run(&name, &with(&request, json!({ "action": action }))).await?;
+            let says: Vec<String> = says.iter().map(|said| (*said).to_owned()).collect();
+            found.extend(problems(&name, &run, error, &says));
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use crate::ids::{AccountId, Region};
 
 /// The ARN of a role of `account` without a path; `region` says the partition.
-pub(crate) fn role_arn(account: &AccountId, region: &Region, name: &str) -> String {
+pub fn role_arn(account: &AccountId, region: &Region, name: &str) -> String {
     format!("arn:{}:iam::{account}:role/{name}", partition(region))
 }
 

@@ -124,11 +124,8 @@ pub enum Error {
     #[error("this is not what was planned: {reason}; make a plan again, read it, and apply that one")]
     PlanChanged { reason: String },
 
-    #[error(
-        "principal {principal} does not exist in account {account} ({call}); \
-         create it, or take it out of the request"
-    )]
-    PrincipalNotFound { principal: PrincipalArn, account: AccountId, call: &'static str },
+    #[error("principal {principal} does not exist in account {account} ({call}); {remedy}")]
+    PrincipalNotFound { principal: PrincipalArn, account: AccountId, call: &'static str, remedy: &'static str },
 
     #[error("account {account} refused {call}: {reason}")]
     AccessDenied {

@@ -154,7 +154,7 @@ impl Hub {
         execution: &ExecutionName,
         actions: Actions,
     ) -> Result<SdkConfig, Error> {
-        self.assume(account, region, &self.settings.source_role, execution, actions.source).await
+        self.assume(account, region, ("SourceRoleName", &self.settings.source_role), execution, actions.source).await
     }
 
     /// The source account's role that changes nothing, allowed its part of `actions` and nothing else.
@@ -168,7 +168,14 @@ impl Hub {
         execution: &ExecutionName,
         actions: Actions,
     ) -> Result<SdkConfig, Error> {
-        self.assume(account, region, &self.settings.source_reader_role, execution, actions.source_reader).await
+        self.assume(
+            account,
+            region,
+            ("SourceReaderRoleName", &self.settings.source_reader_role),
+            execution,
+            actions.source_reader,
+        )
+        .await
     }
 
     /// The target account's role that manages principals, allowed its part of `actions` and nothing else.
@@ -182,7 +189,7 @@ impl Hub {
         execution: &ExecutionName,
         actions: Actions,
     ) -> Result<SdkConfig, Error> {
-        self.assume(account, region, &self.settings.target_role, execution, actions.target).await
+        self.assume(account, region, ("TargetRoleName", &self.settings.target_role), execution, actions.target).await
     }
 
     /// The target account's role that copies, launches, describes and terminates, allowed its part of
@@ -197,7 +204,8 @@ impl Hub {
         execution: &ExecutionName,
         actions: Actions,
     ) -> Result<SdkConfig, Error> {
-        self.assume(account, region, &self.settings.launcher_role, execution, actions.launcher).await
+        self.assume(account, region, ("LauncherRoleName", &self.settings.launcher_role), execution, actions.launcher)
+            .await
     }
 
     /// Whoever may ask AWS Organizations, allowed `actions` and nothing else where that is a role; and the account
@@ -229,7 +237,7 @@ impl Hub {
         }
     }
 
-    /// Configuration for clients that act as `role` in `account` and `region`.
+    /// Configuration for clients that act in `account` and `region` as the role that the parameter says.
     ///
     /// # Errors
     /// As [`Hub::assume_role`].
@@ -237,13 +245,16 @@ impl Hub {
         &self,
         account: &AccountId,
         region: &Region,
-        role: &str,
+        (parameter, role): (&str, &str),
         execution: &ExecutionName,
         actions: &[&str],
     ) -> Result<SdkConfig, Error> {
-        let remedy = "deploy this version's accounts/source.yaml or accounts/target.yaml there, with this deployment's \
-                      hub account and external id (and the hub stack must list the account, as a source or as a target)";
-        let config = self.assume_role(account, &role_arn(account, region, role), execution, actions, remedy).await?;
+        let remedy = format!(
+            "deploy this version's accounts/source.yaml or accounts/target.yaml there, with this deployment's hub account, \
+             ExternalId, FunctionRolePrefix and {parameter} (and the hub stack must list the account, as a source or as a \
+             target)"
+        );
+        let config = self.assume_role(account, &role_arn(account, region, role), execution, actions, &remedy).await?;
         Ok(config.to_builder().region(aws_config::Region::new(region.to_string())).build())
     }
 

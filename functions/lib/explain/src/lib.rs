@@ -25,6 +25,7 @@ use aws_config::SdkConfig;
 use findings::Findings;
 
 pub use attempt::Attempt;
+pub use target::refusal;
 
 /// What [`explain_launch`] calls.
 pub const LAUNCH_ACTIONS: Actions = Actions {

@@ -177,10 +177,10 @@ async fn simulate(
     Ok(refused)
 }
 
-/// Why the simulator refuses, if it does, and what to do about it; `missing` is what to do where nothing
+/// Why IAM's simulator refuses, if it does, and what to do about it; `missing` is what to do where nothing
 /// allows the action. In a simulation across accounts the whole decision counts a key policy that the
 /// simulator was not given; then that of the IAM policies is read ("EvaluationResult", IAM API reference).
-fn refusal(result: &EvaluationResult, missing: &str) -> Option<String> {
+pub fn refusal(result: &EvaluationResult, missing: &str) -> Option<String> {
     if result.organizations_decision_detail().is_some_and(|detail| !detail.allowed_by_organizations()) {
         return Some("refused by a service control policy (who manages the organization can lift it)".to_owned());
     }

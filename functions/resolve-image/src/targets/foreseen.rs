@@ -1,0 +1,118 @@
+//! What a target's owner does not let ami-share do, found out before anybody is given anything, and which parameter of
+//! the target's stack says so.
+
+use std::collections::BTreeMap;
+
+use ami_share_core::{
+    Error, Hub,
+    arns::{policy_arn, role_arn},
+    aws,
+    ids::{PrincipalArn, PrincipalKind},
+    request::Request,
+    share::{PrincipalAccess, PrincipalChange},
+};
+use aws_sdk_iam::{
+    Client,
+    types::{ContextEntry, ContextKeyTypeEnum},
+};
+
+pub(super) const SIMULATE: &str = "iam:SimulatePrincipalPolicy";
+
+const SAME_LAUNCHER: &str = "let LauncherRoleName be the same in the hub stack and in the target's";
+
+/// The error of a look at `principal`, with what to do about it: its account lets ami-share look at those only whom it
+/// lets it change.
+pub(super) fn named(error: Error, principal: &PrincipalArn, launcher: &PrincipalArn) -> Error {
+    let is_launcher = principal == launcher;
+    match error {
+        Error::AccessDenied { account, call, reason, source } => {
+            let remedy = if is_launcher {
+                SAME_LAUNCHER.to_owned()
+            } else {
+                format!(
+                    "let PrincipalArnPatterns of the target's stack match {principal}, or take it out of the request"
+                )
+            };
+            Error::AccessDenied { account, call, reason: format!("{remedy} ({reason})"), source }
+        }
+        Error::PrincipalNotFound { principal, account, call, .. } if is_launcher => {
+            Error::PrincipalNotFound { principal, account, call, remedy: SAME_LAUNCHER }
+        }
+        other => other,
+    }
+}
+
+/// That `principal` is the role that gives the others access: its own policy never lets it change itself.
+pub(super) fn own_role(hub: &Hub, request: &Request, principal: &PrincipalArn) -> Option<Error> {
+    let role = role_arn(&principal.account_id(), &request.source.region, &hub.settings.target_role);
+    let rule = "must be others than ami-share's own role (TargetRoleName), which cannot be changed by itself";
+    (principal.as_str() == role).then(|| Error::invalid("targets[].principals", role, rule))
+}
+
+/// The changes that IAM will refuse, asked of its simulator ("SimulatePrincipalPolicy", IAM API reference): one error for
+/// all principals that are refused for the same reason.
+pub(super) async fn refusals(
+    hub: &Hub,
+    iam: &Client,
+    request: &Request,
+    launcher: &PrincipalArn,
+    changes: &[PrincipalChange],
+) -> Result<Vec<Error>, Error> {
+    let (account, region) = (launcher.account_id(), &request.source.region);
+    let role = role_arn(&account, region, &hub.settings.target_role);
+    let policy = policy_arn(&account, region, &hub.settings.key_access_policy);
+    let mut refused: BTreeMap<(&str, String), Vec<&str>> = BTreeMap::new();
+    for PrincipalChange { principal, .. } in changes {
+        let call = call(request.principal_access, principal.kind());
+        let given = ContextEntry::builder()
+            .context_key_name("iam:PolicyARN")
+            .context_key_values(&policy)
+            .context_key_type(ContextKeyTypeEnum::String)
+            .build();
+        let answer = iam
+            .simulate_principal_policy()
+            .policy_source_arn(&role)
+            .action_names(call)
+            .resource_arns(principal.as_str())
+            .set_context_entries((request.principal_access == PrincipalAccess::Attach).then(|| vec![given]))
+            .send()
+            .await
+            .map_err(|error| aws::failure(&account, SIMULATE, error))?;
+        let remedy = remedy(request.principal_access, principal == launcher);
+        let results = answer.evaluation_results().iter();
+        for clause in results.filter_map(|result| ami_share_explain::refusal(result, remedy)) {
+            refused.entry((call, clause)).or_default().push(principal.as_str());
+        }
+    }
+    let error = |((call, clause), principals): ((&'static str, String), Vec<&str>)| Error::AccessDenied {
+        account: account.clone(),
+        call,
+        reason: format!("role {} may not change {}: {clause}", hub.settings.target_role, principals.join(", ")),
+        source: None,
+    };
+    Ok(refused.into_iter().map(error).collect())
+}
+
+fn call(access: PrincipalAccess, kind: PrincipalKind) -> &'static str {
+    match (access, kind) {
+        (PrincipalAccess::Attach, PrincipalKind::Role) => "iam:AttachRolePolicy",
+        (PrincipalAccess::Attach, PrincipalKind::User) => "iam:AttachUserPolicy",
+        (PrincipalAccess::Inline, PrincipalKind::Role) => "iam:PutRolePolicy",
+        (PrincipalAccess::Inline, PrincipalKind::User) => "iam:PutUserPolicy",
+    }
+}
+
+/// For what nothing allows.
+fn remedy(access: PrincipalAccess, is_launcher: bool) -> &'static str {
+    match (access, is_launcher) {
+        (PrincipalAccess::Inline, _) => {
+            "let AllowInlinePolicies of the target's stack be true, or ask for principalAccess attach"
+        }
+        (PrincipalAccess::Attach, true) => {
+            "let KeyAccessPolicyName and LauncherRoleName be the same in the hub stack and in the target's"
+        }
+        (PrincipalAccess::Attach, false) => {
+            "let KeyAccessPolicyName be the same in the hub stack and in the target's, and PrincipalArnPatterns match it"
+        }
+    }
+}
