@@ -62,14 +62,8 @@ pub async fn plan_share(hub: &Hub, input: Input) -> Result<Output, Error> {
     let source_role = hub.source_role(&source.account_id, &source.region);
     let names = Names { key_access_policy: &hub.settings.key_access_policy, source_role: &source_role };
     let plan = Plan::new(names, resolution, &policies)?;
-    if let Some(planned) = resolution.plan_hash.as_ref().filter(|planned| **planned != plan.plan_hash) {
-        return Err(Error::PlanChanged {
-            reason: format!(
-                "the request is not the one of plan {planned}, or what it would change was changed by somebody \
-                 since; the plan is now {}",
-                plan.plan_hash
-            ),
-        });
+    if let Some(planned) = resolution.plan_hash.as_ref().filter(|planned| planned.whole() != plan.plan_hash.whole()) {
+        return Err(Error::PlanChanged { reason: plan.difference_to(planned) });
     }
     tracing::info!(hash = %plan.plan_hash, calls = plan.calls.len(), "planned");
     Ok(match resolution.action {

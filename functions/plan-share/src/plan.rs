@@ -105,7 +105,7 @@ impl Plan {
         }
         Ok(Self {
             status: Status::Planned,
-            plan_hash: plan::hash(&rests_on(resolution, policies, &calls)),
+            plan_hash: plan::hash_with_parts(&rests_on(resolution, policies, &calls), &parts(resolution, policies)),
             message: message(calls.len(), by_account.len()),
             image_id: resolution.image.image_id.clone(),
             source: resolution.source.clone(),
@@ -118,6 +118,26 @@ impl Plan {
             untagged_keys: Vec::new(),
             cut: Vec::new(),
         })
+    }
+
+    /// In what the plan that was to be applied is not this one.
+    pub(crate) fn difference_to(&self, planned: &PlanHash) -> String {
+        let differing = planned.differing_parts(&self.plan_hash);
+        if self.calls.is_empty() && planned.has_parts() && !differing.contains(&REQUEST) {
+            return format!(
+                "plan {planned} was carried out, or somebody gave the same: every target has everything that this request \
+                 asks for"
+            );
+        }
+        let now = &self.plan_hash;
+        let differing: Vec<&str> = differing.into_iter().filter_map(|part| PARTS.get(part).copied()).collect();
+        if differing.is_empty() {
+            return format!(
+                "the request is not the one of plan {planned}, or what it would change was changed by somebody since; the \
+                 plan is now {now}"
+            );
+        }
+        format!("since plan {planned}, these are others: {}; the plan is now {now}", differing.join(", "))
     }
 
     /// Says which keys must have the tag first, where the source is deployed with `OnlyTaggedKeys`. The calls are the same.
@@ -190,12 +210,42 @@ fn message(calls: usize, accounts: usize) -> String {
     )
 }
 
+/// The parts of what a plan rests on, by which a plan that is no longer true tells what is another now.
+const PARTS: [&str; 6] = [
+    "the request",
+    "the image",
+    "the keys' policies or grants",
+    "who may launch the image and copy its snapshots",
+    "what principals have",
+    "the targets' own keys and copies",
+];
+
+/// Among [`PARTS`].
+const REQUEST: usize = 0;
+
+/// What is hashed for each of [`PARTS`].
+fn parts(resolution: &Resolution, policies: &[PolicyChange<'_>]) -> [Value; PARTS.len()] {
+    let targets = &resolution.targets;
+    let principals: BTreeMap<_, _> =
+        targets.iter().map(|target| (&target.account_id, &target.principal_changes)).collect();
+    let own: Vec<_> =
+        targets.iter().map(|target| json!([target.account_id, target.kms_key_id, target.copy_id])).collect();
+    [
+        json!(resolution.asked),
+        json!(resolution.image),
+        json!([planned(policies), resolution.key_changes, resolution.grant_changes]),
+        json!([resolution.launch_permissions, resolution.snapshot_changes]),
+        json!(principals),
+        json!(own),
+    ]
+}
+
 /// Everything of the request and of the world that decides what is changed: not who asks or when,
 /// and not how a policy is laid out.
 fn rests_on(resolution: &Resolution, policies: &[PolicyChange<'_>], calls: &[Call]) -> Value {
     let mut found = json!(resolution);
     if let Some(fields) = found.as_object_mut() {
-        for field in ["execution", "action", "planHash", "mostOfCause"] {
+        for field in ["execution", "action", "asked", "planHash", "mostOfCause"] {
             fields.remove(field);
         }
     }

@@ -200,6 +200,7 @@ fn resolution(
     // Statements that are not as they should be concern whoever they name.
     let concerns_all = |change: &KeyChange| change.account_ids.is_empty() || change.repair.is_some();
     let all_unfinished = lacking.key_changes.iter().any(concerns_all);
+    let asked = request.asked();
     let mut targets = Vec::new();
     let mut already_shared = Vec::new();
     let mut not_provable = Vec::new();
@@ -242,6 +243,7 @@ fn resolution(
         on_failure: request.on_failure,
         most_of_cause: 0,
         action: request.action,
+        asked,
         plan_hash: request.plan_hash,
     };
     (resolution, not_provable)
@@ -316,6 +318,7 @@ mod tests {
             on_failure: OnFailure::Undo,
             most_of_cause: 0,
             action: Action::Apply,
+            asked: "0".repeat(64),
             plan_hash: None,
         }
     }

@@ -356,17 +356,20 @@ async fn a_plan_is_not_applied_to_another_world_or_request() -> Result<()> {
     ]});
     let plan = stage.plan("made", &request).await?;
     let key = stage.image.key_arns()[1];
+    let (keys, image, principals) =
+        ("the keys' policies or grants", "who may launch the image and copy its snapshots", "what principals have");
+    let unknown = "the request is not the one of plan 0000";
     let cases = [
-        "key-policy-changed",
-        "principal-detached",
-        "principal-attached",
-        "launch-permission-given",
-        "target-shared-meanwhile",
-        "another-target",
-        "another-launch",
-        "another-plan",
+        ("key-policy-changed", format!("others: {keys}; the plan is now")),
+        ("principal-detached", format!("others: {principals}; the plan is now")),
+        ("principal-attached", format!("others: {principals}; the plan is now")),
+        ("launch-permission-given", format!("others: {image}; the plan is now")),
+        ("target-shared-meanwhile", format!("others: {keys}, {image}, {principals}")),
+        ("another-target", format!("others: the request, {keys}, {image}, {principals}")),
+        ("another-launch", "others: the request; the plan is now".to_owned()),
+        ("another-plan", unknown.to_owned()),
     ];
-    for name in cases {
+    for (name, says) in cases {
         stage.reset();
         let mut request = request.clone();
         let mut plan = plan.clone();
@@ -393,6 +396,7 @@ async fn a_plan_is_not_applied_to_another_world_or_request() -> Result<()> {
         }
         let run = stage.apply(name, &request, &plan).await?;
         assert_refused(name, &run, 0);
+        assert!(run.cause().contains(&says), "{name}: the cause does not say {says:?}: {}", run.cause());
         assert_eq!(run.writes(), [""; 0], "{name}");
         assert_eq!(run.differences(), "", "{name}");
         for state in ["RecordShare", "ResolveUndo", "TakeBack"] {
@@ -403,6 +407,25 @@ async fn a_plan_is_not_applied_to_another_world_or_request() -> Result<()> {
         let run = stage.apply(&format!("{name}-applied"), &request, &plan).await?;
         assert!(run.succeeded(), "{name}: {}", run.summary());
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_plan_that_was_carried_out_says_so() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    let request = stage.request(json!({ "principals": [stage.target().principal] }));
+    let plan = stage.plan("carried-out", &request).await?;
+    let run = stage.apply("first", &request, &plan).await?;
+    assert!(run.succeeded(), "{}", run.summary());
+    let run = stage.apply("second", &request, &plan).await?;
+    assert_refused("second", &run, 0);
+    assert!(run.cause().contains("was carried out, or somebody gave the same"), "{}", run.cause());
+    assert_eq!(run.writes(), [""; 0]);
+    // For another request it was not.
+    let other = stage.request(json!({}));
+    let run = stage.apply("another", &other, &plan).await?;
+    assert_refused("another", &run, 0);
+    assert!(!run.cause().contains("carried out") && run.cause().contains("the request"), "{}", run.cause());
     Ok(())
 }
 

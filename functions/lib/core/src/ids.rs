@@ -157,11 +157,14 @@ identifier!(
 );
 
 identifier!(
-    /// The hash of a plan: 64 hexadecimal digits.
+    /// The hash of a plan: 64 hexadecimal digits, which decide whether two plans are the same. Those of its parts may follow,
+    /// which only tell in what two plans differ.
     PlanHash,
     |value| {
-        let digits = value.len() == 64 && value.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        rule(digits, "the hash of a plan (64 hexadecimal digits)")
+        let (whole, parts) = value.split_once('-').unwrap_or((value, ""));
+        let are_digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let is_hash = whole.len() == 64 && parts.len() <= 64 && are_digits(whole) && are_digits(parts);
+        rule(is_hash, "the hash of a plan (64 hexadecimal digits, and what followed them in the plan)")
     }
 );
 
@@ -197,8 +200,38 @@ impl ExecutionName {
 }
 
 impl PlanHash {
+    /// How many digits each part has. Of 4,096 changes of a part, one goes untold: whether the plan is the same is not theirs
+    /// to say.
+    const DIGITS_OF_PART: usize = 3;
+
     pub(crate) fn of(text: &str) -> Self {
         Self(digest::sha256(text))
+    }
+
+    pub(crate) fn with_parts(&self, parts: &[String]) -> Self {
+        let digits = parts.iter().map(|part| digest::sha256(part)[..Self::DIGITS_OF_PART].to_owned());
+        Self(format!("{}-{}", self.whole(), digits.collect::<String>()))
+    }
+
+    /// What decides whether it is the same plan.
+    pub fn whole(&self) -> &str {
+        self.0.split('-').next().unwrap_or_default()
+    }
+
+    /// Whether it tells of its parts: those of earlier versions do not.
+    pub fn has_parts(&self) -> bool {
+        self.parts().is_some()
+    }
+
+    /// Which parts have another hash in `other`, by their number; nothing where either has none.
+    pub fn differing_parts(&self, other: &Self) -> Vec<usize> {
+        let (Some(ours), Some(theirs)) = (self.parts(), other.parts()) else { return Vec::new() };
+        (0..ours.len().min(theirs.len())).filter(|part| ours[*part] != theirs[*part]).collect()
+    }
+
+    fn parts(&self) -> Option<Vec<&[u8]>> {
+        let (_, parts) = self.0.split_once('-')?;
+        Some(parts.as_bytes().chunks(Self::DIGITS_OF_PART).collect())
     }
 }
 

@@ -16,6 +16,11 @@ pub fn hash(plan: &Value) -> PlanHash {
     PlanHash::of(&canonical(plan).to_string())
 }
 
+/// The same, with short hashes of the plan's parts behind it: so a plan that is no longer true says in what.
+pub fn hash_with_parts(plan: &Value, parts: &[Value]) -> PlanHash {
+    hash(plan).with_parts(&parts.iter().map(|part| canonical(part).to_string()).collect::<Vec<_>>())
+}
+
 /// The key policies that a plan was made from and those that it leads to, as digests. Empty where
 /// nobody asked for a certain plan to be applied.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +86,17 @@ mod tests {
         assert_eq!(one, hash(&json!({ "b": true, "a": ["2", "1"] })));
         assert_ne!(one, hash(&json!({ "a": ["1", "2", "3"], "b": true })));
         assert_ne!(one, hash(&json!({ "a": ["1", "2"], "b": false })));
+    }
+
+    #[test]
+    fn a_hash_tells_in_which_parts_two_plans_differ() {
+        let hash_of = |second: &str| hash_with_parts(&json!([1, second]), &[json!(1), json!([second, "b"])]);
+        let (one, other) = (hash_of("a"), hash_of("c"));
+        assert_eq!(PlanHash::parse(one.as_str()).unwrap(), one);
+        assert_ne!(one.whole(), other.whole());
+        assert_eq!((one.differing_parts(&other), one.differing_parts(&one)), (vec![1], vec![]));
+        assert_eq!(one.differing_parts(&hash(&json!("of an earlier version"))), [0; 0]);
+        assert!(PlanHash::parse(format!("{}-latest", one.whole())).is_err());
     }
 
     #[test]

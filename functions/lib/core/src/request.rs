@@ -5,11 +5,13 @@
 
 use std::{cell::RefCell, collections::BTreeMap};
 
-use serde_json::{Map, Value};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
 
 use crate::{
     error::Problem,
     ids::{AccountId, ImageId, KeyArn, PlanHash, PrincipalArn, Region},
+    plan,
     share::{Action, KeyAccess, Launch, OnFailure, PrincipalAccess, Prove, Reencrypt, ReencryptMode, Source},
 };
 
@@ -29,7 +31,7 @@ const MAX_SECURITY_GROUPS: usize = 16;
 const MAX_TAGS: usize = 40;
 
 /// The input of share-ami, every field of it checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Request {
     /// The image to share.
     pub image_id: ImageId,
@@ -46,13 +48,15 @@ pub struct Request {
     /// `undo` where it says nothing.
     pub on_failure: OnFailure,
     /// `apply` where it says nothing.
+    #[serde(skip)]
     pub action: Action,
     /// The plan that is applied, and none other.
+    #[serde(skip)]
     pub plan_hash: Option<PlanHash>,
 }
 
 /// One entry of `targets`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RequestedTarget {
     /// Never the source account.
     pub account_id: AccountId,
@@ -95,6 +99,11 @@ impl Request {
     /// contradict each other, and what this version does not do.
     pub fn parse(request: &Value, default_source: &Source) -> Result<Self, Vec<Problem>> {
         collected(|problems| read_request(request, default_source, problems))
+    }
+
+    /// A hash of what it asks for, which is the same whether that is planned or applied.
+    pub fn asked(&self) -> String {
+        plan::hash(&json!(self)).to_string()
     }
 }
 

@@ -239,6 +239,9 @@ pub struct Resolution {
     /// Whether changes are made, or only said.
     #[serde(default, skip_serializing_if = "is_default")]
     pub action: Action,
+    /// A hash of what the request asks for: the same for two plans of one request.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub asked: String,
     /// The plan that this is to be, and nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan_hash: Option<PlanHash>,
