@@ -30,6 +30,8 @@ pub struct Settings {
     pub allow_unencrypted: bool,
     /// Whether the targets' owners allow inline policies.
     pub inline_policies: bool,
+    /// `LauncherKeyArns`
+    pub launcher_keys: String,
     /// `OnlyTaggedImages`
     pub only_tagged_images: bool,
     /// `AuditSchedule`
@@ -49,6 +51,7 @@ impl Default for Settings {
             organization: Organization::default(),
             allow_unencrypted: true,
             inline_policies: false,
+            launcher_keys: String::new(),
             only_tagged_images: false,
             audit_schedule: String::new(),
             stale_read_seconds: 3,
@@ -118,7 +121,7 @@ impl Local {
         let unlisted = organization.targets.iter().map(|target| (&settings.source, target));
         let pairs: Vec<(&String, &String)> = pairs.into_iter().chain(unlisted).collect();
         for (source, target) in &pairs {
-            deploy_target(&engine, source, target, settings.inline_policies).await?;
+            deploy_target(&engine, source, target, &settings).await?;
         }
         if let Some(account) = &organization.asked_in {
             deploy_organization(&engine, account).await?;
@@ -150,13 +153,14 @@ async fn deploy_organization(engine: &Engine, account: &str) -> Result<Stack> {
     deploy::deploy(engine, account, "ami-share-organization", template, &parameters).await
 }
 
-async fn deploy_target(engine: &Engine, source: &str, account: &str, inline_policies: bool) -> Result<Stack> {
+async fn deploy_target(engine: &Engine, source: &str, account: &str, settings: &Settings) -> Result<Stack> {
     let parameters = [
         ("HubAccountId", HUB),
         ("SourceAccountId", source),
         ("ExternalId", EXTERNAL_ID),
         ("PrincipalArnPatterns", "arn:aws:iam::*:role/app-*,arn:aws:iam::*:user/app-*"),
-        ("AllowInlinePolicies", if inline_policies { "true" } else { "false" }),
+        ("AllowInlinePolicies", if settings.inline_policies { "true" } else { "false" }),
+        ("LauncherKeyArns", &settings.launcher_keys),
     ];
     let template = Template::file("accounts/target.yaml")?;
     deploy::deploy(engine, account, "ami-share-target", template, &parameters).await

@@ -94,12 +94,17 @@ pub async fn image_under(sandbox: &str, account: &str, name: &str, root_key: &st
     Ok(Image { image_id: registered.image_id.unwrap_or_default(), volumes })
 }
 
-/// Makes the role `app-deployer` and a key of its own with the alias `app-volumes`.
+/// Makes the role `app-deployer` and a key of its own with the alias `app-volumes`, which the launcher may use.
 pub async fn target(sandbox: &str, account: &str) -> Result<Target> {
     let principal = role(sandbox, account, "app-deployer").await?;
     let kms = aws_sdk_kms::Client::new(&root_of(account, sandbox));
-    let created =
-        kms.create_key().send().await.map_err(|error| format!("CreateKey: {}", error.into_service_error()))?;
+    let usable = aws_sdk_kms::types::Tag::builder().tag_key("ami-share:usable").tag_value("true").build()?;
+    let created = kms
+        .create_key()
+        .tags(usable)
+        .send()
+        .await
+        .map_err(|error| format!("CreateKey: {}", error.into_service_error()))?;
     let key_arn = created.key_metadata.and_then(|key| key.arn).ok_or("CreateKey answered no ARN")?;
     kms.create_alias()
         .alias_name("alias/app-volumes")

@@ -93,8 +93,8 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
         .collect();
     let snapshot_changes = image::without_snapshot_permission(&ec2, source, &found.image, &copying).await?;
     let lacking = Lacking { key_changes, grant_changes, snapshot_changes, launch_permissions };
-    let (resolution, not_provable) = resolution(execution, request, found.image, states, lacking);
-    Error::all_of(not_provable)?;
+    let (resolution, not_makeable) = resolution(execution, request, found.image, states, lacking);
+    Error::all_of(not_makeable)?;
     fitting(resolution)
 }
 
@@ -189,7 +189,7 @@ impl Lacking {
     }
 }
 
-/// What there is to do, and why proofs of it would die.
+/// What there is to do, and why its proofs and copies would die.
 fn resolution(
     execution: ExecutionName,
     request: Request,
@@ -203,7 +203,7 @@ fn resolution(
     let asked = request.asked();
     let mut targets = Vec::new();
     let mut already_shared = Vec::new();
-    let mut not_provable = Vec::new();
+    let mut not_makeable = Vec::new();
     for (requested, state) in request.targets.into_iter().zip(states) {
         let mode = mode(&requested);
         let source_changes = lacking.of(&requested.account_id);
@@ -215,7 +215,7 @@ fn resolution(
         if shared {
             already_shared.push(requested.account_id);
         } else {
-            not_provable.extend(state.not_provable);
+            not_makeable.extend(state.not_makeable);
             targets.push(Target {
                 account_id: requested.account_id,
                 source_changes,
@@ -246,7 +246,7 @@ fn resolution(
         asked,
         plan_hash: request.plan_hash,
     };
-    (resolution, not_provable)
+    (resolution, not_makeable)
 }
 
 fn mode(target: &RequestedTarget) -> Mode {

@@ -22,7 +22,7 @@ use aws_sdk_kms::types::KeySpec;
 use futures_util::{StreamExt, stream};
 
 /// What is asked in a target by the role that manages principals.
-pub(crate) const ACTIONS: [&str; 9] = [
+pub(crate) const ACTIONS: [&str; 10] = [
     "iam:ListAttachedRolePolicies",
     "iam:ListAttachedUserPolicies",
     "iam:ListRolePolicies",
@@ -32,6 +32,7 @@ pub(crate) const ACTIONS: [&str; 9] = [
     foreseen::SIMULATE,
     "kms:DescribeKey",
     GET_KEY_POLICY,
+    "kms:ListResourceTags",
 ];
 
 /// By the one that copies and launches.
@@ -47,8 +48,8 @@ pub(crate) struct TargetState {
     /// The ARN of the request's key.
     pub(crate) kms_key_id: Option<KeyArn>,
     pub(crate) copy_id: Option<ImageId>,
-    /// Why a proof would die.
-    pub(crate) not_provable: Option<Error>,
+    /// Why its proof or its copy would die.
+    pub(crate) not_makeable: Option<Error>,
 }
 
 /// The state of each of the request's targets, in their order; what stands in the way goes to
@@ -139,13 +140,18 @@ async fn find_one(
                         Err(error) => errors.push(error),
                     }
                 }
+                let copies = reencrypt.mode == ReencryptMode::CopyImage && state.copy_id.is_none();
+                if copies || target.launch.prove != Prove::Never {
+                    let problems = ami_share_explain::own_key_problems(&config, &launcher, &key_arn).await;
+                    state.not_makeable = not_usable(&launcher, &key_arn, &problems, "reencrypt.kmsKeyId");
+                }
                 state.kms_key_id = Some(key_arn);
             }
             Err(error) => errors.push(error),
         }
     } else if target.launch.prove != Prove::Never {
         match default_key_problem(&config, &launcher, image).await {
-            Ok(problem) => state.not_provable = problem,
+            Ok(problem) => state.not_makeable = problem,
             Err(error) => errors.push(error),
         }
     }
@@ -257,14 +263,16 @@ async fn default_key_problem(
     let default = ami_share_default_key::find(&aws_sdk_ec2::Client::new(config), &account, image).await?;
     let Some(key) = default.key else { return Ok(None) };
     let problems = ami_share_explain::own_key_problems(config, launcher, &key).await;
-    Ok((!problems.is_empty()).then(|| Error::KeyNotUsable {
+    let which = "the account's default EBS key, which volumes come under that no reencrypt.kmsKeyId puts elsewhere";
+    Ok(not_usable(launcher, &key, &problems, which))
+}
+
+/// The error for a key that the launcher may not make volumes under.
+fn not_usable(launcher: &PrincipalArn, key: &KeyArn, problems: &[String], which: &str) -> Option<Error> {
+    (!problems.is_empty()).then(|| Error::KeyNotUsable {
         key: key.to_string(),
-        reason: format!(
-            "it is the default EBS key of account {account}, which new volumes of a shared image come under, and \
-             {launcher} may not use it; {}; or name a key in reencrypt.kmsKeyId",
-            problems.join("; ")
-        ),
-    }))
+        reason: format!("{launcher} may not make volumes under it, and it is {which}; {}", problems.join("; ")),
+    })
 }
 
 /// A copy of the image that an earlier execution made under the same key. Copies of that copy, and images of its instances,

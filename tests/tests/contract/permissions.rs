@@ -151,7 +151,10 @@ fn the_launcher_has_no_access_to_another_accounts_keys_of_its_own() {
     for statement in inline(&role) {
         if definition::strings(&statement["Action"]).iter().any(|action| action.starts_with("kms:")) {
             let own = json!({ "Fn::Sub": "arn:${AWS::Partition}:kms:*:${AWS::AccountId}:key/*" });
-            assert_eq!(statement["Resource"], own, "{}", statement["Sid"]);
+            let named = json!({ "Ref": "LauncherKeyArns" });
+            let of_this_account = json!({ "aws:ResourceAccount": { "Ref": "AWS::AccountId" } });
+            let limited = statement["Resource"] == named && statement["Condition"]["StringEquals"] == of_this_account;
+            assert!(statement["Resource"] == own || limited, "{}", statement["Sid"]);
         }
     }
 }

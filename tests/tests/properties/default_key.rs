@@ -13,7 +13,8 @@ use crate::{deployed, world, world::Stage};
 fn default_key(world: &mut World, policy: &Value) -> String {
     let root = Caller::root(TARGET);
     let policy = json!({ "Version": "2012-10-17", "Statement": policy });
-    let made = root.call_kms(world, "CreateKey", &json!({ "Policy": policy.to_string() })).unwrap();
+    let key = json!({ "Policy": policy.to_string(), "Tags": [world::usable()] });
+    let made = root.call_kms(world, "CreateKey", &key).unwrap();
     let key = made["KeyMetadata"]["Arn"].as_str().unwrap().to_owned();
     root.call(world, "ec2", "ModifyEbsDefaultKmsKeyId", &[("KmsKeyId", &key)]).unwrap();
     key
@@ -120,4 +121,23 @@ fn volumes_that_are_not_under_the_default_ebs_key_are_no_proof() {
     before(&stage, "ec2:DescribeVolumes", "ec2", "ModifyEbsDefaultKmsKeyId", json!({ "KmsKeyId": other }));
     let record = share(&stage, "other", &json!({}));
     assert_says(&record, "VolumeNotReencrypted", &[&launched, &other, "default EBS key"]);
+}
+
+#[test]
+fn a_key_of_the_target_that_the_launcher_was_not_given_is_refused_before_anything_is_changed() {
+    let stage = world::crowd(deployed::deployment(false), 6);
+    let key = default_key(&mut stage.machine.world(), &left_to_iam_but("kms:Nothing"));
+    let untag = json!({ "KeyId": key, "TagKeys": ["ami-share:usable"] });
+    Caller::root(TARGET).call_kms(&mut stage.machine.world(), "UntagResource", &untag).unwrap();
+    let reencrypt = |mode: &str| json!({ "reencrypt": { "mode": mode, "kmsKeyId": key } });
+    for (name, target) in [("default", json!({})), ("launch", reencrypt("atLaunch")), ("copy", reencrypt("copyImage"))]
+    {
+        let record = share(&stage, name, &target);
+        let said = ["IAM policy", "AmiShareLauncher", "kms:Decrypt", "ami-share:usable", "LauncherKeyArns", &key];
+        assert_says(&record, "KeyNotUsable", &said);
+        assert!(!record.entered("RecordShare"), "{name}");
+    }
+    let tag = json!({ "KeyId": key, "Tags": [world::usable()] });
+    Caller::root(TARGET).call_kms(&mut stage.machine.world(), "TagResource", &tag).unwrap();
+    assert_eq!(share(&stage, "tagged", &json!({})).status, Status::Succeeded);
 }

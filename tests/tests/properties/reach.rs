@@ -1,13 +1,17 @@
 //! Suppose that the hub's functions are taken over. What whoever has a target's roles can reach there, past the code and
 //! its session policies: docs/security.md says what of it is shown here.
 
-use ami_share_machine::root::{Caller, element};
+use ami_share_machine::{
+    Deployment,
+    root::{Caller, element},
+};
 use ami_share_sandbox::World;
-use ami_share_tests::{REGION, SOURCE, TARGET};
+use ami_share_tests::{REGION, SOURCE, TARGET, local::Settings};
+use serde_json::json;
 
 use crate::{
     deployed,
-    world::{OTHER, crowded, make_principals, make_role, snapshots_of},
+    world::{OTHER, crowded, make_principals, make_role, snapshots_of, usable},
 };
 
 const TAG: &str = "ami-share:execution";
@@ -24,7 +28,11 @@ type Parameters<'a> = Vec<(&'a str, &'a str)>;
 
 impl Accounts {
     fn new() -> Self {
-        let (mut world, images, _) = crowded(deployed::deployment(false), &[false]);
+        Self::of(deployed::deployment(false))
+    }
+
+    fn of(deployment: &Deployment) -> Self {
+        let (mut world, images, _) = crowded(deployment, &[false]);
         make_principals(&mut world, TARGET, &[REGION]);
         let (source, image) = (Caller::root(SOURCE), images[0].id.clone());
         let launch = [("ImageId", image.as_str()), ("LaunchPermission.Add.1.UserId", TARGET)];
@@ -161,6 +169,34 @@ fn what_the_launcher_launches_is_tagged_small_and_without_a_public_address() {
         ("KeyName", Some("somebody")),
     ] {
         assert!(!accounts.may("RunInstances", &with(&asked, name, value)), "{name} {value:?}");
+    }
+}
+
+#[test]
+fn the_launcher_uses_own_keys_only_that_are_tagged_or_named() {
+    let named = Settings { launcher_keys: format!("arn:aws:kms:*:{TARGET}:key/*"), ..Settings::default() };
+    let (tag, other) = (usable(), json!({ "TagKey": "ami-share:shareable", "TagValue": "true" }));
+    for (mut accounts, tags, may) in [
+        (Accounts::new(), vec![], false),
+        (Accounts::new(), vec![other], false),
+        (Accounts::new(), vec![tag], true),
+        (Accounts::of(&deployed::start(named)), vec![], true),
+    ] {
+        let key = Caller::root(TARGET).call_kms(&mut accounts.world, "CreateKey", &json!({ "Tags": tags })).unwrap();
+        let key = key["KeyMetadata"]["Arn"].as_str().unwrap();
+        let image = accounts.image_of(TARGET, true);
+        let mut asked = launch(&image);
+        asked.extend([
+            ("BlockDeviceMapping.1.DeviceName", "/dev/xvda"),
+            ("BlockDeviceMapping.1.Ebs.Encrypted", "true"),
+            ("BlockDeviceMapping.1.Ebs.KmsKeyId", key),
+        ]);
+        let launched = accounts.launcher.call(&mut accounts.world, "ec2", "RunInstances", &asked).unwrap();
+        let later = accounts.world.now_ms() + 600_000;
+        accounts.world.set_now_ms(later);
+        let instance =
+            &accounts.world.snapshot(TARGET)["ec2"][REGION]["instances"][element(&launched, "instanceId").unwrap()];
+        assert_eq!(instance["state"] == "running", may, "{tags:?}: {instance}");
     }
 }
 

@@ -405,10 +405,15 @@ pub(crate) fn make_principals(world: &mut World, account: &str, regions: &[&str]
     }
 }
 
+/// The tag of a target's key that the launcher may use.
+pub(crate) fn usable() -> Value {
+    json!({ "TagKey": "ami-share:usable", "TagValue": "true" })
+}
+
 /// A key of the account's own, with the alias that requests name.
 pub(crate) fn make_key(world: &mut World, account: &str, region: &str) -> String {
     let root = Caller::root(account).in_region(region);
-    let key = root.call_kms(world, "CreateKey", &json!({})).unwrap();
+    let key = root.call_kms(world, "CreateKey", &json!({ "Tags": [usable()] })).unwrap();
     let key = key["KeyMetadata"]["Arn"].as_str().unwrap().to_owned();
     root.call_kms(world, "CreateAlias", &json!({ "AliasName": "alias/app-volumes", "TargetKeyId": key })).unwrap();
     key

@@ -48,8 +48,8 @@ pub const COPY_ACTIONS: Actions = Actions {
 };
 
 /// What is asked in the target.
-const OF_TARGET: [&str; 5] =
-    [DEFAULT_KEY, BY_DEFAULT, "iam:SimulatePrincipalPolicy", "kms:DescribeKey", GET_KEY_POLICY];
+const OF_TARGET: [&str; 6] =
+    [DEFAULT_KEY, BY_DEFAULT, "iam:SimulatePrincipalPolicy", "kms:DescribeKey", GET_KEY_POLICY, target::LIST_TAGS];
 
 /// What keeps `launcher` from making volumes under a key of its own account, as the role of the target in `config` sees
 /// it. What that cannot see is left out: the proof will show it.

@@ -10,8 +10,10 @@ use aws_config::SdkConfig;
 use aws_sdk_iam::types::{ContextEntry, ContextKeyTypeEnum, EvaluationResult, PolicyEvaluationDecisionType};
 use aws_sdk_kms::{
     error::ProvideErrorMetadata,
-    types::{KeyManagerType, KeySpec},
+    types::{KeyManagerType, KeySpec, Tag},
 };
+
+pub(crate) const LIST_TAGS: &str = "kms:ListResourceTags";
 
 use crate::{
     attempt::Attempt,
@@ -35,7 +37,8 @@ pub(crate) async fn examine(attempt: Attempt<'_>, actions: Actions, with_source_
     let mut needed = Vec::new();
     if with_source_keys {
         let missing = format!("attach policy {} to it, or start the execution again", hub.settings.key_access_policy);
-        let needs = |key| Needed { key, actions: SOURCE_KEY_ACTIONS.to_vec(), missing: missing.clone() };
+        let needs =
+            |key| Needed { key, actions: SOURCE_KEY_ACTIONS.to_vec(), missing: missing.clone(), tags: Vec::new() };
         needed.extend(attempt.image.keys().into_iter().map(needs));
     }
     match own_key(attempt, &config, findings).await {
@@ -72,6 +75,8 @@ struct Needed {
     actions: Vec<&'static str>,
     /// What to do where none of them does.
     missing: String,
+    /// Of the key, which the simulator does not look up.
+    tags: Vec<Tag>,
 }
 
 async fn examine_policies(config: &SdkConfig, principal: &PrincipalArn, needed: Vec<Needed>, findings: &mut Findings) {
@@ -99,9 +104,9 @@ async fn examine_own_key(
 ) -> Option<Needed> {
     let account = principal.account_id();
     let kms = aws_sdk_kms::Client::new(config);
-    let needed = |actions| {
-        let missing = "allow it in accounts/target.yaml, or name it in the key's policy".to_owned();
-        Some(Needed { key: key.clone(), actions, missing })
+    let needed = |actions, tags| {
+        let missing = "tag the key with ami-share:usable = true, or name it in LauncherKeyArns of accounts/target.yaml";
+        Some(Needed { key: key.clone(), actions, missing: missing.to_owned(), tags })
     };
     let metadata = match kms.describe_key().key_id(key.as_str()).send().await {
         Ok(answer) => answer.key_metadata?,
@@ -116,7 +121,7 @@ async fn examine_own_key(
         Err(error) => {
             let error = aws::failure(&account, "kms:DescribeKey", error);
             findings.doubts.push(format!("the target's own key {key} ({error})"));
-            return needed(OWN_KEY_ACTIONS.to_vec());
+            return None;
         }
     };
     // Its policy lets everybody in the account use it through EC2.
@@ -127,35 +132,56 @@ async fn examine_own_key(
     if metadata.key_spec().is_some_and(|spec| *spec != KeySpec::SymmetricDefault) {
         findings.causes.push(format!("key state: key {key} is not symmetric, and EBS takes no other; name another"));
     }
-    match ami_share_key_policies::read(&kms, key).await {
+    let actions = match ami_share_key_policies::read(&kms, key).await {
         Ok(policy) => {
             let calls = OWN_KEY_ACTIONS.map(|action| Call { principal, key, action });
-            needed(policy_findings(&policy, &calls, findings))
+            policy_findings(&policy, &calls, findings)
         }
         Err(error) => {
             findings.doubts.push(format!("the policy of key {key} ({error})"));
-            needed(OWN_KEY_ACTIONS.to_vec())
+            OWN_KEY_ACTIONS.to_vec()
+        }
+    };
+    match tags(&kms, key).await {
+        Ok(tags) => needed(actions, tags),
+        Err(error) => {
+            findings.doubts.push(format!("the launcher's IAM policies for key {key} ({error})"));
+            None
         }
     }
+}
+
+async fn tags(kms: &aws_sdk_kms::Client, key: &KeyArn) -> Result<Vec<Tag>, Error> {
+    let mut tags = Vec::new();
+    let mut pages = kms.list_resource_tags().key_id(key.as_str()).into_paginator().items().send();
+    while let Some(tag) = pages.next().await {
+        tags.push(tag.map_err(|error| aws::failure(&key.account_id(), LIST_TAGS, error))?);
+    }
+    Ok(tags)
 }
 
 /// The actions that the principal's IAM policies do not allow EC2 on the key, and why not.
 async fn simulate(
     iam: &aws_sdk_iam::Client,
     principal: &PrincipalArn,
-    Needed { key, actions, missing }: &Needed,
+    Needed { key, actions, missing, tags }: &Needed,
 ) -> Result<Vec<(&'static str, String)>, Error> {
     let via = format!("ec2.{}.amazonaws.com", key.region());
-    let account = principal.account_id();
+    let (account, owner) = (principal.account_id(), key.account_id());
     let (grant, use_of_key): (Vec<&str>, Vec<&str>) = actions.iter().partition(|action| **action == "kms:CreateGrant");
     let mut refused = Vec::new();
     for actions in [use_of_key, grant].iter().filter(|actions| !actions.is_empty()) {
         let mut entries = vec![
-            ("kms:ViaService", via.as_str(), ContextKeyTypeEnum::String),
-            ("kms:CallerAccount", account.as_str(), ContextKeyTypeEnum::String),
+            ("kms:ViaService".to_owned(), via.as_str(), ContextKeyTypeEnum::String),
+            ("kms:CallerAccount".to_owned(), account.as_str(), ContextKeyTypeEnum::String),
+            ("aws:ResourceAccount".to_owned(), owner.as_str(), ContextKeyTypeEnum::String),
         ];
+        entries
+            .extend(tags.iter().map(|tag| {
+                (format!("aws:ResourceTag/{}", tag.tag_key()), tag.tag_value(), ContextKeyTypeEnum::String)
+            }));
         if actions.contains(&"kms:CreateGrant") {
-            entries.push(("kms:GrantIsForAWSResource", "true", ContextKeyTypeEnum::Boolean));
+            entries.push(("kms:GrantIsForAWSResource".to_owned(), "true", ContextKeyTypeEnum::Boolean));
         }
         let entries = entries.into_iter().map(|(name, value, kind)| {
             ContextEntry::builder().context_key_name(name).context_key_values(value).context_key_type(kind).build()
