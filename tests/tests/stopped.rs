@@ -184,6 +184,7 @@ fn is_held(record: &Value) -> bool {
     match record["id"]["S"].as_str().unwrap_or_default().split('#').next() {
         Some("keys") => !record["heldBy"].is_null(),
         Some("execution") => record["settled"].is_null(),
+        Some("target") => !record["gift"].is_null(),
         _ => true,
     }
 }

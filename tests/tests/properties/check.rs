@@ -92,9 +92,15 @@ pub(crate) fn unchanged(before: &BTreeMap<String, Value>, after: &BTreeMap<Strin
     Ok(())
 }
 
+/// The report that a notice has behind its text.
+pub(crate) fn report_in(notice: &Value) -> Option<Value> {
+    let (_, report) = notice["Message"].as_str()?.split_once("\n\n")?;
+    serde_json::from_str(report).ok()
+}
+
 fn reports(stage: &Stage) -> impl Iterator<Item = Value> {
     let notices = stage.machine.published().into_iter();
-    notices.filter_map(|notice| serde_json::from_str::<Value>(notice["Message"].as_str()?).ok())
+    notices.filter_map(|notice| report_in(&notice))
 }
 
 /// The accounts that the take-backs and reports so far say keep access, with the keys under what they can launch.

@@ -58,8 +58,7 @@ fn assert_usable(stage: &Stage, image: usize, account: &str) {
 /// A report is sent to the topic whole; the cause of an execution that failed has not all of it.
 fn reported(stage: &Stage) -> Value {
     let notice = stage.machine.published().pop().unwrap();
-    let message = notice["Message"].as_str().map(str::to_owned).unwrap_or_else(|| notice.to_string());
-    serde_json::from_str(&message).unwrap()
+    check::report_in(&notice).unwrap()
 }
 
 /// A copy was made of each image, the images are gone, and nobody asks for the copies: all these notes stay.
