@@ -12,7 +12,7 @@ use ami_share_tests::{HUB, REGION, Result, SOURCE, TARGET, deploy, local::Settin
 use aws_sdk_sfn::types::ExecutionStatus;
 use serde_json::{Value, json};
 
-use crate::{Stage, image_mut, modes, steps::functions};
+use crate::{Stage, ec2, image_mut, modes, steps::functions};
 
 /// A call: the function that made it, the account role that it made it as, and the action.
 type Call = (String, String, String);
@@ -78,12 +78,18 @@ const MANY: usize = 10;
 
 #[tokio::test]
 async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
-    let mut stage = Stage::start(Settings { inline_policies: true, ..Settings::default() }).await?;
+    let settings = Settings { inline_policies: true, allow_unencrypted: true, ..Settings::default() };
+    let mut stage = Stage::start(settings).await?;
     let sandbox = stage.local.sandbox.endpoint();
     let (role, user) = (stage.target().principal.clone(), modes::user(&stage, "app-user").await?);
     // It is made of the same keys.
     let (root_key, data_key) = (&stage.image.volumes[0].key_arn, &stage.image.volumes[1].key_arn);
     let other_image = seed::image_under(&sandbox, SOURCE, "other-image", root_key, data_key).await?;
+    // Whether it is encrypted by default is asked where something is not.
+    let plain = stage.image.volumes[1].snapshot_id.clone();
+    if let Some(snapshot) = ec2(&mut stage.local.sandbox.world(), SOURCE).snapshots.get_mut(&plain) {
+        snapshot.key = None;
+    }
     stage.keep();
     let copy = json!({ "mode": "copyImage", "kmsKeyId": "alias/app-volumes" });
     let at_launch = json!({ "mode": "atLaunch", "kmsKeyId": "alias/app-volumes" });
@@ -99,7 +105,8 @@ async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
         }
     };
     type Trouble<'t> = Box<dyn Fn() + 't>;
-    let runs: [(&str, &str, Value, Value, &str, Trouble<'_>); 7] = [
+    let runs: [(&str, &str, Value, Value, &str, Trouble<'_>); 8] = [
+        ("default", "attach", json!([]), Value::Null, "", Box::new(|| {})),
         ("copy", "attach", json!([role, user]), copy.clone(), "", Box::new(|| {})),
         (
             "failed-copy",

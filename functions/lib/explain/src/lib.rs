@@ -30,11 +30,18 @@ pub use target::refusal;
 /// What [`explain_launch`] calls.
 pub const LAUNCH_ACTIONS: Actions = Actions {
     source_reader: &["ec2:DescribeImageAttribute", "kms:DescribeKey", "kms:GetKeyPolicy", LIST_GRANTS],
-    target: &OF_TARGET,
+    target: &[
+        DEFAULT_KEY,
+        BY_DEFAULT,
+        "iam:SimulatePrincipalPolicy",
+        "kms:DescribeKey",
+        GET_KEY_POLICY,
+        target::LIST_TAGS,
+    ],
     ..Actions::NONE
 };
 
-/// What [`explain_copy`] calls.
+/// What [`explain_copy`] calls. A copy is under the key that was asked for.
 pub const COPY_ACTIONS: Actions = Actions {
     source_reader: &[
         "ec2:DescribeImageAttribute",
@@ -43,13 +50,9 @@ pub const COPY_ACTIONS: Actions = Actions {
         "kms:GetKeyPolicy",
         LIST_GRANTS,
     ],
-    target: &OF_TARGET,
+    target: &["iam:SimulatePrincipalPolicy", "kms:DescribeKey", GET_KEY_POLICY, target::LIST_TAGS],
     ..Actions::NONE
 };
-
-/// What is asked in the target.
-const OF_TARGET: [&str; 6] =
-    [DEFAULT_KEY, BY_DEFAULT, "iam:SimulatePrincipalPolicy", "kms:DescribeKey", GET_KEY_POLICY, target::LIST_TAGS];
 
 /// What keeps `launcher` from making volumes under a key of its own account, as the role of the target in `config` sees
 /// it. What that cannot see is left out: the proof will show it.
