@@ -65,7 +65,11 @@ fn at_once(tally: &Tally, mut plan: Plan) -> Checked {
     check::foreign_is_kept(&before, &after, &all)?;
     check::outsiders_have_nothing(&after)?;
     check::roles_suffice(&journal)?;
-    check::locks_are_free(&stage)?;
+    if held_up {
+        check::locks_end(&stage)?;
+    } else {
+        check::locks_are_free(&stage)?;
+    }
     for arn in stage.machine.executions("UndoShare") {
         let undo = stage.machine.record(&arn);
         if undo.status != Status::Succeeded {

@@ -166,13 +166,15 @@ async fn simulate(
     principal: &PrincipalArn,
     Needed { key, actions, missing, tags }: &Needed,
 ) -> Result<Vec<(&'static str, String)>, Error> {
-    let via = format!("ec2.{}.amazonaws.com", key.region());
+    let region = key.region();
+    let via = format!("ec2.{region}.amazonaws.com");
     let (account, owner) = (principal.account_id(), key.account_id());
     let (grant, use_of_key): (Vec<&str>, Vec<&str>) = actions.iter().partition(|action| **action == "kms:CreateGrant");
     let mut refused = Vec::new();
     for actions in [use_of_key, grant].iter().filter(|actions| !actions.is_empty()) {
         let mut entries = vec![
             ("kms:ViaService".to_owned(), via.as_str(), ContextKeyTypeEnum::String),
+            ("aws:RequestedRegion".to_owned(), region.as_str(), ContextKeyTypeEnum::String),
             ("kms:CallerAccount".to_owned(), account.as_str(), ContextKeyTypeEnum::String),
             ("aws:ResourceAccount".to_owned(), owner.as_str(), ContextKeyTypeEnum::String),
         ];

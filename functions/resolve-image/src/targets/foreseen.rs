@@ -13,7 +13,7 @@ use ami_share_core::{
 };
 use aws_sdk_iam::{
     Client,
-    types::{ContextEntry, ContextKeyTypeEnum},
+    types::{ContextEntry, ContextKeyTypeEnum, EvaluationResult},
 };
 
 pub(super) const SIMULATE: &str = "iam:SimulatePrincipalPolicy";
@@ -51,6 +51,9 @@ pub(super) fn own_role(hub: &Hub, request: &Request, principal: &PrincipalArn) -
 
 /// The changes that IAM will refuse, asked of its simulator ("SimulatePrincipalPolicy", IAM API reference): one error for
 /// all principals that are refused for the same reason.
+///
+/// What a service control policy says is left to the call: the simulator is not told of every key that one may ask about,
+/// such as `aws:RequestedRegion`, and ends there.
 pub(super) async fn refusals(
     hub: &Hub,
     iam: &Client,
@@ -79,7 +82,10 @@ pub(super) async fn refusals(
             .await
             .map_err(|error| aws::failure(&account, SIMULATE, error))?;
         let remedy = remedy(request.principal_access, principal == launcher);
-        let results = answer.evaluation_results().iter();
+        let by_organization = |result: &&EvaluationResult| {
+            result.organizations_decision_detail().is_some_and(|detail| !detail.allowed_by_organizations())
+        };
+        let results = answer.evaluation_results().iter().filter(|result| !by_organization(result));
         for clause in results.filter_map(|result| ami_share_explain::refusal(result, remedy)) {
             refused.entry((call, clause)).or_default().push(principal.as_str());
         }
