@@ -14,6 +14,7 @@ use ami_share_core::{
     share::{Image, KEY_TAG, PrincipalAccess, PrincipalChange, Prove, ReencryptMode, SOURCE_IMAGE_TAG},
 };
 use ami_share_default_key::{BY_DEFAULT, DEFAULT_KEY};
+use ami_share_key_grants::LIST_TAGS;
 use ami_share_key_policies::{GET_KEY_POLICY, state};
 use aws_config::SdkConfig;
 use aws_sdk_ec2::types::{self, Filter, ImageState};
@@ -32,7 +33,7 @@ pub(crate) const ACTIONS: [&str; 10] = [
     foreseen::SIMULATE,
     "kms:DescribeKey",
     GET_KEY_POLICY,
-    "kms:ListResourceTags",
+    LIST_TAGS,
 ];
 
 /// By the one that copies and launches.
@@ -94,8 +95,9 @@ async fn find_one(
 
     // Also where it is asked nothing: that it cannot be assumed is better known before anything is given.
     let copies = target.reencrypt.as_ref().is_some_and(|reencrypt| reencrypt.mode == ReencryptMode::CopyImage);
+    let proves = target.launch.prove != Prove::Never;
     let mut as_launcher = None;
-    if copies || target.launch.prove != Prove::Never {
+    if copies || proves {
         match hub.as_launcher(account, region, execution, actions).await {
             Ok(config) => as_launcher = Some(config),
             Err(error) => errors.push(error),
@@ -133,15 +135,15 @@ async fn find_one(
         let kms = aws_sdk_kms::Client::new(&config);
         match find_key(&kms, account, &reencrypt.kms_key_id).await {
             Ok(key_arn) => {
-                if let (ReencryptMode::CopyImage, Some(config)) = (reencrypt.mode, &as_launcher) {
+                if let Some(config) = as_launcher.as_ref().filter(|_| copies) {
                     let ec2 = aws_sdk_ec2::Client::new(config);
                     match find_copy(&ec2, account, &image.image_id, &key_arn).await {
                         Ok(copy_id) => state.copy_id = copy_id,
                         Err(error) => errors.push(error),
                     }
                 }
-                let copies = reencrypt.mode == ReencryptMode::CopyImage && state.copy_id.is_none();
-                if copies || target.launch.prove != Prove::Never {
+                let is_to_copy = copies && state.copy_id.is_none();
+                if is_to_copy || proves {
                     let problems = ami_share_explain::own_key_problems(&config, &launcher, &key_arn).await;
                     state.not_makeable = not_usable(&launcher, &key_arn, &problems, "reencrypt.kmsKeyId");
                 }
@@ -149,7 +151,7 @@ async fn find_one(
             }
             Err(error) => errors.push(error),
         }
-    } else if target.launch.prove != Prove::Never {
+    } else if proves {
         match default_key_problem(&config, &launcher, image).await {
             Ok(problem) => state.not_makeable = problem,
             Err(error) => errors.push(error),

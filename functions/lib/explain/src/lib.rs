@@ -18,26 +18,19 @@ use ami_share_core::{
     ids::{ImageId, KeyArn, PrincipalArn},
 };
 use ami_share_default_key::{BY_DEFAULT, DEFAULT_KEY};
-use ami_share_key_grants::LIST_GRANTS;
+use ami_share_key_grants::{LIST_GRANTS, LIST_TAGS};
 use ami_share_key_policies::GET_KEY_POLICY;
 use aws_config::SdkConfig;
 
 use findings::Findings;
 
 pub use attempt::Attempt;
-pub use target::refusal;
+pub use target::{is_refused_by_organization, refusal};
 
 /// What [`explain_launch`] calls.
 pub const LAUNCH_ACTIONS: Actions = Actions {
     source_reader: &["ec2:DescribeImageAttribute", "kms:DescribeKey", "kms:GetKeyPolicy", LIST_GRANTS],
-    target: &[
-        DEFAULT_KEY,
-        BY_DEFAULT,
-        "iam:SimulatePrincipalPolicy",
-        "kms:DescribeKey",
-        GET_KEY_POLICY,
-        target::LIST_TAGS,
-    ],
+    target: &[DEFAULT_KEY, BY_DEFAULT, "iam:SimulatePrincipalPolicy", "kms:DescribeKey", GET_KEY_POLICY, LIST_TAGS],
     ..Actions::NONE
 };
 
@@ -50,7 +43,7 @@ pub const COPY_ACTIONS: Actions = Actions {
         "kms:GetKeyPolicy",
         LIST_GRANTS,
     ],
-    target: &["iam:SimulatePrincipalPolicy", "kms:DescribeKey", GET_KEY_POLICY, target::LIST_TAGS],
+    target: &["iam:SimulatePrincipalPolicy", "kms:DescribeKey", GET_KEY_POLICY, LIST_TAGS],
     ..Actions::NONE
 };
 

@@ -13,8 +13,6 @@ use aws_sdk_kms::{
     types::{KeyManagerType, KeySpec, Tag},
 };
 
-pub(crate) const LIST_TAGS: &str = "kms:ListResourceTags";
-
 use crate::{
     attempt::Attempt,
     findings::{Findings, by_clause, grouped},
@@ -142,22 +140,13 @@ async fn examine_own_key(
             OWN_KEY_ACTIONS.to_vec()
         }
     };
-    match tags(&kms, key).await {
+    match ami_share_key_grants::tags(&kms, key).await {
         Ok(tags) => needed(actions, tags),
         Err(error) => {
             findings.doubts.push(format!("the launcher's IAM policies for key {key} ({error})"));
             None
         }
     }
-}
-
-async fn tags(kms: &aws_sdk_kms::Client, key: &KeyArn) -> Result<Vec<Tag>, Error> {
-    let mut tags = Vec::new();
-    let mut pages = kms.list_resource_tags().key_id(key.as_str()).into_paginator().items().send();
-    while let Some(tag) = pages.next().await {
-        tags.push(tag.map_err(|error| aws::failure(&key.account_id(), LIST_TAGS, error))?);
-    }
-    Ok(tags)
 }
 
 /// The actions that the principal's IAM policies do not allow EC2 on the key, and why not.
@@ -209,7 +198,7 @@ async fn simulate(
 /// allows the action. In a simulation across accounts the whole decision counts a key policy that the
 /// simulator was not given; then that of the IAM policies is read ("EvaluationResult", IAM API reference).
 pub fn refusal(result: &EvaluationResult, missing: &str) -> Option<String> {
-    if result.organizations_decision_detail().is_some_and(|detail| !detail.allowed_by_organizations()) {
+    if is_refused_by_organization(result) {
         return Some("refused by a service control policy (who manages the organization can lift it)".to_owned());
     }
     if result.permissions_boundary_decision_detail().is_some_and(|detail| !detail.allowed_by_permissions_boundary()) {
@@ -227,6 +216,11 @@ pub fn refusal(result: &EvaluationResult, missing: &str) -> Option<String> {
         }
         _ => Some(format!("not allowed by any of its policies ({missing})")),
     }
+}
+
+/// Whether a service control policy refuses, as far as the simulator was told what it asks about.
+pub fn is_refused_by_organization(result: &EvaluationResult) -> bool {
+    result.organizations_decision_detail().is_some_and(|detail| !detail.allowed_by_organizations())
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use aws_sdk_kms::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use tag::{LIST_TAGS, SHAREABLE_TAG, is_shareable};
+pub use tag::{LIST_TAGS, SHAREABLE_TAG, is_shareable, tags};
 
 /// What finding grants calls in the source account.
 pub const LIST_GRANTS: &str = "kms:ListGrants";

@@ -7,13 +7,14 @@ use ami_share_core::{
     Error, Hub,
     arns::{policy_arn, role_arn},
     aws,
-    ids::{PrincipalArn, PrincipalKind},
+    ids::PrincipalArn,
     request::Request,
     share::{PrincipalAccess, PrincipalChange},
 };
+use ami_share_explain::{is_refused_by_organization, refusal};
 use aws_sdk_iam::{
     Client,
-    types::{ContextEntry, ContextKeyTypeEnum, EvaluationResult},
+    types::{ContextEntry, ContextKeyTypeEnum},
 };
 
 pub(super) const SIMULATE: &str = "iam:SimulatePrincipalPolicy";
@@ -65,9 +66,12 @@ pub(super) async fn refusals(
     let role = role_arn(&account, region, &hub.settings.target_role);
     let policy = policy_arn(&account, region, &hub.settings.key_access_policy);
     let mut refused: BTreeMap<(&str, String), Vec<&str>> = BTreeMap::new();
-    for PrincipalChange { principal, .. } in changes {
-        let call = call(request.principal_access, principal.kind());
-        let given = ContextEntry::builder()
+    for change in changes {
+        // Those of one principal are refused alike.
+        let Some(given) = change.policies(request.principal_access, &policy).into_iter().next() else { continue };
+        let principal = &change.principal;
+        let call = given.action(principal.kind());
+        let attached = ContextEntry::builder()
             .context_key_name("iam:PolicyARN")
             .context_key_values(&policy)
             .context_key_type(ContextKeyTypeEnum::String)
@@ -77,16 +81,13 @@ pub(super) async fn refusals(
             .policy_source_arn(&role)
             .action_names(call)
             .resource_arns(principal.as_str())
-            .set_context_entries((request.principal_access == PrincipalAccess::Attach).then(|| vec![given]))
+            .set_context_entries((request.principal_access == PrincipalAccess::Attach).then(|| vec![attached]))
             .send()
             .await
             .map_err(|error| aws::failure(&account, SIMULATE, error))?;
         let remedy = remedy(request.principal_access, principal == launcher);
-        let by_organization = |result: &&EvaluationResult| {
-            result.organizations_decision_detail().is_some_and(|detail| !detail.allowed_by_organizations())
-        };
-        let results = answer.evaluation_results().iter().filter(|result| !by_organization(result));
-        for clause in results.filter_map(|result| ami_share_explain::refusal(result, remedy)) {
+        let results = answer.evaluation_results().iter().filter(|result| !is_refused_by_organization(result));
+        for clause in results.filter_map(|result| refusal(result, remedy)) {
             refused.entry((call, clause)).or_default().push(principal.as_str());
         }
     }
@@ -97,15 +98,6 @@ pub(super) async fn refusals(
         source: None,
     };
     Ok(refused.into_iter().map(error).collect())
-}
-
-fn call(access: PrincipalAccess, kind: PrincipalKind) -> &'static str {
-    match (access, kind) {
-        (PrincipalAccess::Attach, PrincipalKind::Role) => "iam:AttachRolePolicy",
-        (PrincipalAccess::Attach, PrincipalKind::User) => "iam:AttachUserPolicy",
-        (PrincipalAccess::Inline, PrincipalKind::Role) => "iam:PutRolePolicy",
-        (PrincipalAccess::Inline, PrincipalKind::User) => "iam:PutUserPolicy",
-    }
 }
 
 /// For what nothing allows.
