@@ -42,13 +42,12 @@ pub struct Output {
 pub async fn create_usage_report(hub: &Hub, input: Input) -> Result<Output, Error> {
     let Input { execution, source, image_id } = &input;
     let config = hub.as_source_reader(&source.account_id, &source.region, execution, ACTIONS).await?;
-    let kind =
-        |resource: UsingResource| ImageUsageResourceTypeRequest::builder().resource_type(resource.name()).build();
+    let kinds = UsingResource::ALL
+        .map(|resource| ImageUsageResourceTypeRequest::builder().resource_type(resource.name()).build());
     let created = Client::new(&config)
         .create_image_usage_report()
         .image_id(image_id.as_str())
-        .resource_types(kind(UsingResource::Instance))
-        .resource_types(kind(UsingResource::LaunchTemplate))
+        .set_resource_types(Some(kinds.to_vec()))
         .client_token(client_token(execution, &source.account_id, &format!("usage {image_id}")))
         .send()
         .await;

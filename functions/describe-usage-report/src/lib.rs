@@ -155,8 +155,10 @@ mod tests {
             (used.account_id.as_str(), used.resource, used.count),
             ("222222222222", UsingResource::LaunchTemplate, 3)
         );
-        assert_eq!(read(&entry("ec2:Instance", 1), &image).unwrap().resource, UsingResource::Instance);
+        for resource in UsingResource::ALL {
+            assert_eq!(read(&entry(resource.name(), 1), &image).unwrap().resource, resource);
+        }
         assert_eq!(read(&entry("ec2:Instance", 0), &image), None);
-        assert_eq!(read(&entry("imagebuilder:ImageRecipe", 1), &image), None);
+        assert_eq!(read(&entry("ec2:Fleet", 1), &image), None);
     }
 }

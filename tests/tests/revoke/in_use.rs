@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ami_share_sandbox::{
-    ec2::InstanceState,
+    ec2::{InstanceState, Recipe},
     faults::{Fault, FaultKind, Matcher},
 };
 use ami_share_tests::{Result, SOURCE, TARGET, local::Settings};
@@ -99,6 +99,19 @@ async fn the_report_counts_for_older_versions_of_a_launch_template() -> Result<(
     });
     let refused = stage.revoke("refused", &stage.request(json!("all"))).await?;
     assert_refused(&refused, &[TARGET, "1 launch template", "EC2's usage report"]);
+    Ok(())
+}
+
+/// No target is asked about Image Builder, and its next build would fail.
+#[tokio::test]
+async fn recipes_that_build_on_the_image_keep_it() -> Result<()> {
+    let stage = Stage::start(one_target()).await?;
+    stage.share("share", &stage.share_request(TARGET, json!({}))).await?;
+    let image_id = stage.image.image_id.clone();
+    let recipe = |of_images| Recipe { of_images, image_id: image_id.clone() };
+    stage.with_ec2(TARGET, |ec2| ec2.recipes = vec![recipe(true), recipe(true), recipe(false)]);
+    let refused = stage.revoke("refused", &stage.request(json!("all"))).await?;
+    assert_refused(&refused, &[TARGET, "2 image recipes", "1 container recipe", "EC2's usage report"]);
     Ok(())
 }
 

@@ -63,14 +63,15 @@ impl Usage {
 
     /// Adds what EC2's report on an image says, as far as it is about the image's targets. For instances, what a target
     /// itself says counts: the report may lack the last 24 hours, and counts instances for some time after they were
-    /// terminated, the proofs of ami-share among them. It counts for targets that could not be asked; and for launch
-    /// templates, of which it looks at more versions than the latest and the default one.
+    /// terminated, the proofs of ami-share among them. It counts for targets that could not be asked; for launch
+    /// templates, of which it looks at more versions than the latest and the default one; and for recipes, which no
+    /// target is asked about.
     pub fn add_reported(&mut self, image: &SourceImage, reported: Vec<Use>) {
         let Some(asked) = self.images.iter().find(|asked| asked.image == *image) else { return };
         let among = |places: &[usize], account: &AccountId| places.iter().any(|place| self.targets[*place] == *account);
         let counts = |used: &Use| {
             let account = &used.account_id;
-            let answered = among(&asked.answered, account) && used.resource == UsingResource::LaunchTemplate;
+            let answered = among(&asked.answered, account) && used.resource != UsingResource::Instance;
             answered || among(&asked.unasked, account)
         };
         // The target has named it already, by its id.
@@ -101,7 +102,7 @@ pub struct Use {
     pub ids: Vec<String>,
 }
 
-/// What an image can be used by, as far as it is looked for.
+/// What an image can be used by: all that EC2's usage reports know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum UsingResource {
@@ -109,20 +110,29 @@ pub enum UsingResource {
     Instance,
     /// With it in one of the versions that are looked at.
     LaunchTemplate,
+    /// Image Builder's, for images that build on it.
+    ImageRecipe,
+    /// Image Builder's, for containers that are built on an instance of it.
+    ContainerRecipe,
 }
 
 impl UsingResource {
-    /// As EC2's usage reports name it ("ImageUsageResourceType", EC2 API reference).
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Instance, Self::LaunchTemplate, Self::ImageRecipe, Self::ContainerRecipe];
+
+    /// As EC2's usage reports name it ("ImageUsageResourceTypeRequest", EC2 API reference).
     pub fn name(self) -> &'static str {
         match self {
             Self::Instance => "ec2:Instance",
             Self::LaunchTemplate => "ec2:LaunchTemplate",
+            Self::ImageRecipe => "imagebuilder:ImageRecipe",
+            Self::ContainerRecipe => "imagebuilder:ContainerRecipe",
         }
     }
 
     /// The kind that EC2 calls so; nothing for others.
     pub fn named(name: &str) -> Option<Self> {
-        [Self::Instance, Self::LaunchTemplate].into_iter().find(|resource| resource.name() == name)
+        Self::ALL.into_iter().find(|resource| resource.name() == name)
     }
 }
 
@@ -136,6 +146,8 @@ impl std::fmt::Display for Use {
         let resource = match self.resource {
             UsingResource::Instance => "instance",
             UsingResource::LaunchTemplate => "launch template",
+            UsingResource::ImageRecipe => "image recipe",
+            UsingResource::ContainerRecipe => "container recipe",
         };
         let plural = if self.count == 1 { "" } else { "s" };
         write!(f, "account {} has {} {resource}{plural} of {}", self.account_id, self.count, self.image_id)?;
@@ -149,7 +161,7 @@ impl std::fmt::Display for Use {
 
 #[cfg(test)]
 mod tests {
-    use UsingResource::{Instance, LaunchTemplate};
+    use UsingResource::{ContainerRecipe, ImageRecipe, Instance, LaunchTemplate};
 
     use super::*;
     use crate::{ids::Region, share::Source};
@@ -210,9 +222,12 @@ mod tests {
     }
 
     #[test]
-    fn the_report_counts_for_who_could_not_be_asked_and_for_launch_templates() {
-        let reported = [used(GONE, Instance, &[]), used(GONE, LaunchTemplate, &[]), used(ASKED, LaunchTemplate, &[])];
-        assert_eq!(uses(vec![], reported.to_vec()), reported);
+    fn the_report_counts_for_who_could_not_be_asked_and_for_all_but_instances() {
+        let reported = [used(GONE, Instance, &[]), used(GONE, LaunchTemplate, &[]), used(ASKED, LaunchTemplate, &[])]
+            .into_iter()
+            .chain([ImageRecipe, ContainerRecipe].map(|recipe| used(ASKED, recipe, &[])));
+        let reported = Vec::from_iter(reported);
+        assert_eq!(uses(vec![], reported.clone()), reported);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub use launch_templates::{LaunchTemplate, Version as LaunchTemplateVersion};
 pub use schedule::{Schedule, settle};
 pub use snapshots::{Snapshot, SnapshotState};
 pub use tags::Tags;
-pub use usage_reports::{ReportState, UsageReport};
+pub use usage_reports::{Recipe, ReportState, UsageReport};
 pub use volumes::{Attachment, Volume};
 
 use crate::auth::{self, Caller, Context};
@@ -55,6 +55,8 @@ pub struct Ec2 {
     pub volumes: BTreeMap<String, Volume>,
     pub instances: BTreeMap<String, Instance>,
     pub launch_templates: BTreeMap<String, LaunchTemplate>,
+    /// Image Builder's, which usage reports count; put here by tests, as Image Builder is not simulated.
+    pub recipes: Vec<Recipe>,
     /// EC2 deletes them by itself, so that they are no part of a snapshot.
     pub usage_reports: BTreeMap<String, UsageReport>,
     /// What ModifyEbsDefaultKmsKeyId set: a key ARN, or as given when it names no key.

@@ -16,6 +16,20 @@ const VERSIONS: usize = 20;
 
 const INSTANCE: &str = "ec2:Instance";
 const LAUNCH_TEMPLATE: &str = "ec2:LaunchTemplate";
+const IMAGE_RECIPE: &str = "imagebuilder:ImageRecipe";
+const CONTAINER_RECIPE: &str = "imagebuilder:ContainerRecipe";
+
+/// The resource types that can be asked for ("ImageUsageResourceTypeRequest", EC2 API reference, in the SDKs of 2026).
+const KINDS: [&str; 4] = [INSTANCE, LAUNCH_TEMPLATE, IMAGE_RECIPE, CONTAINER_RECIPE];
+
+/// A recipe of Image Builder, as far as usage reports know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recipe {
+    /// Whether it makes images; containers otherwise.
+    pub of_images: bool,
+    /// The image that it builds on.
+    pub image_id: String,
+}
 
 /// State of a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +57,7 @@ pub(super) fn create(request: &mut Request<'_>) -> Reply {
     let image = images::own_image(request)?;
     let kinds = request.params.structs("ResourceType");
     let kinds: Vec<&str> = kinds.iter().map(|kind| kind.require("ResourceType")).collect::<Result<_, _>>()?;
-    if kinds.is_empty() || kinds.iter().any(|kind| ![INSTANCE, LAUNCH_TEMPLATE].contains(kind)) {
+    if kinds.is_empty() || kinds.iter().any(|kind| !KINDS.contains(kind)) {
         return Err(ApiError::bad_request(
             "InvalidParameterValue",
             "A resource type is missing or not one that is known.",
@@ -66,6 +80,8 @@ pub(super) fn create(request: &mut Request<'_>) -> Reply {
         let uses = [
             (INSTANCE, instances(account, request.region, &image.id)),
             (LAUNCH_TEMPLATE, launch_templates(account, request.region, &image.id)),
+            (IMAGE_RECIPE, recipes(account, request.region, &image.id, true)),
+            (CONTAINER_RECIPE, recipes(account, request.region, &image.id, false)),
         ];
         entries.extend(
             uses.into_iter()
@@ -104,6 +120,11 @@ fn launch_templates(account: &Account, region: &str, image: &str) -> usize {
     let templates = account.ec2.get(region).into_iter().flat_map(|ec2| ec2.launch_templates.values());
     let uses = |version: &super::LaunchTemplateVersion| version.image_id.as_deref() == Some(image);
     templates.filter(|template| template.versions.iter().rev().take(VERSIONS).any(uses)).count()
+}
+
+fn recipes(account: &Account, region: &str, image: &str, of_images: bool) -> usize {
+    let recipes = account.ec2.get(region).into_iter().flat_map(|ec2| &ec2.recipes);
+    recipes.filter(|recipe| recipe.of_images == of_images && recipe.image_id == image).count()
 }
 
 pub(super) fn describe(request: &mut Request<'_>) -> Reply {

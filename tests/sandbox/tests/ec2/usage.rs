@@ -1,6 +1,7 @@
 //! Who uses an image: launch templates, and the reports on other accounts.
 
 use super::stage::*;
+use ami_share_sandbox::ec2::Recipe;
 use ami_share_sandbox::faults::{Fault, FaultKind, Matcher};
 use aws_sdk_ec2::types::{
     Filter, ImageUsageReport, ImageUsageReportEntry, ImageUsageResourceTypeRequest, RequestLaunchTemplateData,
@@ -22,6 +23,8 @@ async fn report(ec2: &aws_sdk_ec2::Client, image: &str) -> String {
         .image_id(image)
         .resource_types(kind("ec2:Instance"))
         .resource_types(kind("ec2:LaunchTemplate"))
+        .resource_types(kind("imagebuilder:ImageRecipe"))
+        .resource_types(kind("imagebuilder:ContainerRecipe"))
         .client_token("once");
     created.send().await.unwrap().report_id.unwrap()
 }
@@ -85,6 +88,10 @@ async fn a_report_says_after_a_while_which_other_accounts_use_an_image() {
     outcome(&stage.a, launch(&stage.a, &image)).await;
     template(&stage.a, "own", &image).await;
     template(&stage.b, "theirs", &image).await;
+    for of_images in [true, false] {
+        let recipe = Recipe { of_images, image_id: image.clone() };
+        stage.sandbox.world().account_mut(B).ec2.get_mut(REGION).unwrap().recipes.push(recipe);
+    }
 
     let id = report(&stage.a, &image).await;
     assert_eq!(report(&stage.a, &image).await, id);
@@ -99,7 +106,11 @@ async fn a_report_says_after_a_while_which_other_accounts_use_an_image() {
         .collect();
     said.sort();
     let used = |kind: &str| (B.to_owned(), kind.to_owned(), 1);
-    assert_eq!(said, [used("ec2:Instance"), used("ec2:LaunchTemplate")]);
+    assert_eq!(said, [used("ec2:Instance"), used("ec2:LaunchTemplate"), used("imagebuilder:ContainerRecipe"), used("imagebuilder:ImageRecipe")]);
+    // A kind that EC2 does not know is refused, and none.
+    let unknown = ImageUsageResourceTypeRequest::builder().resource_type("imagebuilder:Pipeline").build();
+    let unknown = stage.a.create_image_usage_report().image_id(&image).resource_types(unknown);
+    assert_eq!(code(unknown.send().await), "InvalidParameterValue");
     // Nobody else has it made, or sees it.
     let kind = ImageUsageResourceTypeRequest::builder().resource_type("ec2:Instance").build();
     let theirs = stage.b.create_image_usage_report().image_id(&image).resource_types(kind);
