@@ -7,7 +7,7 @@ use crate::{Set, definition, text};
 /// Names that Step Functions, Lambda and the integrations of Lambda, DynamoDB and Step Functions itself give errors of
 /// their own. Of a limit there are two names: the developer guide's ("Start a new state machine from a running
 /// execution"), and the one that all other errors of the integration are named like.
-const OF_AWS: [&str; 22] = [
+const OF_AWS: [&str; 23] = [
     "States.ALL",
     "States.Timeout",
     "Lambda.ServiceException",
@@ -23,6 +23,7 @@ const OF_AWS: [&str; 22] = [
     "DynamoDB.ProvisionedThroughputExceededException",
     "DynamoDB.RequestLimitExceeded",
     "DynamoDB.InternalServerErrorException",
+    "DynamoDB.AmazonDynamoDBException",
     "DynamoDB.SdkClientException",
     "StepFunctions.ExecutionLimitExceeded",
     "StepFunctions.ExecutionLimitExceededException",

@@ -141,6 +141,27 @@ fn every_task_is_retried_when_trying_again_may_help() {
     }
 }
 
+/// The optimised integration's names begin with `DynamoDB`, those of the SDK's with `DynamoDb` ("Call DynamoDB APIs with
+/// Step Functions", developer guide). What its client has no type for, a 503 for instance, has the name of the client's
+/// own exception.
+#[test]
+fn every_call_of_dynamodb_is_retried_when_trying_again_may_help() {
+    for (name, state) in machines().iter().flat_map(|machine| machine.calls("dynamodb:")) {
+        let retried = names(&state["Retry"]);
+        for error in [
+            "DynamoDB.ThrottlingException",
+            "DynamoDB.ProvisionedThroughputExceededException",
+            "DynamoDB.RequestLimitExceeded",
+            "DynamoDB.InternalServerErrorException",
+            "DynamoDB.AmazonDynamoDBException",
+            "DynamoDB.SdkClientException",
+            "States.Timeout",
+        ] {
+            assert!(retried.contains(error), "{name} is not retried after {error}");
+        }
+    }
+}
+
 #[test]
 fn only_an_undo_is_retried_after_any_error() {
     for (name, state) in machines().iter().flat_map(Machine::tasks) {
