@@ -3,10 +3,12 @@
 
 mod undo;
 
+use std::collections::BTreeSet;
+
 use ami_share_core::{
     Error, Hub, aws,
     hub::Actions,
-    ids::{ExecutionName, KeyArn},
+    ids::{AccountId, ExecutionName, KeyArn},
     share::{KeyChange, Source},
 };
 use ami_share_key_grants::{KeyGrant, explained};
@@ -43,7 +45,8 @@ pub struct Output {
 ///
 /// # Errors
 /// [`Error::SourceNotAllowed`]; [`Error::TargetNotAllowed`]; [`Error::AccessDenied`] for a key whose policy does not let IAM decide
-/// about grants; [`Error::QuotaExceeded`] for one that has as many as it may; [`Error::KeyNotUsable`].
+/// about grants; [`Error::QuotaExceeded`] for one that has as many as it may; [`Error::KeyNotUsable`]; [`Error::Aws`] with every
+/// account that KMS refuses as a grantee.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn grant_keys(hub: &Hub, input: Input) -> Result<Output, Error> {
     let accounts = input.keys.iter().flat_map(|change| &change.account_ids);
@@ -57,23 +60,44 @@ pub async fn grant_keys(hub: &Hub, input: Input) -> Result<Output, Error> {
     let config = hub.as_source(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
     let kms = Client::new(&config);
     let retiring = hub.source_role(&source.account_id, &source.region);
+    let (mut refused, mut reason) = (BTreeSet::new(), String::new());
     for KeyChange { key_arn, account_ids, .. } in &input.keys {
         for account in account_ids {
             let grant = KeyGrant { key: key_arn, account, retiring: &retiring };
-            kms.create_grant()
+            let created = kms
+                .create_grant()
                 .key_id(key_arn.as_str())
                 .name(grant.name())
                 .grantee_principal(grant.grantee())
                 .retiring_principal(&retiring)
                 .set_operations(Some(KeyGrant::operations()))
                 .send()
-                .await
-                .map_err(|error| failure(key_arn, error))?;
-            grants += 1;
+                .await;
+            match created {
+                Ok(_) => grants += 1,
+                Err(error) if error.code() == Some("InvalidArnException") => {
+                    refused.insert(account);
+                    reason = error.message().unwrap_or_default().to_owned();
+                }
+                Err(error) => return Err(failure(key_arn, error)),
+            }
         }
         tracing::info!(key = %key_arn, accounts = account_ids.len(), "grants given");
     }
-    Ok(Output { grants })
+    if refused.is_empty() {
+        return Ok(Output { grants });
+    }
+    let refused: Vec<&str> = refused.into_iter().map(AccountId::as_str).collect();
+    Err(Error::Aws {
+        account: source.account_id.clone(),
+        call: CREATE_GRANT,
+        reason: format!(
+            "KMS refuses {} as grantees ({reason}); look whether these accounts exist, are not closed and have the Region of \
+             the keys enabled, or leave them out",
+            refused.join(", ")
+        ),
+        source: None,
+    })
 }
 
 fn failure<E>(key: &KeyArn, error: SdkError<E, aws_sdk_kms::config::http::HttpResponse>) -> Error

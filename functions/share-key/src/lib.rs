@@ -1,6 +1,7 @@
 //! ShareKey: merges our statements into the policy of every key under the image's volumes.
 
 mod policies;
+mod refused;
 mod undo;
 
 use ami_share_core::{
@@ -15,6 +16,7 @@ use ami_share_key_policies::GET_KEY_POLICY;
 use serde::{Deserialize, Serialize};
 
 use policies::{PUT_KEY_POLICY, Policies, not_yet_visible};
+use refused::name_refused;
 
 pub use undo::{UNDO_ACTIONS, UndoInput, undo_share_key};
 
@@ -45,8 +47,8 @@ pub struct Output {
 /// # Errors
 /// [`Error::SourceNotAllowed`]; [`Error::TargetNotAllowed`]; [`Error::KeyPoliciesLocked`]; [`Error::PlanChanged`], and then
 /// nothing of this execution is left in any of the policies; [`Error::KeyPolicyTooLarge`] and [`Error::KeyPolicyConflict`]
-/// before a write, also where putting a statement right would let in whom nobody allows; [`Error::NotYetVisible`] for a
-/// read that is out of date, before or after the write.
+/// before a write, also where putting a statement right would let in whom nobody allows, and naming the accounts that KMS
+/// refuses; [`Error::NotYetVisible`] for a read that is out of date, before or after the write.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
     let accounts = input.keys.iter().flat_map(|change| &change.account_ids);
@@ -80,7 +82,9 @@ async fn share(hub: &Hub, policies: &mut Policies<'_>, input: &Input) -> Result<
             });
         }
         ami_share_allow_list::check_revived(hub, &input.execution, key_arn, &policy, account_ids).await?;
-        policies.write(key_arn, &policy, &merged).await?;
+        if let Some(reason) = policies.offer(key_arn, &policy, &merged).await? {
+            return Err(name_refused(policies, key_arn, &policy, account_ids, &reason).await?);
+        }
         tracing::info!(key = %key_arn, accounts = account_ids.len(), "key policy written");
         if policies.read(key_arn).await?.with(account_ids)?.is_some() {
             return Err(not_yet_visible(key_arn));

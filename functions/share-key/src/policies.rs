@@ -46,6 +46,23 @@ impl<'h> Policies<'h> {
     }
 
     pub(crate) async fn write(&mut self, key: &KeyArn, before: &KeyPolicy, after: &KeyPolicy) -> Result<(), Error> {
+        let Some(reason) = self.offer(key, before, after).await? else { return Ok(()) };
+        Err(Error::KeyPolicyConflict {
+            key: key.clone(),
+            reason: format!(
+                "KMS refuses it ({PUT_KEY_POLICY}: {reason}); look for an account or principal that does not exist, or for \
+                 why ami-share's role could not write it again"
+            ),
+        })
+    }
+
+    /// Writes a policy that KMS may refuse, and says why it did, if it did.
+    pub(crate) async fn offer(
+        &mut self,
+        key: &KeyArn,
+        before: &KeyPolicy,
+        after: &KeyPolicy,
+    ) -> Result<Option<String>, Error> {
         let text = after.to_text()?;
         self.lock.begin(key, before, after).await?;
         let put = self.kms.put_key_policy().key_id(key.as_str()).policy_name("default").policy(text).send().await;
@@ -57,17 +74,13 @@ impl<'h> Policies<'h> {
             }
             Err(_) => {}
         }
-        put.map(drop).map_err(|error| match error.code() {
-            Some("MalformedPolicyDocumentException") => Error::KeyPolicyConflict {
-                key: key.clone(),
-                reason: format!(
-                    "KMS refuses it ({PUT_KEY_POLICY}: {}); look for an account or principal that does not exist, or for \
-                     why ami-share's role could not write it again",
-                    error.message().unwrap_or_default()
-                ),
-            },
-            _ => ami_share_key_policies::failure(key, PUT_KEY_POLICY, error),
-        })
+        match put {
+            Ok(_) => Ok(None),
+            Err(error) if error.code() == Some("MalformedPolicyDocumentException") => {
+                Ok(Some(error.message().unwrap_or_default().to_owned()))
+            }
+            Err(error) => Err(ami_share_key_policies::failure(key, PUT_KEY_POLICY, error)),
+        }
     }
 }
 

@@ -900,7 +900,7 @@ impl Call<'_> {
         self.authorize("kms:CreateGrant", &arn, &context)?;
         self.check_usable(&arn)?;
         for principal in std::iter::once(&grantee).chain(&retiring) {
-            if !iam::principal_exists(self.world, principal) {
+            if !principal_exists(self.world, principal) {
                 return Err(ApiError::bad_request(
                     "InvalidArnException",
                     format!("Could not find the principal {principal}"),
@@ -1105,11 +1105,16 @@ fn stored_policy(world: &World, document: &Value) -> Result<Arc<Policy>, ApiErro
     let mut text = String::new();
     write_json(&mut text, &document, 0);
     let mut policy = Policy::parse(&text, PolicyKind::Key).map_err(malformed)?;
-    if policy.aws_principals().any(|principal| !iam::principal_exists(world, principal)) {
+    if policy.aws_principals().any(|principal| !principal_exists(world, principal)) {
         return Err(malformed("Policy contains a statement with one or more invalid principals."));
     }
     policy.bind(|arn| iam::unique_id(world, arn));
     Ok(Arc::new(policy))
+}
+
+fn principal_exists(world: &World, principal: &str) -> bool {
+    let account = principal.split(':').nth(4).unwrap_or(principal);
+    iam::principal_exists(world, principal) && !world.unknown_to_kms.contains(account)
 }
 
 fn statements(document: &Value) -> Vec<&Value> {

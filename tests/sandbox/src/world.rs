@@ -8,7 +8,7 @@ use crate::kms::{self, Kms};
 use crate::sts::Credentials;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// The partition of every ARN in the sandbox.
@@ -127,6 +127,8 @@ pub struct World {
     pub settings: Settings,
     pub journal: Journal,
     pub faults: Faults,
+    /// Accounts that KMS does not take for principals: they do not exist, were closed, or have not enabled its Region.
+    pub unknown_to_kms: BTreeSet<String>,
     pub credentials: Credentials,
     /// The call being handled.
     pub call: Call,
@@ -153,6 +155,7 @@ impl World {
             settings,
             journal: Journal::default(),
             faults: Faults::default(),
+            unknown_to_kms: BTreeSet::new(),
             credentials: Credentials::default(),
             call: Call::default(),
             schedule: Schedule::default(),

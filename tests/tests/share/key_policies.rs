@@ -480,3 +480,44 @@ async fn the_undo_of_a_repair_puts_back_what_was_there() -> Result<()> {
     assert_eq!(policy(&stage, key)?, right);
     Ok(())
 }
+
+/// KMS refuses a policy for one account and does not say which.
+#[tokio::test]
+async fn accounts_that_kms_refuses_are_named_and_everything_is_taken_back() -> Result<()> {
+    let targets = [TARGET, "555555555555", "666666666666", "777777777777", "888888888888"].map(str::to_owned);
+    let mut stage = Stage::start(Settings { targets: targets.to_vec(), ..Settings::default() }).await?;
+    let unknown = [targets[1].clone(), targets[3].clone()];
+    stage.local.sandbox.world().unknown_to_kms.extend(unknown.clone());
+    let mut request = stage.request(json!({}));
+    request["targets"] = targets.iter().map(|account| json!({ "accountId": account })).collect();
+    for (access, error) in [("policy", "KeyPolicyConflict"), ("grant", "Aws")] {
+        request["keyAccess"] = json!(access);
+        let run = stage.run(access, &request).await?;
+        assert_eq!(run.error(), error, "{access}: {}", run.summary());
+        for account in &targets {
+            assert_eq!(
+                run.cause().contains(account),
+                unknown.contains(account),
+                "{access}: {account}: {}",
+                run.cause()
+            );
+        }
+        assert_eq!(run.differences(), "", "{access}");
+    }
+
+    // Of one account only, and where it is none of the new ones.
+    let mut request = stage.request(json!({ "accountId": targets[1] }));
+    let run = stage.run("alone", &request).await?;
+    assert!(run.cause().contains(&format!("KMS refuses {} ", targets[1])), "{}", run.cause());
+    let gone = json!({ "Principal": { "AWS": format!("arn:aws:iam::{STRANGER}:root") }, "Action": "kms:DescribeKey" });
+    old_policy(&stage, |document| push_statement(document, statement("Once shared", "Allow", &gone)));
+    stage.local.sandbox.world().unknown_to_kms = [STRANGER.to_owned()].into();
+    stage.keep();
+    request["targets"][0]["accountId"] = json!(TARGET);
+    let run = stage.run("before", &request).await?;
+    assert_eq!(run.error(), "KeyPolicyConflict", "{}", run.summary());
+    assert!(run.cause().contains("as it is, without anybody new"), "{}", run.cause());
+    assert!(!run.cause().contains(TARGET), "{}", run.cause());
+    assert_eq!(run.differences(), "");
+    Ok(())
+}
