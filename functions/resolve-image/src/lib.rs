@@ -88,7 +88,7 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
         .targets
         .iter()
         .zip(&states)
-        .filter(|(target, state)| mode(target) == Mode::CopyImage && state.copy_id.is_none())
+        .filter(|(target, state)| target.snapshots || (mode(target) == Mode::CopyImage && state.copy_id.is_none()))
         .map(|(target, _)| target.account_id.clone())
         .collect();
     let snapshot_changes = image::without_snapshot_permission(&ec2, source, &found.image, &copying).await?;

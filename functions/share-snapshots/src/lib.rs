@@ -1,4 +1,5 @@
-//! ShareSnapshots: lets targets that copy the image copy its snapshots. A launch does not need it.
+//! ShareSnapshots: lets targets use the image's snapshots that copy the image, or ask to make volumes of them. A launch
+//! does not need it.
 
 mod undo;
 

@@ -8,9 +8,12 @@ use ami_share_sandbox::{
     faults::{Hook, Matcher, RootCall, When},
     sts::{AccessKey, issue_session},
 };
-use ami_share_tests::{REGION, Result, SOURCE, TARGET, clients::root_of, local::Settings};
+use ami_share_tests::{REGION, Result, SOURCE, TARGET, clients::root_of, local::Settings, seed};
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
-use aws_sdk_ec2::{error::ProvideErrorMetadata, types::InstanceStateName};
+use aws_sdk_ec2::{
+    error::ProvideErrorMetadata,
+    types::{InstanceStateName, VolumeState},
+};
 use serde_json::{Value, json};
 
 use crate::{Run, Stage, ec2, image_mut};
@@ -185,13 +188,18 @@ async fn volumes_are_under_the_key_that_the_mode_says_and_the_proof_stays_if_ask
 }
 
 /// Launches the shared image as somebody of the target, and says how that ended.
-async fn launch(stage: &Stage, key: &AccessKey) -> Result<String> {
+/// EC2 of the target, as whoever has that key.
+fn ec2_with(stage: &Stage, key: &AccessKey) -> aws_sdk_ec2::Client {
     let credentials = Credentials::new(&key.id, &key.secret, key.token.clone(), None, "principal");
     let config = root_of(TARGET, &stage.local.sandbox.endpoint())
         .into_builder()
         .credentials_provider(SharedCredentialsProvider::new(credentials))
         .build();
-    let ec2 = aws_sdk_ec2::Client::new(&config);
+    aws_sdk_ec2::Client::new(&config)
+}
+
+async fn launch(stage: &Stage, key: &AccessKey) -> Result<String> {
+    let ec2 = ec2_with(stage, key);
     let launched = ec2
         .run_instances()
         .image_id(&stage.image.image_id)
@@ -392,5 +400,70 @@ async fn images_of_other_shapes_are_shared_as_far_as_they_need_it() -> Result<()
             assert_eq!(again.writes(), [""; 0], "{name}");
         }
     }
+    Ok(())
+}
+
+/// Whoever restores volumes or copies snapshots by itself needs more than a launch permission. An image that was shared
+/// without gets only that.
+#[tokio::test]
+async fn a_target_that_asks_for_snapshots_makes_volumes_of_them_until_they_are_revoked() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    let iam = aws_sdk_iam::Client::new(&root_of(TARGET, &stage.local.sandbox.endpoint()));
+    let may_make = json!({ "Version": "2012-10-17", "Statement": [
+        { "Effect": "Allow", "Action": ["ec2:CreateVolume", "ec2:DescribeVolumes"], "Resource": "*" },
+    ]});
+    let principal = stage.target().principal.clone();
+    let policy = iam.put_role_policy().role_name("app-deployer").policy_name("volumes");
+    policy.policy_document(may_make.to_string()).send().await?;
+    let key = issue_session(&mut stage.local.sandbox.world(), &principal, "session").ok_or("no role")?;
+    let made_by = ec2_with(&stage, &key);
+    let create = |volume: &seed::Volume| {
+        made_by.create_volume().snapshot_id(&volume.snapshot_id).availability_zone(format!("{REGION}a"))
+    };
+    let before = stage.snapshots();
+    let mut request = stage.request(json!({ "principals": [principal] }));
+    let run = stage.run("without", &request).await?;
+    assert!(run.succeeded() && !run.ended.entered("ShareSnapshots"), "{}", run.summary());
+    for volume in &stage.image.volumes {
+        assert_eq!(create(volume).send().await.unwrap_err().code(), Some("InvalidSnapshot.NotFound"));
+    }
+
+    request["targets"][0]["snapshots"] = json!(true);
+    let mut plan = request.clone();
+    plan["action"] = json!("plan");
+    let planned = stage.run("plan", &plan).await?;
+    let planned: BTreeSet<(&str, &str)> = planned.report()["calls"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|call| Some((call["call"].as_str()?, call["parameters"]["snapshotId"].as_str()?)))
+        .collect();
+    let snapshots: BTreeSet<&str> = stage.image.volumes.iter().map(|volume| volume.snapshot_id.as_str()).collect();
+    assert_eq!(planned, snapshots.iter().map(|id| ("ec2:ModifySnapshotAttribute", *id)).collect());
+    let run = stage.run("with", &request).await?;
+    assert!(run.succeeded(), "{}", run.summary());
+    let changed = run.report()["changed"]["snapshots"].as_array().cloned().unwrap_or_default();
+    assert_eq!(changed.len(), snapshots.len(), "{}", run.summary());
+    for volume in &stage.image.volumes {
+        let id = create(volume).send().await?.volume_id.unwrap_or_default();
+        let state = loop {
+            let made = made_by.describe_volumes().volume_ids(&id).send().await?.volumes.unwrap_or_default();
+            match made.first().and_then(|volume| volume.state.clone()) {
+                Some(VolumeState::Creating) => tokio::time::sleep(std::time::Duration::from_millis(2)).await,
+                state => break state,
+            }
+        };
+        assert_eq!(state, Some(VolumeState::Available), "{}", volume.device);
+        ec2(&mut stage.local.sandbox.world(), TARGET).volumes.remove(&id);
+    }
+    let again = stage.run("again", &request).await?;
+    assert_eq!(again.report()["status"], "alreadyShared", "{}", again.summary());
+    assert_eq!(again.writes(), [""; 0]);
+
+    let revoke = json!({ "imageId": stage.image.image_id, "targets": [TARGET] });
+    let run = stage.run_on(&stage.local.hub.revoke_share, "revoked", &revoke).await?;
+    assert!(run.succeeded(), "{}", run.summary());
+    let run = Run { before, ..run };
+    assert_eq!(run.differences(), "");
     Ok(())
 }

@@ -66,6 +66,10 @@ pub struct RequestedTarget {
     pub reencrypt: Option<Reencrypt>,
     /// How the proof is launched.
     pub launch: Launch,
+    /// Whether it gets the permission to make volumes of the image's snapshots, and to copy them. Left out of the hash where
+    /// it is not asked for, so that plans of before stay true.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub snapshots: bool,
 }
 
 /// The input of audit-shares.
@@ -241,8 +245,15 @@ fn read_target(value: &Value, path: &str, source: Option<&Source>, problems: &Pr
         None => Some(Launch::default()),
         Some(value) => read_launch(value, &fields.path("launch"), problems),
     };
-    fields.refuse_others(&["accountId", "principals", "serviceLinkedRoles", "reencrypt", "launch"]);
-    Some(RequestedTarget { account_id: account_id?, principals: principals?, reencrypt: reencrypt?, launch: launch? })
+    let snapshots = fields.flag("snapshots");
+    fields.refuse_others(&["accountId", "principals", "serviceLinkedRoles", "reencrypt", "launch", "snapshots"]);
+    Some(RequestedTarget {
+        account_id: account_id?,
+        principals: principals?,
+        reencrypt: reencrypt?,
+        launch: launch?,
+        snapshots: snapshots?,
+    })
 }
 
 fn read_principals(fields: &Fields, account_id: Option<&AccountId>) -> Option<Vec<PrincipalArn>> {
@@ -552,6 +563,24 @@ mod tests {
         assert_eq!(request.principal_access, PrincipalAccess::Attach);
         assert_eq!(request.targets[0].reencrypt, None);
         assert_eq!(request.targets[0].launch, Launch::default());
+    }
+
+    #[test]
+    fn snapshots_are_asked_for_by_target_and_a_plan_of_before_stays_true() {
+        let target = |snapshots: Option<Value>| {
+            let mut target = json!({ "accountId": "222222222222" });
+            if let Some(snapshots) = snapshots {
+                target["snapshots"] = snapshots;
+            }
+            parse(with_target(target))
+        };
+        let (unsaid, no, yes) = (target(None), target(Some(json!(false))), target(Some(json!(true))));
+        let [unsaid, no, yes] = [unsaid, no, yes].map(Result::unwrap);
+        assert_eq!((unsaid.targets[0].snapshots, yes.targets[0].snapshots), (false, true));
+        assert_eq!(unsaid.asked(), no.asked());
+        assert_ne!(unsaid.asked(), yes.asked());
+        assert!(!json!(unsaid)["targets"][0].as_object().unwrap().contains_key("snapshots"));
+        assert_eq!(target(Some(json!("all"))).unwrap_err()[0].field, "targets[0].snapshots");
     }
 
     #[test]
