@@ -29,7 +29,7 @@ const CREATE_GRANT: &str = "kms:CreateGrant";
 pub struct Input {
     pub execution: ExecutionName,
     pub source: Source,
-    /// The accounts that have no grant of ours on each key.
+    /// The accounts that have no grant of ours on each key, or one of an earlier version.
     pub keys: Vec<KeyChange>,
 }
 

@@ -84,7 +84,7 @@ impl Keys<'_> {
         let found: Vec<Option<AccountId>> = stream::iter(self.accounts)
             .map(|account| async move {
                 let grants = KeyGrant { key, account, retiring: self.retiring }.find(self.kms).await?;
-                Ok::<_, Error>(grants.is_empty().then(|| account.clone()))
+                Ok::<_, Error>((!grants.iter().any(KeyGrant::is_of_this_version)).then(|| account.clone()))
             })
             .buffered(CONCURRENCY)
             .try_collect()

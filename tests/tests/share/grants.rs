@@ -9,7 +9,7 @@ use ami_share_sandbox::{
     kms::Grant,
 };
 use ami_share_tests::{Result, SOURCE, TARGET, clients::root_of, deploy, execution, local::Settings};
-use aws_sdk_kms::types::GrantOperation;
+use aws_sdk_kms::{error::ProvideErrorMetadata, types::GrantOperation};
 use serde_json::{Value, json};
 
 use crate::{Run, Stage, key_mut, merge};
@@ -17,9 +17,20 @@ use crate::{Run, Stage, key_mut, merge};
 const THIRD: &str = "333333333333";
 const FOURTH: &str = "444444444444";
 
-/// What a target's grant allows.
-const OPERATIONS: [&str; 5] =
-    ["CreateGrant", "Decrypt", "DescribeKey", "GenerateDataKeyWithoutPlaintext", "ReEncryptFrom"];
+/// What a target's grant allows: as in AWS's example for Auto Scaling.
+const OPERATIONS: [&str; 8] = [
+    "CreateGrant",
+    "Decrypt",
+    "DescribeKey",
+    "Encrypt",
+    "GenerateDataKey",
+    "GenerateDataKeyWithoutPlaintext",
+    "ReEncryptFrom",
+    "ReEncryptTo",
+];
+
+/// What a launch is known to need of it, and what the grants of earlier versions allowed.
+const NEEDED: [&str; 5] = ["CreateGrant", "Decrypt", "DescribeKey", "GenerateDataKeyWithoutPlaintext", "ReEncryptFrom"];
 
 impl Stage {
     fn by_grant(&self, fields: Value) -> Value {
@@ -100,10 +111,10 @@ async fn grants_do_all_that_a_policy_would_in_every_mode_and_only_once() -> Resu
 }
 
 #[tokio::test]
-async fn a_launch_needs_every_operation_of_the_grant_and_the_error_says_which() -> Result<()> {
+async fn a_launch_needs_operations_of_the_grant_and_the_error_says_which() -> Result<()> {
     let stage = Stage::start(Settings::default()).await?;
     let key = stage.image.volumes[0].key_arn.clone();
-    for gone in OPERATIONS {
+    for gone in NEEDED {
         stage.reset();
         let take_away = |world: &mut World| {
             for grant in &mut key_mut(world, &key).grants {
@@ -223,5 +234,66 @@ async fn each_way_is_looked_at_by_itself() -> Result<()> {
     assert_eq!((stage.grants().len(), stage.policy_texts()), (2, policies));
     let again = stage.run("policy-again", &stage.request(json!({}))).await?;
     assert_eq!(again.report()["status"], "alreadyShared", "{}", again.summary());
+    Ok(())
+}
+
+/// A grant that is made from a grant allows no more than that one does.
+#[tokio::test]
+async fn a_target_makes_the_grant_of_aws_s_example_for_auto_scaling_from_its_own() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    let target = root_of(TARGET, &stage.local.sandbox.endpoint());
+    let service = "autoscaling.amazonaws.com";
+    aws_sdk_iam::Client::new(&target).create_service_linked_role().aws_service_name(service).send().await?;
+    let role = format!("arn:aws:iam::{TARGET}:role/aws-service-role/{service}/AWSServiceRoleForAutoScaling");
+    let kms = aws_sdk_kms::Client::new(&target);
+    let make = |key: &str| {
+        let operations = OPERATIONS.map(GrantOperation::from).to_vec();
+        kms.create_grant().key_id(key).grantee_principal(&role).set_operations(Some(operations))
+    };
+    // ami-share's statement for grants is for those that AWS services make.
+    let run = stage.run("policy", &stage.request(json!({}))).await?;
+    assert!(run.succeeded(), "{}", run.summary());
+    let refused = make(stage.image.key_arns()[0]).send().await.unwrap_err();
+    assert_eq!(refused.code(), Some("AccessDeniedException"));
+    let run = stage.run("grant", &stage.by_grant(json!({}))).await?;
+    assert!(run.succeeded(), "{}", run.summary());
+    for key in stage.image.key_arns() {
+        make(key).send().await?;
+    }
+    Ok(())
+}
+
+/// They stay ours: the share adds one of today's, an audit knows both, and a revoke takes both.
+#[tokio::test]
+async fn a_grant_of_an_earlier_version_is_replaced_and_taken_back_with_its_successor() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    let before = stage.snapshots();
+    let request = stage.by_grant(json!({}));
+    let run = stage.run("first", &request).await?;
+    assert!(run.succeeded(), "{}", run.summary());
+    for arn in stage.image.key_arns() {
+        for grant in &mut key_mut(&mut stage.local.sandbox.world(), arn).grants {
+            grant.operations = NEEDED.map(str::to_owned).to_vec();
+        }
+    }
+    let audit = stage.local.hub.stack.resources.get("AuditSharesStateMachine").ok_or("there is no audit")?;
+    let run = stage.run_on(audit, "audit", &json!({})).await?;
+    assert_eq!(run.report()["summary"]["findings"], json!({}), "{}", run.summary());
+
+    let run = stage.run("over-it", &request).await?;
+    assert_eq!(run.report()["status"], "shared", "{}", run.summary());
+    let mut operations: Vec<usize> = stage.grants().iter().map(|grant| grant.operations.len()).collect();
+    operations.sort_unstable();
+    assert_eq!(operations, [NEEDED.len(), NEEDED.len(), OPERATIONS.len(), OPERATIONS.len()]);
+    let again = stage.run("again", &request).await?;
+    assert_eq!(again.report()["status"], "alreadyShared", "{}", again.summary());
+    let run = stage.run_on(audit, "audit-of-both", &json!({})).await?;
+    assert_eq!(run.report()["summary"]["findings"], json!({}), "{}", run.summary());
+
+    let revoke = json!({ "imageId": stage.image.image_id, "targets": [TARGET] });
+    let run = stage.run_on(&stage.local.hub.revoke_share, "revoked", &revoke).await?;
+    assert!(run.succeeded(), "{}", run.summary());
+    let run = Run { before, ..run };
+    assert_eq!(run.differences(), "");
     Ok(())
 }

@@ -17,7 +17,6 @@ use ami_share_core::{
     arns::account_root,
     aws,
     ids::{AccountId, KeyArn},
-    key_actions::SOURCE_KEY_ACTIONS,
     key_policy::account_in,
 };
 use aws_sdk_kms::{
@@ -32,6 +31,24 @@ pub use tag::{LIST_TAGS, SHAREABLE_TAG, is_shareable, tags};
 pub const LIST_GRANTS: &str = "kms:ListGrants";
 
 const NAME_PREFIX: &str = "ami-share-";
+
+/// Those of AWS's one example of a grant for launches, which is for Auto Scaling ("Required AWS KMS key policy for use with
+/// encrypted volumes", EC2 Auto Scaling user guide). A grant made from a grant allows no more than that one
+/// ("Creating grants", KMS developer guide), and of those that EC2 makes of it in a launch only one is documented.
+const OPERATIONS: [&str; 8] = [
+    "CreateGrant",
+    "Decrypt",
+    "DescribeKey",
+    "Encrypt",
+    "GenerateDataKey",
+    "GenerateDataKeyWithoutPlaintext",
+    "ReEncryptFrom",
+    "ReEncryptTo",
+];
+
+/// Those of the grants that earlier versions made: what EC2 calls in the name of whoever launches. They stay ours.
+const EARLIER_OPERATIONS: [&str; 5] =
+    ["CreateGrant", "Decrypt", "DescribeKey", "GenerateDataKeyWithoutPlaintext", "ReEncryptFrom"];
 
 /// A grant of ours on `key`, as it is or should be.
 #[derive(Debug, Clone, Copy)]
@@ -57,13 +74,19 @@ impl KeyGrant<'_> {
         account_root(self.account, &self.key.region())
     }
 
-    /// What EC2 calls in a principal's name, by the names that grants have for it ("Grant operations",
-    /// KMS developer guide): those of IAM, without `kms:`.
+    /// What a grant that is made now allows.
     pub fn operations() -> Vec<GrantOperation> {
-        SOURCE_KEY_ACTIONS.iter().map(|action| action.trim_start_matches("kms:").into()).collect()
+        OPERATIONS.map(GrantOperation::from).to_vec()
     }
 
-    /// The grants of ours that are there. One is usual; KMS may have made another where it did not see the first one yet.
+    /// Whether a grant of ours allows what one allows that is made now. It takes the place of one that an earlier version
+    /// made, which stays until both are taken back: what runs by it must not lose it before the new one works.
+    pub fn is_of_this_version(grant: &GrantListEntry) -> bool {
+        allowed(grant) == BTreeSet::from(OPERATIONS)
+    }
+
+    /// The grants of ours that are there, those of earlier versions too. One is usual; KMS may have made another where it
+    /// did not see the first one yet.
     ///
     /// # Errors
     /// Whatever AWS answers.
@@ -74,18 +97,21 @@ impl KeyGrant<'_> {
     }
 
     fn is(&self, grant: &GrantListEntry) -> bool {
-        let operations: BTreeSet<&str> = grant.operations().iter().map(GrantOperation::as_str).collect();
-        let ours = Self::operations();
+        let operations = allowed(grant);
         grant.name() == Some(self.name().as_str())
             && grant.grantee_principal() == Some(self.grantee().as_str())
             && grant.retiring_principal().is_some_and(|principal| self.is_retiring(principal))
             && grant.constraints().is_none_or(is_empty)
-            && operations == ours.iter().map(GrantOperation::as_str).collect()
+            && (operations == BTreeSet::from(OPERATIONS) || operations == BTreeSet::from(EARLIER_OPERATIONS))
     }
 
     fn is_retiring(&self, principal: &str) -> bool {
         principal == self.retiring || is_unique_id(principal)
     }
+}
+
+fn allowed(grant: &GrantListEntry) -> BTreeSet<&str> {
+    grant.operations().iter().map(GrantOperation::as_str).collect()
 }
 
 /// KMS names a role by its unique id while it does not know it yet, and when it was deleted ("IAM
@@ -205,6 +231,8 @@ async fn list(kms: &Client, key: &KeyArn, grantee: Option<String>) -> Result<Vec
 
 #[cfg(test)]
 mod tests {
+    use ami_share_core::key_actions::SOURCE_KEY_ACTIONS;
+
     use super::*;
 
     #[test]
@@ -263,7 +291,7 @@ mod tests {
             listed().grantee_principal("arn:aws:iam::222222222222:role/app"),
             listed().set_retiring_principal(None),
             listed().retiring_principal("arn:aws:iam::111111111111:role/other"),
-            listed().operations(GrantOperation::Encrypt),
+            listed().operations(GrantOperation::Sign),
             listed().set_operations(Some(vec![GrantOperation::Decrypt])),
             listed().constraints(GrantConstraints::builder().encryption_context_subset("a", "b").build()),
         ] {
@@ -272,10 +300,37 @@ mod tests {
     }
 
     #[test]
+    fn a_grant_of_an_earlier_version_is_ours_and_is_not_all_that_one_is_now() {
+        let key = KeyArn::parse("arn:aws:kms:eu-west-1:111111111111:key/1").unwrap();
+        let account = AccountId::parse("222222222222").unwrap();
+        let listed = |operations: &[&str]| {
+            GrantListEntry::builder()
+                .name("ami-share-222222222222")
+                .grantee_principal("arn:aws:iam::222222222222:root")
+                .retiring_principal(ROLE)
+                .set_operations(Some(operations.iter().map(|name| GrantOperation::from(*name)).collect()))
+                .build()
+        };
+        for (operations, of_this_version) in [(&OPERATIONS[..], true), (&EARLIER_OPERATIONS[..], false)] {
+            let grant = listed(operations);
+            assert_eq!(target_of(&key, ROLE, &grant).as_ref(), Some(&account), "{operations:?}");
+            assert_eq!(KeyGrant::is_of_this_version(&grant), of_this_version, "{operations:?}");
+        }
+        assert_eq!(target_of(&key, ROLE, &listed(&OPERATIONS[1..])), None, "neither");
+    }
+
+    #[test]
+    fn a_grant_allows_all_that_ec2_calls_in_the_name_of_whoever_launches() {
+        for operations in [&OPERATIONS[..], &EARLIER_OPERATIONS[..]] {
+            for action in SOURCE_KEY_ACTIONS {
+                assert!(operations.contains(&action.trim_start_matches("kms:")), "{action}");
+            }
+        }
+    }
+
+    #[test]
     fn every_operation_is_one_that_the_sdk_knows() {
         let known = GrantOperation::values();
-        let operations = KeyGrant::operations();
-        assert_eq!(operations.len(), 5);
-        assert!(operations.iter().all(|operation| known.contains(&operation.as_str())), "{operations:?}");
+        assert!(OPERATIONS.iter().chain(&EARLIER_OPERATIONS).all(|operation| known.contains(operation)));
     }
 }
