@@ -97,6 +97,12 @@ pub async fn image_under(sandbox: &str, account: &str, name: &str, root_key: &st
 /// Makes the role `app-deployer` and a key of its own with the alias `app-volumes`, which the launcher may use.
 pub async fn target(sandbox: &str, account: &str) -> Result<Target> {
     let principal = role(sandbox, account, "app-deployer").await?;
+    let key_arn = usable_key(sandbox, account, "alias/app-volumes").await?;
+    Ok(Target { principal, key_arn })
+}
+
+/// Makes a key that the launcher may use; returns its ARN.
+pub async fn usable_key(sandbox: &str, account: &str, alias: &str) -> Result<String> {
     let kms = aws_sdk_kms::Client::new(&root_of(account, sandbox));
     let usable = aws_sdk_kms::types::Tag::builder().tag_key("ami-share:usable").tag_value("true").build()?;
     let created = kms
@@ -107,12 +113,12 @@ pub async fn target(sandbox: &str, account: &str) -> Result<Target> {
         .map_err(|error| format!("CreateKey: {}", error.into_service_error()))?;
     let key_arn = created.key_metadata.and_then(|key| key.arn).ok_or("CreateKey answered no ARN")?;
     kms.create_alias()
-        .alias_name("alias/app-volumes")
+        .alias_name(alias)
         .target_key_id(&key_arn)
         .send()
         .await
         .map_err(|error| format!("CreateAlias: {}", error.into_service_error()))?;
-    Ok(Target { principal, key_arn })
+    Ok(key_arn)
 }
 
 /// Makes a role that the account itself may assume; returns its ARN.

@@ -395,8 +395,8 @@ fn fate(resolution: Option<&Resolution>, results: &[TargetResult], ending: &Endi
         Fate::Stays => {
             let failed = results.iter().filter(|result| result.failure.is_some()).map(|result| &result.account_id);
             Some(format!(
-                "What was added stays, as onFailure: keep asks, and is not proved{}: ask for launch.prove: always next \
-                 time.",
+                "What was added stays, as onFailure: keep asks, and is not proved{}: start the same request again to have \
+                 it proved.",
                 for_accounts(&failed.collect::<Vec<_>>())
             ))
         }
@@ -677,7 +677,7 @@ mod tests {
             report["cause"],
             "LaunchInstance: no room (2 of 3 targets failed; this is the first). Account 222222222222 stays shared and \
              proved. What was added stays, as onFailure: keep asks, and is not proved for accounts 444444444444, \
-             555555555555: ask for launch.prove: always next time."
+             555555555555: start the same request again to have it proved."
         );
         assert_eq!(report["changed"]["launchPermissions"], json!([FIRST, SECOND, THIRD]));
     }

@@ -3,12 +3,13 @@
 
 mod image;
 mod keys;
+mod proofs;
 mod targets;
 
 use ami_share_core::{
     Error, Hub,
     hub::Actions,
-    ids::{AccountId, ExecutionName},
+    ids::{AccountId, ExecutionName, ImageId},
     request::{Request, RequestedTarget},
     room,
     settings::Settings,
@@ -93,9 +94,7 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
         .collect();
     let snapshot_changes = image::without_snapshot_permission(&ec2, source, &found.image, &copying).await?;
     let lacking = Lacking { key_changes, grant_changes, snapshot_changes, launch_permissions };
-    let (resolution, not_makeable) = resolution(execution, request, found.image, states, lacking);
-    Error::all_of(not_makeable)?;
-    fitting(resolution)
+    fitting(resolution(hub, execution, request, found.image, states, lacking).await?)
 }
 
 fn read_request(hub: &Hub, request: &Value) -> Result<Request, Error> {
@@ -173,6 +172,16 @@ struct Lacking {
 }
 
 impl Lacking {
+    /// Whether the target has everything.
+    fn has_nothing_of(&self, target: &Target) -> bool {
+        // Statements that are not as they should be concern whoever they name.
+        let concerns_all = |change: &KeyChange| change.account_ids.is_empty() || change.repair.is_some();
+        !self.key_changes.iter().any(concerns_all)
+            && target.source_changes == SourceChanges::default()
+            && target.principal_changes.is_empty()
+            && (target.mode != Mode::CopyImage || target.copy_id.is_some())
+    }
+
     /// What of it is one account's.
     fn of(&self, account: &AccountId) -> SourceChanges {
         let keys_of = |changes: &[KeyChange]| {
@@ -189,46 +198,42 @@ impl Lacking {
     }
 }
 
-/// What there is to do, and why its proofs and copies would die.
-fn resolution(
+/// What there is to do.
+///
+/// # Errors
+/// What proofs and copies would die of, and whatever DynamoDB answers.
+async fn resolution(
+    hub: &Hub,
     execution: ExecutionName,
     request: Request,
     image: Image,
     states: Vec<TargetState>,
     lacking: Lacking,
-) -> (Resolution, Vec<Error>) {
-    // Statements that are not as they should be concern whoever they name.
-    let concerns_all = |change: &KeyChange| change.account_ids.is_empty() || change.repair.is_some();
-    let all_unfinished = lacking.key_changes.iter().any(concerns_all);
+) -> Result<Resolution, Error> {
     let asked = request.asked();
     let mut targets = Vec::new();
     let mut already_shared = Vec::new();
     let mut not_makeable = Vec::new();
     for (requested, state) in request.targets.into_iter().zip(states) {
-        let mode = mode(&requested);
-        let source_changes = lacking.of(&requested.account_id);
-        let shared = !all_unfinished
-            && source_changes == SourceChanges::default()
-            && state.principal_changes.is_empty()
-            && (mode != Mode::CopyImage || state.copy_id.is_some())
-            && requested.launch.prove != Prove::Always;
-        if shared {
-            already_shared.push(requested.account_id);
+        let target = Target {
+            source_changes: lacking.of(&requested.account_id),
+            principal_changes: state.principal_changes,
+            mode: mode(&requested),
+            kms_key_id: state.kms_key_id,
+            copy_id: state.copy_id,
+            account_id: requested.account_id,
+            launch: requested.launch,
+        };
+        if lacking.has_nothing_of(&target) && is_proved_as_asked(hub, &image.image_id, &target).await? {
+            already_shared.push(target.account_id);
         } else {
             not_makeable.extend(state.not_makeable);
-            targets.push(Target {
-                account_id: requested.account_id,
-                source_changes,
-                principal_changes: state.principal_changes,
-                mode,
-                kms_key_id: state.kms_key_id,
-                copy_id: state.copy_id,
-                launch: requested.launch,
-            });
+            targets.push(target);
         }
     }
+    Error::all_of(not_makeable)?;
     let Lacking { key_changes, grant_changes, snapshot_changes, launch_permissions } = lacking;
-    let resolution = Resolution {
+    Ok(Resolution {
         execution,
         source: request.source,
         image,
@@ -245,8 +250,15 @@ fn resolution(
         action: request.action,
         asked,
         plan_hash: request.plan_hash,
-    };
-    (resolution, not_makeable)
+    })
+}
+
+async fn is_proved_as_asked(hub: &Hub, image: &ImageId, target: &Target) -> Result<bool, Error> {
+    Ok(match target.launch.prove {
+        Prove::Always => false,
+        Prove::Never => true,
+        Prove::OnChange => proofs::last(hub, image, target).await?.is_some(),
+    })
 }
 
 fn mode(target: &RequestedTarget) -> Mode {
@@ -256,7 +268,7 @@ fn mode(target: &RequestedTarget) -> Mode {
 #[cfg(test)]
 mod tests {
     use ami_share_core::{
-        ids::{ImageId, KeyArn, PrincipalArn, Region, SnapshotId},
+        ids::{KeyArn, PrincipalArn, Region, SnapshotId},
         request::{MAX_PRINCIPALS, MAX_TARGETS},
         share::{Action, Launch, OnFailure, PrincipalAccess, PrincipalChange, Volume},
     };

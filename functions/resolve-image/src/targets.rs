@@ -37,7 +37,9 @@ pub(crate) const ACTIONS: [&str; 10] = [
 ];
 
 /// By the one that copies and launches.
-pub(crate) const LAUNCHER_ACTIONS: [&str; 1] = ["ec2:DescribeImages"];
+pub(crate) const LAUNCHER_ACTIONS: [&str; 2] = ["ec2:DescribeImages", DESCRIBE_SNAPSHOTS];
+
+const DESCRIBE_SNAPSHOTS: &str = "ec2:DescribeSnapshots";
 
 /// How many targets are asked at a time.
 const CONCURRENCY: usize = 16;
@@ -277,8 +279,9 @@ fn not_usable(launcher: &PrincipalArn, key: &KeyArn, problems: &[String], which:
     })
 }
 
-/// A copy of the image that an earlier execution made under the same key. Copies of that copy, and images of its instances,
-/// may have inherited its tags, and are somebody else's.
+/// A copy of the image that an earlier execution made, all of whose snapshots are under the key. Tags only find it: whoever
+/// may tag images can say anything by them. Copies of that copy, and images of its instances, may have inherited them, and
+/// are somebody else's.
 async fn find_copy(
     ec2: &aws_sdk_ec2::Client,
     account: &AccountId,
@@ -297,8 +300,33 @@ async fn find_copy(
         .map_err(|error| aws::failure(account, "ec2:DescribeImages", error))?;
     let is_copy =
         |copy: &&types::Image| copy.source_image_id() == Some(image.as_str()) && copy.source_instance_id().is_none();
-    let copies = answer.images().iter().filter(is_copy);
-    let mut copies: Vec<ImageId> = copies.filter_map(|copy| ImageId::parse(copy.image_id()?).ok()).collect();
-    copies.sort();
-    Ok(copies.into_iter().next())
+    let mut copies: Vec<&types::Image> = answer.images().iter().filter(is_copy).collect();
+    copies.sort_by_key(|copy| copy.image_id());
+    for copy in copies {
+        if is_under(ec2, account, copy, key_arn).await? {
+            return Ok(copy.image_id().and_then(|id| ImageId::parse(id).ok()));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether the copy has snapshots, and all of them are encrypted with the key.
+async fn is_under(
+    ec2: &aws_sdk_ec2::Client,
+    account: &AccountId,
+    copy: &types::Image,
+    key: &KeyArn,
+) -> Result<bool, Error> {
+    let ebs = copy.block_device_mappings().iter().filter_map(|mapping| mapping.ebs());
+    let ids = ebs.filter_map(|ebs| ebs.snapshot_id()).filter(|id| !id.is_empty());
+    let snapshots: Vec<String> = ids.map(str::to_owned).collect();
+    if snapshots.is_empty() {
+        return Ok(false);
+    }
+    match ec2.describe_snapshots().set_snapshot_ids(Some(snapshots)).send().await {
+        Ok(answer) => Ok(answer.snapshots().iter().all(|snapshot| snapshot.kms_key_id() == Some(key.as_str()))),
+        // Nobody can launch it any more.
+        Err(error) if error.code() == Some("InvalidSnapshot.NotFound") => Ok(false),
+        Err(error) => Err(aws::failure(account, DESCRIBE_SNAPSHOTS, error)),
+    }
 }

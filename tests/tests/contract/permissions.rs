@@ -549,7 +549,8 @@ fn every_function_on_the_way_to_a_target_looks_at_the_list_of_sources() {
 }
 
 /// What functions do with the notes of what targets were given.
-const NOTES: [(&str, &[&[&str]]); 4] = [
+const NOTES: [(&str, &[&[&str]]); 5] = [
+    ("ResolveImage", &[&ami_share_record::HUB_ACTIONS]),
     ("ResolveUndo", &[&ami_share_record::HUB_ACTIONS, &[ami_share_record::UPDATE]]),
     ("ResolveRevoke", &[&ami_share_record::HUB_ACTIONS, &[ami_share_record::UPDATE]]),
     ("RewriteNotes", &[&ami_share_record::REWRITE_ACTIONS]),

@@ -16,9 +16,11 @@ use ami_share_core::{
     ids::{AccountId, ExecutionName, ImageId, InstanceId},
     mark::Mark,
     settings::RecordTable,
-    share::{Image, PrincipalAccess, Source, Target},
+    share::{Image, PrincipalAccess, Prove, Source, Target},
 };
-use aws_sdk_dynamodb::{Client, error::ProvideErrorMetadata, types::AttributeValue};
+use aws_sdk_dynamodb::{
+    Client, error::ProvideErrorMetadata, operation::query::builders::QueryFluentBuilder, types::AttributeValue,
+};
 use serde::{Deserialize, Serialize};
 
 pub use rewrite::{LAGGING, REWRITE_ACTIONS};
@@ -83,6 +85,17 @@ impl Note {
     /// The image that was shared.
     pub fn image(&self) -> &ImageId {
         &self.gift.image.image_id
+    }
+
+    /// What the proof is launched of: the image, or the target's copy, where that is known.
+    pub fn launched(&self) -> &ImageId {
+        let copy = self.stays.copy_id.as_ref().or(self.gift.target.copy_id.as_ref());
+        copy.unwrap_or_else(|| self.image())
+    }
+
+    /// Whether it tells of a target that was shared with, and of a proof of that.
+    pub fn is_proved(&self) -> bool {
+        self.confirmed && self.gift.target.launch.prove != Prove::Never
     }
 
     /// Whether nobody can rely on it any more.
@@ -182,18 +195,33 @@ impl Record {
     /// # Errors
     /// As [`Record::gifts_of`].
     pub async fn notes_of(&self, account: &AccountId) -> Result<Noted, Error> {
-        let mut notes = self
-            .client
+        self.read(account, self.query(account, "id = :target")).await
+    }
+
+    /// Every note of `account` for `image`; the latest writes included.
+    ///
+    /// # Errors
+    /// As [`Record::gifts_of`].
+    pub async fn notes_for(&self, account: &AccountId, image: &ImageId) -> Result<Vec<Note>, Error> {
+        let query = self
+            .query(account, "id = :target AND begins_with(part, :image)")
+            .expression_attribute_values(":image", AttributeValue::S(format!("{image}#")));
+        Ok(self.read(account, query).await?.notes)
+    }
+
+    fn query(&self, account: &AccountId, condition: &str) -> QueryFluentBuilder {
+        self.client
             .query()
             .table_name(&self.table)
             .consistent_read(true)
-            .key_condition_expression("id = :target")
+            .key_condition_expression(condition)
             .expression_attribute_values(":target", AttributeValue::S(format!("{TARGET_PREFIX}{account}")))
-            .into_paginator()
-            .items()
-            .send();
+    }
+
+    async fn read(&self, account: &AccountId, query: QueryFluentBuilder) -> Result<Noted, Error> {
+        let mut items = query.into_paginator().items().send();
         let mut noted = Noted::default();
-        while let Some(item) = notes.next().await {
+        while let Some(item) = items.next().await {
             let item = item.map_err(|error| aws::failure(&self.account, QUERY, error))?;
             let read = noted.add(&item);
             read.map_err(|error| self.unreadable(account, &item, &error))?;

@@ -78,6 +78,39 @@ async fn the_notes_of_a_target_are_read_with_all_that_was_written_on_them() {
 }
 
 #[tokio::test]
+async fn the_notes_for_one_image_are_read_alone() {
+    let aws = Aws::with_table();
+    aws.note(&gift(TARGET, "ami-0000000a"), &json!({}));
+    aws.note(&gift(TARGET, "ami-0000000ab"), &json!({ "gift": { "S": "?" } }));
+    aws.note(&gift("444444444444", "ami-0000000a"), &json!({}));
+    let notes = Record::open(&aws.hub).unwrap().notes_for(&account(TARGET), &image("ami-0000000a")).await.unwrap();
+    let whose: Vec<(&str, &str)> =
+        notes.iter().map(|note| (note.gift.target.account_id.as_str(), note.image().as_str())).collect();
+    assert_eq!(whose, [(TARGET, "ami-0000000a")]);
+}
+
+#[tokio::test]
+async fn a_note_tells_what_was_launched_and_whether_that_was_proved() {
+    let confirmed = || json!({ "confirmed": { "BOOL": true } });
+    let mut made = confirmed();
+    made["stays"] = json!({ "S": r#"{"copyId":"ami-0000000c"}"# });
+    for (target, more, launched, proved) in [
+        (json!({}), confirmed(), "ami-0000000a", true),
+        (json!({}), json!({}), "ami-0000000a", false),
+        (json!({ "launch": { "prove": "never" } }), confirmed(), "ami-0000000a", false),
+        (json!({ "mode": "copyImage" }), made, "ami-0000000c", true),
+        (json!({ "mode": "copyImage", "copyId": "ami-0000000b" }), confirmed(), "ami-0000000b", true),
+    ] {
+        let aws = Aws::with_table();
+        let mut gift = gift(TARGET, "ami-0000000a");
+        gift["target"].as_object_mut().unwrap().extend(target.as_object().unwrap().clone());
+        aws.note(&gift, &more);
+        let [note] = &notes(&aws).await[..] else { panic!("{gift}") };
+        assert_eq!((note.launched().as_str(), note.is_proved()), (launched, proved), "{gift}, {more}");
+    }
+}
+
+#[tokio::test]
 async fn a_note_that_nobody_can_read_is_named() {
     let aws = Aws::with_table();
     aws.note(&gift(TARGET, "ami-0123abcd"), &json!({ "gift": { "S": "?" } }));
