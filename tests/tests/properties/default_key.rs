@@ -85,8 +85,14 @@ fn a_default_ebs_key_that_the_launcher_may_not_use_is_refused_before_anything_is
         let record = share(&stage, name, &target);
         assert_eq!(record.status, Status::Succeeded, "{name}: {:?}", record.cause);
     }
-    // Nor has what is shared already and is not proved again.
-    assert_eq!(share(&stage, "again", &json!({})).status, Status::Succeeded);
+    // What is shared without a proof lacks that.
+    assert_says(&share(&stage, "unproved", &json!({})), "KeyNotUsable", &[&key]);
+    // What is proved already, and is not proved again, has nothing to do with it either.
+    let stage = world::crowd(deployed::deployment(false), 7);
+    assert_eq!(share(&stage, "before", &json!({})).status, Status::Succeeded);
+    default_key(&mut stage.machine.world(), &left_to_iam_but("kms:CreateGrant"));
+    let record = share(&stage, "after", &json!({}));
+    assert_eq!(record.output.unwrap()["status"], "alreadyShared", "{:?}", record.cause);
 }
 
 #[test]
