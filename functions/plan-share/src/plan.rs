@@ -241,11 +241,11 @@ fn parts(resolution: &Resolution, policies: &[PolicyChange<'_>]) -> [Value; PART
 }
 
 /// Everything of the request and of the world that decides what is changed: not who asks or when,
-/// and not how a policy is laid out.
+/// not how a policy is laid out, and not what was proved of targets that nothing is done for.
 fn rests_on(resolution: &Resolution, policies: &[PolicyChange<'_>], calls: &[Call]) -> Value {
     let mut found = json!(resolution);
     if let Some(fields) = found.as_object_mut() {
-        for field in ["execution", "action", "asked", "planHash", "mostOfCause"] {
+        for field in ["execution", "action", "asked", "planHash", "mostOfCause", "standing"] {
             fields.remove(field);
         }
     }

@@ -7,9 +7,9 @@ use std::mem;
 use ami_share_core::{
     Error,
     hub::Actions,
-    ids::{AccountId, ExecutionName, ImageId, InstanceId, PrincipalArn},
+    ids::{AccountId, ExecutionName, ImageId, InstanceId, KeyArn, PrincipalArn},
     room::MOST_OF_CAUSE,
-    share::{EncryptedVolume, Kept, KeyChange, Resolution, SnapshotChange, Source},
+    share::{EncryptedVolume, Kept, KeyChange, Resolution, SnapshotChange, Source, Standing},
     take_back::{Failure, Taken, TakenBack, bytes_of},
     words,
 };
@@ -130,6 +130,14 @@ struct TargetReport {
     partly_left: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     image_id: Option<ImageId>,
+    /// The key that it re-encrypts with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kms_key_id: Option<KeyArn>,
+    /// Of what was shared already: which execution proved it, and when.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proved_by: Option<ExecutionName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proved_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     instance_id: Option<InstanceId>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -157,6 +165,8 @@ enum TargetStatus {
     Failed,
     /// Nothing of its own is known to have failed, and what it was given was taken back with everybody's.
     TakenBack,
+    /// It had everything, and nothing was done for it.
+    AlreadyShared,
 }
 
 /// What became of what the execution added.
@@ -295,7 +305,7 @@ fn changed(resolution: &Resolution, ending: &Ending) -> Changed {
     }
 }
 
-/// One for each target that something was done for, or is known of.
+/// One for each target that something was done for, or is known of, then for those that had everything.
 fn target_reports(resolution: Option<&Resolution>, results: Vec<TargetResult>, ending: &Ending) -> Vec<TargetReport> {
     let most = (MOST_OF_MESSAGES / results.len().max(1)).min(MOST_OF_MESSAGE);
     let known: Vec<AccountId> = results.iter().map(|result| result.account_id.clone()).collect();
@@ -309,6 +319,9 @@ fn target_reports(resolution: Option<&Resolution>, results: Vec<TargetResult>, e
             status: if ending.stays(account) { TargetStatus::NotProved } else { TargetStatus::TakenBack },
             partly_left: ending.is_partly_left(account),
             image_id: None,
+            kms_key_id: None,
+            proved_by: None,
+            proved_at: None,
             instance_id: None,
             instance_stays: false,
             launches: None,
@@ -318,7 +331,38 @@ fn target_reports(resolution: Option<&Resolution>, results: Vec<TargetResult>, e
             cause: None,
         }));
     }
+    for target in resolution.into_iter().flat_map(|resolution| &resolution.targets) {
+        if let Some(report) = reports.iter_mut().find(|report| report.account_id == target.account_id) {
+            report.kms_key_id.clone_from(&target.kms_key_id);
+        }
+    }
+    let standing = resolution.into_iter().flat_map(|resolution| &resolution.standing);
+    reports.extend(standing.cloned().map(standing_report));
     reports
+}
+
+/// What is said of its instance and volumes is of its last proof.
+fn standing_report(target: Standing) -> TargetReport {
+    let (at, instance_id, instance_stays, volumes) = match target.proof {
+        Some(proof) => (Some(proof.at), Some(proof.instance_id), proof.instance_stays, proof.volumes),
+        None => (None, None, false, vec![]),
+    };
+    TargetReport {
+        account_id: target.account_id,
+        status: TargetStatus::AlreadyShared,
+        partly_left: false,
+        image_id: Some(target.image_id),
+        kms_key_id: target.kms_key_id,
+        proved_by: target.proved_by,
+        proved_at: at,
+        instance_id,
+        instance_stays,
+        launches: None,
+        volumes,
+        duration_seconds: None,
+        error: None,
+        cause: None,
+    }
 }
 
 fn target_report(result: TargetResult, ending: &Ending, most_of_message: usize) -> TargetReport {
@@ -335,6 +379,9 @@ fn target_report(result: TargetResult, ending: &Ending, most_of_message: usize) 
         account_id: result.account_id,
         status,
         image_id: result.image_id,
+        kms_key_id: None,
+        proved_by: None,
+        proved_at: None,
         instance_id: result.instance_id,
         instance_stays: result.instance_stays,
         launches: result.launches,
@@ -585,6 +632,48 @@ mod tests {
             "failure": null, "failed": null, "soFar": null, "last": null
         }));
         assert_eq!(report["status"], "alreadyShared");
+    }
+
+    #[test]
+    fn what_was_shared_already_is_told_like_the_rest() {
+        let mut resolution = resolution(&[FIRST], "undo");
+        let key = |account: &str| format!("arn:aws:kms:eu-west-1:{account}:key/own");
+        let volumes = json!([{ "deviceName": "/dev/xvda", "volumeId": "vol-2", "keyArn": key("333333333333") }]);
+        resolution["targets"][0]["kmsKeyId"] = json!(key(FIRST));
+        resolution["standing"] = json!([
+            {
+                "accountId": "333333333333", "imageId": "ami-4567cdef", "kmsKeyId": key("333333333333"), "provedBy": "before",
+                "proof": {
+                    "at": "2026-01-01T00:00:00Z", "instanceId": "i-01234567", "instanceStays": true, "volumes": volumes
+                },
+            },
+            { "accountId": SECOND, "imageId": "ami-0123abcd", "provedBy": "before" },
+            { "accountId": THIRD, "imageId": "ami-0123abcd" },
+        ]);
+        let report = summarise(&json!({
+            "execution": "e", "resolution": resolution, "results": [proved(FIRST)],
+            "failure": null, "failed": null, "soFar": null, "last": null
+        }));
+        assert_eq!(
+            statuses(&report),
+            [FIRST, "333333333333", SECOND, THIRD]
+                .map(|account| (account, if account == FIRST { "proved" } else { "alreadyShared" }))
+        );
+        assert_eq!(report["targets"][0]["kmsKeyId"], key(FIRST));
+        assert_eq!(
+            report["targets"][1],
+            json!({
+                "accountId": "333333333333", "status": "alreadyShared", "imageId": "ami-4567cdef",
+                "kmsKeyId": key("333333333333"), "provedAt": "2026-01-01T00:00:00Z", "provedBy": "before",
+                "instanceId": "i-01234567", "instanceStays": true, "volumes": volumes,
+            })
+        );
+        // Earlier versions noted no more, and where no proof was asked for there is none.
+        assert_eq!(
+            (&report["targets"][2]["provedBy"], &report["targets"][2]["provedAt"]),
+            (&json!("before"), &Value::Null)
+        );
+        assert_eq!(report["targets"][3].get("provedBy"), None);
     }
 
     #[test]

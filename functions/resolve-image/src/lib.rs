@@ -13,7 +13,9 @@ use ami_share_core::{
     request::{Request, RequestedTarget},
     room,
     settings::Settings,
-    share::{Image, KeyAccess, KeyChange, Mode, Prove, Resolution, SnapshotChange, Source, SourceChanges, Target},
+    share::{
+        Image, KeyAccess, KeyChange, Mode, Prove, Resolution, SnapshotChange, Source, SourceChanges, Standing, Target,
+    },
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -140,7 +142,12 @@ fn not_encrypted(hub: &Hub, request: &Request, image: &Image) -> Option<Error> {
 }
 
 /// What has no room in one execution would end it without a Catch.
-fn fitting(resolution: Resolution) -> Result<Resolution, Error> {
+fn fitting(mut resolution: Resolution) -> Result<Resolution, Error> {
+    if room::longest_cause(&resolution).is_err() {
+        // What was seen before is told only where there is room.
+        let proofs = resolution.standing.iter_mut().filter_map(|shared| shared.proof.as_mut());
+        proofs.for_each(|proof| proof.volumes.clear());
+    }
     let excess = match room::longest_cause(&resolution) {
         Ok(most_of_cause) => return Ok(Resolution { most_of_cause, ..resolution }),
         Err(excess) => excess,
@@ -212,7 +219,7 @@ async fn resolution(
 ) -> Result<Resolution, Error> {
     let asked = request.asked();
     let mut targets = Vec::new();
-    let mut already_shared = Vec::new();
+    let mut standing = Vec::new();
     let mut not_makeable = Vec::new();
     for (requested, state) in request.targets.into_iter().zip(states) {
         let target = Target {
@@ -224,8 +231,9 @@ async fn resolution(
             account_id: requested.account_id,
             launch: requested.launch,
         };
-        if lacking.has_nothing_of(&target) && is_proved_as_asked(hub, &image.image_id, &target).await? {
-            already_shared.push(target.account_id);
+        let shared = if lacking.has_nothing_of(&target) { shared(hub, &image.image_id, &target).await? } else { None };
+        if let Some(shared) = shared {
+            standing.push(shared);
         } else {
             not_makeable.extend(state.not_makeable);
             targets.push(target);
@@ -242,7 +250,8 @@ async fn resolution(
         snapshot_changes,
         launch_permissions,
         targets,
-        already_shared,
+        already_shared: standing.iter().map(|shared| shared.account_id.clone()).collect(),
+        standing,
         key_access: request.key_access,
         principal_access: request.principal_access,
         on_failure: request.on_failure,
@@ -253,12 +262,23 @@ async fn resolution(
     })
 }
 
-async fn is_proved_as_asked(hub: &Hub, image: &ImageId, target: &Target) -> Result<bool, Error> {
-    Ok(match target.launch.prove {
-        Prove::Always => false,
-        Prove::Never => true,
-        Prove::OnChange => proofs::last(hub, image, target).await?.is_some(),
-    })
+/// What is known of a target that has everything; nothing where it is to be proved.
+async fn shared(hub: &Hub, image: &ImageId, target: &Target) -> Result<Option<Standing>, Error> {
+    if target.launch.prove == Prove::Always {
+        return Ok(None);
+    }
+    let (proved_by, proof) = match proofs::last(hub, image, target).await? {
+        Some(note) => (Some(note.gift.execution), note.proof),
+        None if target.launch.prove == Prove::Never => (None, None),
+        None => return Ok(None),
+    };
+    Ok(Some(Standing {
+        account_id: target.account_id.clone(),
+        image_id: target.copy_id.as_ref().unwrap_or(image).clone(),
+        kms_key_id: target.kms_key_id.clone(),
+        proved_by,
+        proof,
+    }))
 }
 
 fn mode(target: &RequestedTarget) -> Mode {
@@ -268,9 +288,9 @@ fn mode(target: &RequestedTarget) -> Mode {
 #[cfg(test)]
 mod tests {
     use ami_share_core::{
-        ids::{KeyArn, PrincipalArn, Region, SnapshotId},
+        ids::{InstanceId, KeyArn, PrincipalArn, Region, SnapshotId},
         request::{MAX_PRINCIPALS, MAX_TARGETS},
-        share::{Action, Launch, OnFailure, PrincipalAccess, PrincipalChange, Volume},
+        share::{Action, EncryptedVolume, Launch, OnFailure, PrincipalAccess, PrincipalChange, Proof, Volume},
     };
 
     use super::*;
@@ -325,6 +345,7 @@ mod tests {
             launch_permissions: accounts.clone(),
             targets: accounts.iter().map(target).collect(),
             already_shared: vec![],
+            standing: vec![],
             key_access: KeyAccess::Policy,
             principal_access: if inline { PrincipalAccess::Inline } else { PrincipalAccess::Attach },
             on_failure: OnFailure::Undo,
@@ -346,5 +367,39 @@ mod tests {
         let mut fewer = resolution(64, false);
         fewer.targets.truncate(25);
         assert!(fitting(fewer).is_ok());
+    }
+
+    #[test]
+    fn what_was_seen_by_earlier_proofs_keeps_nobody_from_what_is_missing() {
+        let volume = || EncryptedVolume {
+            device_name: "/dev/xvda".to_owned(),
+            volume_id: "vol-0123456789abcdef0".to_owned(),
+            key_arn: Some(KeyArn::parse("arn:aws:kms:eu-west-1:222222222222:key/own").unwrap()),
+        };
+        let mut resolution = resolution(64, false);
+        let has_it = resolution.targets.split_off(25).into_iter();
+        resolution.standing = has_it
+            .map(|target| Standing {
+                account_id: target.account_id,
+                image_id: resolution.image.image_id.clone(),
+                kms_key_id: None,
+                proved_by: Some(resolution.execution.clone()),
+                proof: Some(Proof {
+                    at: "2026-01-01T00:00:00.000Z".to_owned(),
+                    instance_id: InstanceId::parse("i-0123456789abcdef0").unwrap(),
+                    instance_stays: false,
+                    volumes: (0..20).map(|_| volume()).collect(),
+                }),
+            })
+            .collect();
+        let volumes = |resolution: &Resolution| -> usize {
+            let proofs = resolution.standing.iter().filter_map(|shared| shared.proof.as_ref());
+            proofs.map(|proof| proof.volumes.len()).sum()
+        };
+        let mut few = resolution.clone();
+        few.standing.truncate(1);
+        assert_eq!(volumes(&fitting(few).unwrap()), 20);
+        let fitted = fitting(resolution).unwrap();
+        assert_eq!((fitted.standing.len(), volumes(&fitted)), (25, 0));
     }
 }

@@ -222,7 +222,7 @@ fn unnoted(resolution: &Resolution, target: &Target, mark: &Mark, begun: i64) ->
     let Resolution { execution, source, image, principal_access, .. } = resolution.clone();
     let gift = Gift { execution, source, image, principal_access, target: target.clone() };
     let going = Some(mark.clone());
-    Note { gift, noted_at: begun, going, goes_before: false, confirmed: false, stays: Stays::default() }
+    Note { gift, noted_at: begun, going, goes_before: false, confirmed: false, stays: Stays::default(), proof: None }
 }
 
 /// The note of this execution, without what it has not come to. What an earlier take-back has taken from it counts again:

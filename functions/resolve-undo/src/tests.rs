@@ -91,7 +91,7 @@ fn note(going: Option<&str>) -> Note {
         target: Target { source_changes: SourceChanges::default(), ..target(2) },
     };
     let going = going.map(Mark::noted);
-    Note { gift, noted_at: 1, going, goes_before: false, confirmed: false, stays: Stays::default() }
+    Note { gift, noted_at: 1, going, goes_before: false, confirmed: false, stays: Stays::default(), proof: None }
 }
 
 fn failure(state: &str, error: &str) -> Failure {

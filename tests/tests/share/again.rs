@@ -35,7 +35,14 @@ async fn a_request_that_was_granted_before_changes_nothing() -> Result<()> {
         assert_eq!(second.differences(), "", "{name}");
         assert_eq!(second.report()["status"], "alreadyShared", "{name}");
         assert_eq!(second.report()["alreadyShared"], json!([TARGET]), "{name}");
-        assert_eq!(second.report()["targets"], json!([]), "{name}");
+        let (proved, standing) = (&first.report()["targets"][0], &second.report()["targets"][0]);
+        assert_eq!(standing["status"], "alreadyShared", "{name}");
+        for field in ["accountId", "imageId", "kmsKeyId", "instanceId", "instanceStays", "volumes"] {
+            assert_eq!(standing[field], proved[field], "{name}: {field}");
+        }
+        assert_eq!(standing["kmsKeyId"].is_string(), !reencrypt.is_null(), "{name}");
+        assert_eq!(standing["provedBy"], first.report()["execution"], "{name}");
+        assert!(standing["provedAt"].is_string(), "{name}: {standing:#}");
         let states: Vec<&str> = second.ended.states.iter().map(|entered| entered.state.as_str()).collect();
         let expected = ["ResolveImage", "ChoosePlan", "CheckWork", "Report", "Notify", "CheckOutcome", "FinishShare"];
         assert_eq!(states, expected, "{name}");
@@ -59,9 +66,7 @@ async fn a_request_that_was_granted_before_changes_nothing() -> Result<()> {
 /// How its one target stands, and what was written for it.
 fn outcome(run: &Run) -> (&str, Vec<&str>) {
     assert!(run.succeeded(), "{}", run.summary());
-    let report = run.report();
-    let status = if report["status"] == "alreadyShared" { &report["status"] } else { &report["targets"][0]["status"] };
-    (status.as_str().unwrap_or_default(), run.writes())
+    (run.report()["targets"][0]["status"].as_str().unwrap_or_default(), run.writes())
 }
 
 #[tokio::test]
@@ -71,6 +76,9 @@ async fn a_mode_or_key_that_was_not_proved_before_is_proved() -> Result<()> {
     let under = |key: &str| stage.request(json!({ "reencrypt": { "mode": "atLaunch", "kmsKeyId": key } }));
     let without_proof = stage.run("never", &stage.request(json!({ "launch": { "prove": "never" } }))).await?;
     assert_eq!(outcome(&without_proof).0, "shared");
+    let again = stage.run("never-again", &stage.request(json!({ "launch": { "prove": "never" } }))).await?;
+    assert_eq!(outcome(&again), ("alreadyShared", vec![]));
+    assert!(!again.report().to_string().contains("proved"), "{}", again.report());
     for (name, request) in [
         ("plain", stage.request(json!({}))),
         ("one-key", under("alias/app-volumes")),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AccountId, ExecutionName, ImageId, KeyArn, PlanHash, PrincipalArn, Region, SnapshotId};
+use crate::ids::{AccountId, ExecutionName, ImageId, InstanceId, KeyArn, PlanHash, PrincipalArn, Region, SnapshotId};
 
 /// The tag that names the execution that made a resource.
 pub const EXECUTION_TAG: &str = "ami-share:execution";
@@ -226,6 +226,9 @@ pub struct Resolution {
     pub targets: Vec<Target>,
     /// Targets that have everything: nothing is done for them.
     pub already_shared: Vec<AccountId>,
+    /// What is known of each of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub standing: Vec<Standing>,
     /// How the targets get to use the keys.
     #[serde(default, skip_serializing_if = "is_default")]
     pub key_access: KeyAccess,
@@ -245,6 +248,39 @@ pub struct Resolution {
     /// The plan that this is to be, and nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan_hash: Option<PlanHash>,
+}
+
+/// What is known of a target that has everything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Standing {
+    /// Never the source account.
+    pub account_id: AccountId,
+    /// What it launches: the image, or its own copy.
+    pub image_id: ImageId,
+    /// The key that it re-encrypts with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kms_key_id: Option<KeyArn>,
+    /// The last execution that proved that; nothing where no proof was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proved_by: Option<ExecutionName>,
+    /// What it noted; nothing where an earlier version did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
+}
+
+/// A proof, as the target's last state notes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Proof {
+    /// ISO 8601, from Step Functions' context.
+    pub at: String,
+    /// What ran.
+    pub instance_id: InstanceId,
+    /// Whether it was to stay.
+    pub instance_stays: bool,
+    /// As they were.
+    pub volumes: Vec<EncryptedVolume>,
 }
 
 /// One key, and accounts that lack its use or lose it.

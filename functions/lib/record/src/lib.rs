@@ -16,7 +16,7 @@ use ami_share_core::{
     ids::{AccountId, ExecutionName, ImageId, InstanceId},
     mark::Mark,
     settings::RecordTable,
-    share::{Image, PrincipalAccess, Prove, Source, Target},
+    share::{Image, PrincipalAccess, Proof, Prove, Source, Target},
 };
 use aws_sdk_dynamodb::{
     Client, error::ProvideErrorMetadata, operation::query::builders::QueryFluentBuilder, types::AttributeValue,
@@ -79,6 +79,8 @@ pub struct Note {
     pub confirmed: bool,
     /// What the target's last state has noted of what stays.
     pub stays: Stays,
+    /// The proof that it has noted; nothing where none was asked for, and in notes of earlier versions.
+    pub proof: Option<Proof>,
 }
 
 impl Note {
@@ -324,6 +326,7 @@ fn note_of(item: &HashMap<String, AttributeValue>) -> Result<Note, serde_json::E
         goes_before: false,
         confirmed: item.contains_key("confirmed"),
         stays: text("stays").map_or(Ok(Stays::default()), serde_json::from_str)?,
+        proof: text("proof").map_or(Ok(None), serde_json::from_str)?,
     })
 }
 

@@ -61,6 +61,7 @@ async fn the_notes_of_a_target_are_read_with_all_that_was_written_on_them() {
         "going": { "S": "undo-1 9" },
         "confirmed": { "BOOL": true },
         "stays": { "S": r#"{"instanceId":"i-0123abcd","copyId":"ami-0000000c"}"# },
+        "proof": { "S": r#"{"at":"2026-01-01T00:00:00Z","instanceId":"i-0123abcd","instanceStays":true,"volumes":[]}"# },
     });
     aws.note(&gift(TARGET, "ami-0000000b"), &more);
     aws.note(&gift("444444444444", "ami-0000000a"), &json!({}));
@@ -73,6 +74,8 @@ async fn the_notes_of_a_target_are_read_with_all_that_was_written_on_them() {
     assert_eq!((full.noted_at, full.confirmed, &full.going), (7, true, &Some(Mark::noted("undo-1 9"))));
     assert_eq!(full.stays.instance_id, Some(InstanceId::parse("i-0123abcd").unwrap()));
     assert_eq!(full.stays.copy_id, Some(image("ami-0000000c")));
+    let of = |note: &Note| note.proof.as_ref().map(|proof| proof.at.clone());
+    assert_eq!((of(plain), of(full)), (None, Some("2026-01-01T00:00:00Z".to_owned())));
     let gifts = Record::open(&aws.hub).unwrap().gifts_of(&account(TARGET)).await.unwrap();
     assert_eq!(gifts, notes.into_iter().map(|note| note.gift).collect::<Vec<_>>());
 }

@@ -69,7 +69,7 @@ fn note(of: &str, going: Option<&str>) -> Note {
         },
     };
     let going = going.map(Mark::noted);
-    Note { gift, noted_at: 100, going, goes_before: false, confirmed: true, stays: Stays::default() }
+    Note { gift, noted_at: 100, going, goes_before: false, confirmed: true, stays: Stays::default(), proof: None }
 }
 
 const MINE: &str = "me 200";

@@ -108,6 +108,7 @@ fn who_plans_and_how_a_policy_is_laid_out_and_the_order_of_targets_do_not_change
     later["execution"] = json!("two-4567abcd");
     later["planHash"] = json!(hash);
     later["mostOfCause"] = json!(17);
+    later["standing"] = json!([{ "accountId": "444444444444", "imageId": "ami-0123abcd", "provedBy": "before" }]);
     assert_eq!(plan(&later).plan_hash, hash);
     later["action"] = json!("plan");
     assert_eq!(plan(&later).plan_hash, hash);

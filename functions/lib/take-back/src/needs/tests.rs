@@ -63,7 +63,7 @@ fn note(id: &str) -> Note {
             launch: Launch::default(),
         },
     };
-    Note { gift, noted_at: 1, going: None, goes_before: false, confirmed: true, stays: Stays::default() }
+    Note { gift, noted_at: 1, going: None, goes_before: false, confirmed: true, stays: Stays::default(), proof: None }
 }
 
 fn note_in(region: &str, id: &str) -> Note {
