@@ -97,12 +97,6 @@ pub(crate) struct AtHand<'a> {
     pub(crate) begun: i64,
 }
 
-impl AtHand<'_> {
-    fn is_at_hand(&self, note: &Note) -> bool {
-        is_of(self.image, note) && note.noted_at < self.begun
-    }
-}
-
 /// The notes of `accounts`, those at hand marked; where nothing is taken back yet, as they would be.
 ///
 /// # Errors
@@ -142,24 +136,25 @@ pub(crate) async fn at_hand(
 
 /// Marks the notes of a target that are at hand, and reads all of its notes again: what was noted or marked meanwhile counts.
 async fn marked(record: &Record, account: &AccountId, noted: Noted, at_hand: &AtHand<'_>) -> Result<Noted, Error> {
-    if !noted.notes.iter().any(|note| at_hand.is_at_hand(note)) {
+    let of_image: Vec<&Note> = noted.notes.iter().filter(|note| is_of(at_hand.image, note)).collect();
+    if of_image.is_empty() {
         return Ok(noted);
     }
-    for note in noted.notes.iter().filter(|note| at_hand.is_at_hand(note)) {
+    for note in of_image {
         record.mark(account, note.image(), &note.gift.execution, at_hand.mark).await?;
     }
     record.notes_of(account).await
 }
 
-/// The notes of a target, as they would be when the image is at hand: those of images before it would be marked by then,
-/// and would name nothing more but what this image needed too.
+/// The notes of a target that was given nothing of the image since, as they would be when that is at hand: those of images
+/// before it would be marked by then, and would name nothing more but what this image needed too.
 pub(crate) fn as_marked(mut notes: Vec<Note>, at_hand: &AtHand<'_>) -> Vec<Note> {
     let of_image = notes.iter().filter(|note| is_of(at_hand.image, note));
     let keys: BTreeSet<KeyArn> = of_image.flat_map(|note| note.gift.image.keys()).collect();
     let goes_before = |image: &&SourceImage| !is_given_since(at_hand.begun, image, &notes);
     let before: Vec<&SourceImage> = at_hand.before.iter().filter(goes_before).collect();
     for note in &mut notes {
-        if at_hand.is_at_hand(note) {
+        if is_of(at_hand.image, note) {
             note.going = Some(at_hand.mark.clone());
         } else if before.iter().any(|image| is_of(image, note)) {
             note.goes_before = true;

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use ami_share_core::{
     Error, Hub,
     arns::policy_arn,
-    hub::Actions,
     ids::{AccountId, ExecutionName, KeyArn, Region},
     revoke::SourceImage,
     take_back::Left,
@@ -16,15 +15,14 @@ use ami_share_take_back::Need;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::{
+    ACTIONS,
     notes::{NotesByTarget, STATE, is_of},
     source::SourceState,
-    target::{self, LIST_ENTITIES},
+    target,
 };
 
 /// How many targets are looked at at a time.
 const CONCURRENCY: usize = 16;
-
-const ACTIONS: Actions = Actions { target: &[LIST_ENTITIES], ..Actions::NONE };
 
 /// What is found of one target, or of several.
 #[derive(Debug, Default)]
