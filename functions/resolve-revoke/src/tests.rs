@@ -1,177 +1,226 @@
-use std::collections::BTreeSet;
+mod asked;
+mod order;
+mod rounds;
+mod taken;
+mod told;
 
 use ami_share_core::{
-    ids::{ImageId, Region},
+    ids::{ImageId, KeyArn, PrincipalArn, Region, SnapshotId},
     revoke::MAX_ROUNDS,
+    share::{Image, Launch, Mode, PrincipalAccess, PrincipalChange, SourceChanges, Target, Volume},
+    take_back::TakeBack,
 };
-use ami_share_record::Noted;
+use ami_share_mocked::{
+    Answer, Aws, Call, NOW_MS,
+    ec2::{self, SharedImage},
+    iam,
+    kms::{self, SharedKey},
+};
+use ami_share_record::{Gift, Noted};
 use serde_json::json;
-use shares::Targets;
 
 use super::*;
+
+const SOURCE: &str = "111111111111";
+const TARGET: &str = "222222222222";
+const OTHER: &str = "444444444444";
+const A: &str = "ami-0000000a";
+const B: &str = "ami-0000000b";
+const KEY: &str = "arn:aws:kms:eu-west-1:111111111111:key/1";
+const KEY_2: &str = "arn:aws:kms:eu-west-1:111111111111:key/2";
 
 fn account(n: usize) -> AccountId {
     AccountId::parse(format!("2{n:011}")).unwrap()
 }
 
+fn named(account: &str) -> AccountId {
+    AccountId::parse(account).unwrap()
+}
+
+fn key(arn: &str) -> KeyArn {
+    KeyArn::parse(arn).unwrap()
+}
+
+fn source_in(region: &str) -> Source {
+    Source { account_id: named(SOURCE), region: Region::parse(region).unwrap() }
+}
+
 fn image(n: usize) -> SourceImage {
-    let source =
-        Source { account_id: AccountId::parse("111111111111").unwrap(), region: Region::parse("eu-west-1").unwrap() };
-    SourceImage { source, image_id: ImageId::parse(format!("ami-{n:08x}")).unwrap() }
+    SourceImage { source: source_in("eu-west-1"), image_id: ImageId::parse(format!("ami-{n:08x}")).unwrap() }
 }
 
-/// So many images, each with so many targets, in their order.
-fn of_images(counts: &[usize]) -> Targets {
-    let accounts = |count: usize| (0..count).map(account).collect();
-    counts.iter().enumerate().map(|(n, count)| (image(n), accounts(*count))).collect()
+fn snapshot(image: &str) -> SnapshotId {
+    SnapshotId::parse(image.replace("ami", "snap")).unwrap()
 }
 
-/// What an execution begins with.
-fn begun(targets: &Targets) -> Progress {
-    Progress { order: targets.keys().take(MAX_ROUNDS).cloned().collect(), ..Progress::default() }
-}
-
-/// The rounds that an execution makes of `targets`, each with the image's number of targets.
-fn rounds(phase: Phase, targets: &Targets, progress: &mut Progress) -> Vec<usize> {
-    progress.enter(phase);
-    let mut rounds = Vec::new();
-    loop {
-        let ahead = Ahead::of(targets, progress);
-        let Some(image) = ahead.image.filter(|_| progress.has_room()) else {
-            progress.remaining = ahead.remaining();
-            return rounds;
-        };
-        rounds.push(ahead.accounts.len());
-        progress.add_round(image, ahead.accounts.clone());
-        progress.after = ahead.accounts.last().map(|last| Place { image, account_id: last.clone() });
-        progress.remaining = ahead.rest + ahead.beyond;
+/// Everything that an execution gives a target for an image with one volume under the key.
+fn gift(image: &str, account: &str) -> Gift {
+    let principal = PrincipalArn::parse(format!("arn:aws:iam::{account}:role/app")).unwrap();
+    let volume = Volume { device_name: "/dev/xvda".to_owned(), snapshot_id: snapshot(image), key_arn: Some(key(KEY)) };
+    Gift {
+        execution: ExecutionName::parse("nightly").unwrap(),
+        source: source_in("eu-west-1"),
+        image: Image {
+            image_id: ImageId::parse(image).unwrap(),
+            name: "web".to_owned(),
+            architecture: "x86_64".to_owned(),
+            volumes: vec![volume],
+            empty_volumes: vec![],
+        },
+        principal_access: PrincipalAccess::Attach,
+        target: Target {
+            account_id: named(account),
+            principal_changes: vec![PrincipalChange { principal, key_arns: vec![] }],
+            source_changes: SourceChanges {
+                launch_permission: true,
+                snapshot_ids: vec![snapshot(image)],
+                key_arns: vec![key(KEY)],
+                grant_key_arns: vec![],
+            },
+            mode: Mode::None,
+            kms_key_id: None,
+            copy_id: None,
+            launch: Launch::default(),
+        },
     }
 }
 
-#[test]
-fn targets_are_gone_through_in_rounds_and_once_more_to_take_back() {
-    let targets = of_images(&[120]);
-    let mut progress = begun(&targets);
-    assert_eq!(rounds(Phase::Check, &targets, &mut progress), [50, 50, 20]);
-    assert_eq!(progress.remaining, 0);
-    assert_eq!(rounds(Phase::Revoke, &targets, &mut progress), [50, 50, 20]);
-    assert_eq!((progress.remaining, progress.revoked.len()), (0, 120));
+/// That changed by `change`.
+fn gift_but(image: &str, account: &str, change: impl FnOnce(&mut Gift)) -> Gift {
+    let mut gift = gift(image, account);
+    change(&mut gift);
+    gift
 }
 
-#[test]
-fn a_round_is_of_one_image() {
-    let targets = of_images(&[1, 2, 3]);
-    let mut progress = begun(&targets);
-    assert_eq!(rounds(Phase::Check, &targets, &mut progress), [1, 2, 3]);
-    let after = Some(Place { image: 1, account_id: account(0) });
-    let ahead = Ahead::of(&targets, &Progress { after, ..begun(&targets) });
-    assert_eq!(ahead.image, Some(1));
-    assert_eq!((ahead.accounts, ahead.rest_of_image, ahead.rest, ahead.beyond), (vec![account(1)], 0, 3, 0));
+/// Notes it as given and confirmed some time ago, with the attributes of `more`.
+fn note(aws: &Aws, gift: &Gift, more: &Value) {
+    let mut attributes = json!({ "notedAt": { "N": "1" }, "confirmed": { "BOOL": true } });
+    attributes.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    aws.note(&json!(gift), &attributes);
 }
 
-/// Whoever was not asked loses nothing in the same execution.
-#[test]
-fn what_one_execution_has_no_room_for_remains() {
-    let targets = of_images(&[2_000]);
-    let mut progress = begun(&targets);
-    assert_eq!(rounds(Phase::Check, &targets, &mut progress).iter().sum::<usize>(), 500);
-    assert_eq!(progress.remaining, 1_500);
-    // It may be named anew meanwhile, and another one before it.
-    let more = of_images(&[2_100]);
-    let revoked = rounds(Phase::Revoke, &more, &mut progress).iter().sum::<usize>();
-    assert_eq!((revoked, progress.remaining), (500, 1_600));
-    assert_eq!(progress.until, Some(Place { image: 0, account_id: account(499) }));
-    let mut forced = begun(&targets);
-    assert_eq!(rounds(Phase::Revoke, &targets, &mut forced).iter().sum::<usize>(), 500);
-    assert_eq!(forced.remaining, 1_500);
-    let many_images = of_images(&[1; MAX_ROUNDS + 7]);
-    let mut of_all = begun(&many_images);
-    assert_eq!(rounds(Phase::Check, &many_images, &mut of_all).len(), MAX_ROUNDS);
-    assert_eq!(of_all.remaining, 7);
-    // What was found first is what is taken.
-    let fewer: Targets = many_images.into_iter().skip(3).collect();
-    assert_eq!(rounds(Phase::Revoke, &fewer, &mut of_all).len(), MAX_ROUNDS - 3);
-    assert_eq!(of_all.remaining, 7);
+fn note_all(aws: &Aws, gifts: &[Gift]) {
+    gifts.iter().for_each(|gift| note(aws, gift, &json!({})));
 }
 
-fn note(n: usize, noted_at: i64, going: Option<&str>) -> Note {
-    Note {
-        gift: serde_json::from_value(json!({
-            "execution": "nightly-1-0123abcd",
-            "source": image(n).source,
-            "image": { "imageId": image(n).image_id, "name": "web", "architecture": "x86_64", "volumes": [] },
-            "principalAccess": "attach",
-            "target": { "accountId": account(0), "principalChanges": [], "mode": "none", "launch": {} }
-        }))
-        .unwrap(),
-        noted_at,
-        going: going.map(Mark::noted),
-        goes_before: false,
-        confirmed: true,
-        stays: ami_share_record::Stays::default(),
-        proof: None,
-    }
+/// What share-ami would have noted of a share since.
+fn noted_since() -> Value {
+    json!({ "notedAt": { "N": NOW_MS.to_string() } })
 }
 
-fn noted(notes: &[(usize, Vec<Note>)]) -> Shares {
-    let request = json!({ "images": "all", "targets": ["222222222222"] });
-    let request = RevokeRequest::parse(&request, &image(0).source).unwrap();
-    let noted = |notes: &[Note]| Noted { notes: notes.to_vec(), went: vec![] };
-    let by_target = notes.iter().map(|(n, notes)| (account(*n), noted(notes))).collect();
-    shares::noted(Notes { by_target, ..Notes::default() }, &request, 100)
+/// A mark that another take-back has made a minute ago.
+fn going() -> Value {
+    json!({ "going": { "S": format!("undo-1 {}", NOW_MS - 60_000) } })
 }
 
-/// Of over 200 images whose notes stay, the next execution goes on with those that the last had no room for.
-#[test]
-fn images_that_were_tried_come_after_those_that_were_not_and_the_last_tried_come_last() {
-    let tried = |n: usize, at: usize| note(n, 1, Some(&format!("revoke-1 {at}")));
-    let shares = noted(&[
-        (0, vec![tried(0, 70), tried(1, 50), note(2, 1, None), tried(3, 60)]),
-        // Of one target it was not tried.
-        (1, vec![tried(1, 60), note(3, 1, None)]),
-        (2, vec![]),
-    ]);
-    assert_eq!(shares.order, [image(2), image(3), image(1), image(0)]);
-    assert_eq!(shares.targets[&image(3)].len(), 2);
-    assert_eq!(shares.strangers, [account(2)]);
-    let many: Vec<Note> = (0..MAX_ROUNDS + 50).map(|n| tried(n, 1_000 - n)).collect();
-    let shares = noted(&[(0, many)]);
-    assert_eq!((shares.order.len(), &shares.order[0]), (MAX_ROUNDS, &image(MAX_ROUNDS + 49)));
-}
-
-/// Nobody was asked about it.
-#[test]
-fn what_was_given_since_the_execution_began_is_not_asked_for() {
-    let shares = noted(&[
-        (0, vec![note(0, 99, None), note(1, 100, None)]),
-        (1, vec![note(0, 99, None), note(0, 101, None), note(2, 99, None)]),
-    ]);
-    assert_eq!(shares.order, [image(0), image(2)]);
-    assert_eq!(shares.targets[&image(0)], BTreeSet::from([account(0)]));
-    assert_eq!(shares.given_since, [account(0), account(1)]);
-}
-
-/// As they will be when the round is at hand in earnest.
-#[test]
-fn a_look_ahead_sees_the_notes_of_the_images_before_as_marked() {
-    let seen = |before: &[SourceImage]| -> Vec<(Option<Mark>, bool)> {
-        let notes = vec![
-            note(0, 1, Some("theirs")),
-            note(1, 1, None),
-            note(2, 1, Some("theirs")),
-            note(3, 1, None),
-            note(4, 1, None),
-            note(4, 100, None),
-        ];
-        let at_hand = AtHand { image: &image(2), before, mark: &Mark::noted("mine"), begun: 100 };
-        notes::as_marked(notes, &at_hand).into_iter().map(|note| (note.going, note.goes_before)).collect()
+/// The marks of this test's execution: target and image of each.
+fn marked(aws: &Aws) -> Vec<(String, String)> {
+    let table = aws.table();
+    let text =
+        |item: &serde_json::Map<String, Value>, name: &str| item[name]["S"].as_str().unwrap_or_default().to_owned();
+    let by_us = |item: &&serde_json::Map<String, Value>| {
+        item.get("going").is_some_and(|mark| mark["S"].as_str().unwrap().starts_with("revoke-1"))
     };
-    let [theirs, mine] = ["theirs", "mine"].map(|mark| Some(Mark::noted(mark)));
-    let stands = (None, false);
-    // The last image is given anew.
-    let of_all =
-        [(theirs.clone(), true), (None, true), (mine.clone(), false), stands.clone(), stands.clone(), stands.clone()];
-    assert_eq!(seen(&[image(0), image(1), image(4)]), of_all);
-    let of_one = [(theirs, false), stands.clone(), (mine, false), stands.clone(), stands.clone(), stands];
-    assert_eq!(seen(&[]), of_one);
+    let marked = table.items().filter(by_us);
+    marked.map(|item| (text(item, "id").replace("target#", ""), text(item, "imageId"))).collect()
+}
+
+/// What is in the accounts.
+#[derive(Debug, Clone, Default)]
+struct World {
+    images: Vec<SharedImage>,
+    /// Images that are gone, though their snapshots are not.
+    deregistered: Vec<&'static str>,
+    keys: Vec<SharedKey>,
+    /// Accounts that have the managed policy, each with the roles that it is attached to.
+    attached: Vec<(&'static str, Vec<String>)>,
+    /// Calls that fail, by service and operation, with the error; assumed roles by their account.
+    refused: Vec<(&'static str, &'static str)>,
+}
+
+impl World {
+    fn answer(&self, call: &Call) -> Option<Answer> {
+        let name = match call.text("RoleArn").split(':').nth(4) {
+            Some(account) => format!("{}:{account}", call.operation),
+            None => format!("{}:{}", call.service, call.operation),
+        };
+        if let Some((_, error)) = self.refused.iter().find(|(refused, _)| *refused == name) {
+            return Some(Err(error));
+        }
+        if call.operation == "ListEntitiesForPolicy" {
+            let attached = self.attached.iter().find(|(account, _)| *account == call.account);
+            return Some(attached.map(|(_, roles)| iam::entities(roles, &[])).ok_or("NoSuchEntity"));
+        }
+        let mut images = self.images.clone();
+        if call.operation.starts_with("DescribeImage") {
+            images.retain(|image| !self.deregistered.contains(&image.id));
+        }
+        ec2::answer(&images, call).or_else(|| kms::answer(&self.keys, call))
+    }
+
+    fn aws(self) -> Aws {
+        Aws::answering(move |call| self.answer(call))
+    }
+}
+
+/// An image under the key, in the source account and its usual Region.
+fn shared(id: &'static str, with: &'static str) -> SharedImage {
+    SharedImage { region: "eu-west-1", id, key_arn: Some(KEY), with }
+}
+
+/// Where image A is shared with the target, and nothing else is shared with anybody.
+fn world() -> World {
+    World {
+        images: vec![shared(A, TARGET)],
+        keys: vec![SharedKey { arn: KEY, by_policy: vec![TARGET], by_grant: vec![] }],
+        ..World::default()
+    }
+}
+
+fn one_image(more: Value) -> Value {
+    request(json!({ "imageId": A, "targets": [TARGET] }), more)
+}
+
+fn all_images(more: Value) -> Value {
+    request(json!({ "images": "all", "targets": [TARGET] }), more)
+}
+
+fn request(mut request: Value, more: Value) -> Value {
+    let Value::Object(more) = more else { unreachable!("{more}") };
+    request.as_object_mut().unwrap().extend(more);
+    request
+}
+
+async fn round(aws: &Aws, request: &Value, phase: Phase, progress: Progress) -> Result<Round, Error> {
+    let input = Input {
+        name: "revoke-1".to_owned(),
+        id: "arn:aws:states:eu-west-1:333333333333:execution:RevokeShare:revoke-1".to_owned(),
+        start_time: "2026-11-27T20:00:00.000Z".to_owned(),
+        request: request.clone(),
+        phase,
+        progress: Some(progress),
+        last: None,
+    };
+    resolve_revoke(&aws.hub, input).await
+}
+
+/// The first round of looking.
+async fn look_first(aws: &Aws, request: Value) -> Round {
+    round(aws, &request, Phase::Check, Progress::default()).await.unwrap()
+}
+
+/// The first round of taking back.
+async fn revoke(aws: &Aws, request: Value) -> Round {
+    round(aws, &request, Phase::Revoke, Progress::default()).await.unwrap()
+}
+
+fn take_back(round: &Round) -> &TakeBack {
+    round.take_back.as_ref().expect("something to take back")
+}
+
+/// Error and cause of each, with the target.
+fn left(round: &Round) -> Vec<(&str, &str, &str)> {
+    let left = round.take_back.iter().flat_map(|take_back| &take_back.left);
+    left.map(|left| (left.account_id.as_ref().map_or("", AccountId::as_str), left.error.as_str(), left.cause.as_str()))
+        .collect()
 }

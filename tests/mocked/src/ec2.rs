@@ -2,7 +2,7 @@
 
 use crate::{Answer, Call};
 
-/// An image of the source account that is shared.
+/// An image of the source account that is shared. One that is shared with several is there once for each.
 #[derive(Debug, Clone)]
 pub struct SharedImage {
     pub region: &'static str,
@@ -18,12 +18,16 @@ pub fn answer(images: &[SharedImage], call: &Call) -> Option<Answer> {
     let here = || images.iter().filter(|image| image.region == call.region);
     match call.operation.as_str() {
         "DescribeImages" => {
-            let asked = call.text("ExecutableBy.1");
-            let found = here().filter(|image| asked.is_empty() || image.with == asked);
+            let (ids, by) = (call.list("ImageId"), call.text("ExecutableBy.1"));
+            if ids.iter().any(|id| !here().any(|image| image.id == *id)) {
+                return Some(Err("InvalidAMIID.NotFound"));
+            }
+            let found = here().filter(|image| ids.is_empty() || ids.contains(&image.id));
+            let found = found.filter(|image| by.is_empty() || image.with == by);
             Some(Ok(images_set(found.map(|image| (image.id, "available", vec![snapshot(image)])))))
         }
         "DescribeSnapshots" => {
-            let asked = call.list("SnapshotId");
+            let asked = [call.list("SnapshotId"), call.list("Filter.1.Value")].concat();
             let found = here().filter(|image| asked.contains(&snapshot(image).as_str()));
             Some(Ok(snapshot_set(found.map(|image| (snapshot(image), image.key_arn)))))
         }

@@ -6,9 +6,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
 
 pub mod ec2;
+pub mod iam;
+pub mod kms;
 pub mod table;
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -141,9 +144,27 @@ impl Aws {
         self.table().put(&item);
     }
 
+    /// What was called, in its order.
+    pub fn calls(&self) -> Vec<Call> {
+        lock(&self.shared.calls).clone()
+    }
+
     /// What was called of `operation`.
     pub fn calls_of(&self, operation: &str) -> Vec<Call> {
-        lock(&self.shared.calls).iter().filter(|call| call.operation == operation).cloned().collect()
+        self.calls().into_iter().filter(|call| call.operation == operation).collect()
+    }
+
+    /// Calls in other accounts that the policy of no session there allows, such as `ec2:DescribeImages`.
+    pub fn calls_beyond_sessions(&self) -> BTreeSet<String> {
+        let allowed = |account: &str, action: &str| {
+            self.calls_of("AssumeRole").iter().filter(|call| account_of(call.text("RoleArn")) == account).any(|call| {
+                let policy: Value = serde_json::from_str(call.text("Policy")).unwrap();
+                policy["Statement"][0]["Action"].as_array().unwrap().iter().any(|allowed| allowed == action)
+            })
+        };
+        let elsewhere = self.calls().into_iter().filter(|call| call.account != HUB);
+        let actions = elsewhere.map(|call| (call.account, format!("{}:{}", call.service, call.operation)));
+        actions.filter(|(account, action)| !allowed(account, action)).map(|(_, action)| action).collect()
     }
 
     /// Lets time pass.
@@ -232,9 +253,13 @@ fn write(service: &str, answer: Answer) -> HttpResponse {
     HttpResponse::new(StatusCode::try_from(status).unwrap(), SdkBody::from(body))
 }
 
+fn account_of(role: &str) -> &str {
+    role.split(':').nth(4).unwrap_or_default()
+}
+
 /// Of a role, with its account's credentials.
 fn session(role: &str) -> String {
-    let account = role.split(':').nth(4).unwrap_or_default();
+    let account = account_of(role);
     format!(
         "<AssumeRoleResponse><AssumeRoleResult><Credentials><AccessKeyId>{account}</AccessKeyId>\
          <SecretAccessKey>secret</SecretAccessKey><SessionToken>token</SessionToken>\
