@@ -257,6 +257,7 @@ async fn what_another_image_needs_is_kept() {
     let take_back = resolve_undo(&aws.hub, entered_now(json!({ "failed": [account(2)] }))).await.unwrap().take_back;
     assert_eq!((take_back.launch_permissions.len(), take_back.key_changes.len()), (1, 0));
     assert_eq!(take_back.kept[0].image_id.as_str(), "ami-0000000b");
+    assert_eq!(aws.calls_beyond_sessions(), BTreeSet::new(), "the policies of its sessions allow what it calls");
 }
 
 /// Half of the time that a read may be out of date: longer than a function runs that hangs.

@@ -352,12 +352,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_has_room_after_a_lot_was_taken() {
-        let mut whole = TakenBack { taken: vec![], ..TakenBack::default() };
-        whole.add(TakenBack { taken: (0..200).map(taken).collect(), ..TakenBack::default() });
-        assert!(whole.unlisted.taken > 0 && whole.is_whole());
-        whole.add(TakenBack { left: (0..10).map(|n| left(n, 500)).collect(), ..TakenBack::default() });
-        assert_eq!(whole.left.len(), 10);
+    fn many_small_things_fit_with_what_stands_between_them() {
+        let mut whole = TakenBack::default();
+        whole.add(TakenBack { left: (0..1_000).map(|n| left(n, 0)).collect(), ..TakenBack::default() });
+        assert!(whole.unlisted.left > 0 && bytes_of(&whole) <= MOST_TO_TELL, "{}", bytes_of(&whole));
+    }
+
+    #[test]
+    fn what_is_left_has_room_after_a_lot_was_taken_or_kept() {
+        let kept = |n| Kept { account_id: account(n), image_id: ImageId::parse("ami-0123abcd").unwrap() };
+        for much in [
+            TakenBack { taken: (0..200).map(taken).collect(), ..TakenBack::default() },
+            TakenBack { kept: (0..1_000).map(kept).collect(), ..TakenBack::default() },
+        ] {
+            let mut whole = TakenBack::default();
+            whole.add(much);
+            assert!(bytes_of(&whole) > MOST_TO_TELL / 3, "{}", bytes_of(&whole));
+            assert!(whole.unlisted.taken + whole.unlisted.kept > 0 && whole.is_whole());
+            whole.add(TakenBack { left: (0..10).map(|n| left(n, 500)).collect(), ..TakenBack::default() });
+            assert_eq!(whole.left.len(), 10);
+        }
     }
 
     #[test]

@@ -88,12 +88,19 @@ async fn a_launch_permission_beside_access_of_ours_is_told_of_where_no_note_is_o
 /// Whoever has nothing of ours need not have roles to be asked with.
 #[tokio::test]
 async fn a_target_that_cannot_be_asked_is_told_of_and_is_left_where_it_has_access_of_ours() {
-    let nobody = SharedKey { arn: KEY, by_policy: vec![], by_grant: vec![] };
-    for (keys, given) in [(world().keys, true), (vec![nobody], false)] {
-        let aws = World { keys, refused: vec![("AssumeRole:222222222222", "AccessDenied")], ..world() }.aws();
+    let nobody = vec![SharedKey { arn: KEY, by_policy: vec![], by_grant: vec![] }];
+    let refused = vec![("AssumeRole:222222222222", "AccessDenied")];
+    for (keys, refused, is_left, not_asked) in [
+        (world().keys, refused.clone(), true, 0),
+        (nobody.clone(), refused, false, 1),
+        // There is no managed policy in it: it has answered.
+        (world().keys, vec![], false, 0),
+        (nobody, vec![], false, 0),
+    ] {
+        let aws = World { keys, refused, ..world() }.aws();
         let round = revoke(&aws, one_image(json!({}))).await;
-        assert_eq!(left(&round).iter().any(|(_, error, _)| *error == "AccessDenied"), given);
-        assert_eq!(round.progress.not_asked.is_empty(), given);
+        assert_eq!(left(&round).iter().any(|(_, error, _)| *error != "NotNoted"), is_left, "{round:?}");
+        assert_eq!(round.progress.not_asked.len(), not_asked, "{round:?}");
     }
     for what in ["AssumeRole:222222222222", "iam:ListEntitiesForPolicy"] {
         let aws = World { refused: vec![(what, "Throttling")], ..world() }.aws();
