@@ -236,6 +236,35 @@ async fn what_was_given_is_taken_back_where_its_notes_are_gone() {
     assert_eq!(aws.table().items().count(), 0, "a mark makes no note");
 }
 
+/// What others still have relies on a statement as it is now.
+#[tokio::test]
+async fn statements_that_were_put_right_are_put_back_where_everything_goes_and_with_the_last_of_it() {
+    let (key, other_key) = (key(), "arn:aws:kms:eu-west-1:111111111111:key/2");
+    let repair = json!({ "using": "ec2.us-east-1.amazonaws.com", "before": "0123" });
+    let repaired = |arn: &str| json!({ "keyArn": arn, "accountIds": ["222222222222"], "repair": repair });
+    let before_keys = json!({ "state": "NoteTargets", "error": "States.Timeout" });
+    let at_keys = json!({ "state": "ShareKey", "error": "AccessDenied" });
+    let all = ["222222222222", "333333333333", "444444444444"];
+    for (failed, failure, put_back) in [
+        (Value::Null, Value::Null, true),
+        (json!(all), Value::Null, true),
+        (Value::Null, at_keys, true),
+        (json!(all[..2]), Value::Null, false),
+        (Value::Null, before_keys, false),
+    ] {
+        let aws = alone();
+        let mut input = entered_now(json!({ "failed": failed, "failure": failure }));
+        let third = json!({ "keyArn": "arn:aws:kms:eu-west-1:111111111111:key/3", "accountIds": ["222222222222"] });
+        let changes = json!([repaired(other_key), repaired(key.as_str()), third]);
+        input.resolution.key_changes = serde_json::from_value(changes).unwrap();
+        let changes = resolve_undo(&aws.hub, input).await.unwrap().take_back.key_changes;
+        let repaired = changes.iter().filter(|change| change.repair.is_some());
+        let repaired: Vec<_> = repaired.map(|change| (change.key_arn.as_str(), change.account_ids.len())).collect();
+        let expected = [(key.as_str(), 3), (other_key, 0)];
+        assert_eq!(repaired, if put_back { &expected[..] } else { &[] }, "{failed}, {failure}");
+    }
+}
+
 #[tokio::test]
 async fn what_has_not_been_given_is_neither_taken_nor_asked_about() {
     // EC2 answers nothing.
@@ -294,7 +323,10 @@ async fn more_targets_than_one_take_back_has_room_for_follow() {
     };
     let mut input = entered_now(json!({}));
     input.resolution.targets = (0..50).map(many).collect();
+    let repaired = json!([{ "keyArn": key(), "accountIds": [], "repair": { "before": "0123" } }]);
+    input.resolution.key_changes = serde_json::from_value(repaired).unwrap();
     let output = resolve_undo(&aws.hub, input).await.unwrap();
+    assert_eq!(output.take_back.key_changes[0].repair, None, "the last take-back puts it back");
     let fitting = output.take_back.targets.len();
     assert!(output.more && (10..50).contains(&fitting), "{fitting}");
     assert_eq!(output.after, output.take_back.targets.last().map(|target| target.account_id.clone()));

@@ -3,7 +3,6 @@
 use ami_share_core::{
     arns::{account_root, role_arn},
     ids::{AccountId, KeyArn},
-    key_actions::SOURCE_KEY_ACTIONS,
     key_policy::KeyPolicy,
 };
 use serde_json::{Value, json};
@@ -52,12 +51,14 @@ fn policy(key: &SharedKey) -> String {
 /// As ami-share makes it.
 fn grant(key: &SharedKey, account: &str) -> Value {
     let arn = KeyArn::parse(key.arn).unwrap();
-    let operations = SOURCE_KEY_ACTIONS.map(|action| action.trim_start_matches("kms:"));
     json!({
         "GrantId": format!("grant-of-{account}"),
         "Name": format!("ami-share-{account}"),
         "GranteePrincipal": account_root(&AccountId::parse(account).unwrap(), &arn.region()),
         "RetiringPrincipal": role_arn(&arn.account_id(), &arn.region(), "SOURCE_ROLE_NAME"),
-        "Operations": operations,
+        "Operations": [
+            "CreateGrant", "Decrypt", "DescribeKey", "Encrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext",
+            "ReEncryptFrom", "ReEncryptTo",
+        ],
     })
 }

@@ -185,8 +185,19 @@ async fn a_note_that_is_still_marked_so_is_rewritten_unmarked_or_forgotten() {
     record.unmark(&change(&mark)).await.unwrap();
     assert_eq!(notes(&aws).await[0].going, None);
     let aws = noted(&mark);
-    Record::open(&aws.hub).unwrap().forget(&change(&mark), 7).await.unwrap();
+    Record::open(&aws.hub).unwrap().forget(&change(&mark), 7_000).await.unwrap();
     assert_eq!(notes(&aws).await, []);
+    let expires_at = aws.table().items().next().unwrap()["expiresAt"].clone();
+    assert_eq!(expires_at, json!({ "N": "3607" }), "an hour later, in seconds");
+}
+
+#[tokio::test]
+async fn nobody_relies_on_a_share_that_is_marked_or_will_be() {
+    let marked = notes(&noted(&Mark::noted("undo-1 9"))).await.remove(0);
+    assert!(marked.is_going());
+    let stands = Note { going: None, ..marked };
+    assert!(!stands.is_going());
+    assert!(Note { goes_before: true, ..stands }.is_going());
 }
 
 /// EC2 may name its image for a while.
