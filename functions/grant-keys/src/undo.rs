@@ -24,11 +24,14 @@ pub struct UndoInput {
     pub source: Source,
     /// The accounts that each key's grants are to be taken from.
     pub keys: Vec<KeyChange>,
+    /// Whether it is what one execution of share-ami gave: then grants of earlier versions were there before it. A revoke takes
+    /// them too.
+    pub of_execution: bool,
     /// When the state was entered, in ISO 8601, from Step Functions' context.
     pub entered: String,
 }
 
-/// Retires every grant of ours to the accounts. One that is not there is as good as retired; one that
+/// Retires the grants of ours to the accounts. One that is not there is as good as retired; one that
 /// fails does not keep the others from being tried.
 ///
 /// # Errors
@@ -52,7 +55,7 @@ pub async fn undo_grant_keys(hub: &Hub, input: UndoInput) -> Result<Undone, Erro
         let mut from = Vec::new();
         for account in account_ids {
             let grant = KeyGrant { key: key_arn, account, retiring: &retiring };
-            match retire(&kms, grant).await {
+            match retire(&kms, grant, input.of_execution).await {
                 Ok(Found::Nothing) => unseen = Some(grant),
                 Ok(Found::Gone) => {}
                 Ok(Found::Retired) => from.push(account.to_string()),
@@ -84,9 +87,11 @@ enum Found {
     Retired,
 }
 
-async fn retire(kms: &Client, grant: KeyGrant<'_>) -> Result<Found, Error> {
+async fn retire(kms: &Client, grant: KeyGrant<'_>, of_execution: bool) -> Result<Found, Error> {
     let mut found = Found::Nothing;
-    for entry in grant.find(kms).await? {
+    let mut entries = grant.find(kms).await?;
+    entries.retain(|entry| !of_execution || KeyGrant::is_of_this_version(entry));
+    for entry in entries {
         match kms.retire_grant().key_id(grant.key.as_str()).set_grant_id(entry.grant_id.clone()).send().await {
             Ok(_) => {
                 tracing::info!(key = %grant.key, account = %grant.account, "grant retired");

@@ -299,6 +299,8 @@ fn evaluate(value: &Value, variables: &Value) -> Value {
                     Some(path) => find(path, variables).unwrap_or(json!(0)),
                     None => look_up(path.trim_end_matches(" : ''"), variables),
                 }
+            } else if let Some(path) = expression.strip_prefix("$exists(") {
+                json!(find(path.trim_end_matches(')'), variables).is_some())
             } else {
                 look_up(expression, variables)
             }

@@ -213,6 +213,7 @@ fn who_has_nothing_to_do_calls_nobody() {
     let of_target = json!({ "execution": "undo", "source": source(), "target": target });
     let of_keys = json!({ "execution": "undo", "source": source(), "keys": [] });
     let mut of_grants = of_keys.clone();
+    of_grants["ofExecution"] = json!(false);
     of_grants["entered"] = json!("2026-11-27T20:00:00.000Z");
     let stage = Stage::new();
     stage.machine.world().journal.clear();

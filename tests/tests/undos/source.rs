@@ -92,9 +92,12 @@ fn the_accounts_that_had_a_grant_are_told() {
     }
     let keys = json!([{ "keyArn": key, "accountIds": [TARGET, BYSTANDER] }]);
     // Long ago: what is not listed will not come any more.
-    let input = json!({
-        "execution": "undo", "source": source(), "keys": keys, "entered": "2020-01-01T00:00:00.000Z",
+    let mut input = json!({
+        "execution": "undo", "source": source(), "keys": keys, "ofExecution": true, "entered": "2020-01-01T00:00:00.000Z",
     });
+    // They are of an earlier version, so no execution of this one gave them. A revoke takes them.
+    assert_eq!(stage.undo("UndoGrantKeys", &input), []);
+    input["ofExecution"] = json!(false);
     assert_eq!(stage.undo("UndoGrantKeys", &input), told("kms:RetireGrant", &key, &[TARGET]));
     let listed = root.call_kms(&mut stage.machine.world(), "ListGrants", &json!({ "KeyId": key })).unwrap();
     let names: Vec<&str> = listed["Grants"].as_array().unwrap().iter().filter_map(|one| one["Name"].as_str()).collect();
