@@ -40,7 +40,7 @@ pub(crate) async fn name_refused(
         let Some(more) = stored.with(group)? else { continue };
         match (policies.offer(key, &stored, &more).await?, group) {
             (None, _) => stored = more,
-            (Some(_), [account]) => refused.push(account.to_string()),
+            (Some(_), [] | [_]) => refused.extend(group.iter().map(ToString::to_string)),
             (Some(_), _) => {
                 let (first, second) = group.split_at(group.len() / 2);
                 groups.extend([second, first]);
@@ -50,7 +50,7 @@ pub(crate) async fn name_refused(
     tracing::info!(key = %key, refused = refused.len(), "KMS refuses accounts");
     if refused.is_empty() {
         return Ok(conflict(format!(
-            "KMS refused it with all accounts at once ({PUT_KEY_POLICY}: {reason}), and takes it with each; start again"
+            "KMS refuses it, and no account by itself ({PUT_KEY_POLICY}: {reason}); start again"
         )));
     }
     Ok(conflict(format!(
