@@ -33,6 +33,8 @@ pub(crate) struct OwnImage {
     /// One that is not has no launch permissions: EC2 drops them when an image is disabled.
     available: bool,
     pub(crate) snapshots: BTreeSet<SnapshotId>,
+    /// The device of each volume, with the snapshot that it is made of.
+    pub(crate) devices: Vec<(String, SnapshotId)>,
 }
 
 /// Every image of the source account in the Region, and the keys that its own snapshots are under.
@@ -76,6 +78,13 @@ impl Inventory {
         snapshots.filter_map(|snapshot| self.keys.get(snapshot)?.as_ref()).collect()
     }
 
+    /// Devices whose snapshot is the account's own, and under no key.
+    pub(crate) fn unencrypted(&self, image: &ImageId) -> Vec<String> {
+        let devices = self.images.get(image).map(|image| &image.devices).into_iter().flatten();
+        let under_none = devices.filter(|(_, snapshot)| self.keys.get(snapshot).is_some_and(Option::is_none));
+        under_none.map(|(device, _)| device.clone()).collect()
+    }
+
     /// Every key that an image is under.
     pub(crate) fn all_keys(&self) -> BTreeSet<&KeyArn> {
         self.keys.values().flatten().collect()
@@ -109,10 +118,16 @@ impl Inventory {
 impl OwnImage {
     fn of(image: &types::Image) -> Self {
         let mappings = image.block_device_mappings().iter();
+        let device = |mapping: &types::BlockDeviceMapping| {
+            let snapshot = SnapshotId::parse(mapping.ebs()?.snapshot_id()?).ok()?;
+            Some((mapping.device_name().unwrap_or_default().to_owned(), snapshot))
+        };
+        let devices: Vec<_> = mappings.filter_map(device).collect();
         Self {
             name: image.name().unwrap_or_default().to_owned(),
             available: image.state() == Some(&ImageState::Available),
-            snapshots: mappings.filter_map(|mapping| SnapshotId::parse(mapping.ebs()?.snapshot_id()?).ok()).collect(),
+            snapshots: devices.iter().map(|(_, snapshot)| snapshot.clone()).collect(),
+            devices,
         }
     }
 }
@@ -209,8 +224,9 @@ mod tests {
     /// Images with the snapshots of these numbers, and snapshots under the keys of these.
     fn inventory(images: &[(u8, &[u8])], keys: &[(u8, Option<u8>)]) -> Inventory {
         let image = |(id, snapshots): &(u8, &[u8])| {
+            let devices = snapshots.iter().map(|id| (format!("/dev/xvd{id}"), snapshot(*id))).collect();
             let snapshots = snapshots.iter().map(|id| snapshot(*id)).collect();
-            (image_id(*id), OwnImage { name: String::new(), available: true, snapshots })
+            (image_id(*id), OwnImage { name: String::new(), available: true, snapshots, devices })
         };
         Inventory {
             images: images.iter().map(image).collect(),
@@ -220,6 +236,14 @@ mod tests {
 
     fn ids(order: &[Position]) -> Vec<(ImageId, bool)> {
         order.iter().map(|position| (position.image_id.clone(), position.sibling)).collect()
+    }
+
+    /// Of a snapshot that the account does not own nobody can say.
+    #[test]
+    fn volumes_are_unencrypted_whose_snapshot_is_known_to_be() {
+        let inventory = inventory(&[(1, &[1, 2, 3]), (2, &[1])], &[(1, Some(8)), (2, None)]);
+        assert_eq!(inventory.unencrypted(&image_id(1)), ["/dev/xvd2"]);
+        assert!(inventory.unencrypted(&image_id(2)).is_empty());
     }
 
     #[test]

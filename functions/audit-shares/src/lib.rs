@@ -11,6 +11,7 @@ mod images;
 mod keys;
 mod notes;
 mod pace;
+mod public_access;
 mod report;
 mod run;
 mod shares;
@@ -35,6 +36,8 @@ pub const ACTIONS: Actions = Actions {
         images::DESCRIBE_SNAPSHOTS,
         images::DESCRIBE_IMAGE_ATTRIBUTE,
         images::DESCRIBE_SNAPSHOT_ATTRIBUTE,
+        public_access::OF_IMAGES,
+        public_access::OF_SNAPSHOTS,
         keys::LIST_KEYS,
         keys::DESCRIBE_KEY,
         ami_share_key_policies::GET_KEY_POLICY,
@@ -88,7 +91,14 @@ pub async fn audit_shares(hub: &Hub, input: Input) -> Result<Output, Error> {
         kms: aws_sdk_kms::Client::new(&config),
     };
     let mut notes = Notes::read(Record::open(hub)?, &request).await?;
-    let mut progress = input.progress.unwrap_or_else(|| Progress::new(&request));
+    let mut progress = match input.progress {
+        Some(progress) => progress,
+        None => {
+            let mut progress = Progress::new(&request);
+            run::look_at_public_access(&world, &mut progress).await?;
+            progress
+        }
+    };
     run::run(&world, &mut notes, &mut progress).await?;
     Ok(match progress.finished() {
         Ok(report) => Output { progress: None, table: Some(table::table(&report)), report: Some(report) },

@@ -13,7 +13,7 @@ use ami_share_core::{
 use ami_share_key_grants::PassedOn;
 use serde::{Deserialize, Serialize};
 
-use crate::{grantee::Grantee, keys::Way};
+use crate::{grantee::Grantee, keys::Way, public_access::BlockPublicAccess};
 
 /// Room for the findings, in bytes of JSON.
 const FINDINGS_BYTES: usize = 80_000;
@@ -44,6 +44,12 @@ pub struct Report {
     /// where the source is deployed with `OnlyTaggedKeys=false`, which is not known here.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(crate) untagged_keys: BTreeSet<KeyArn>,
+    /// Whether images of the account may be made public in the Region; nothing where nobody could say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) public_images: Option<BlockPublicAccess>,
+    /// The same of snapshots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) public_snapshots: Option<BlockPublicAccess>,
     pub(crate) not_looked_at: BTreeSet<String>,
     /// What was left out so that the report fits.
     pub(crate) cut: Vec<String>,
@@ -163,6 +169,9 @@ pub(crate) struct ImageShares {
     /// How many keys and snapshots are under it.
     pub(crate) keys: usize,
     pub(crate) snapshots: usize,
+    /// What is to be known of volumes that are not encrypted; nothing where all are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unencrypted: Option<String>,
     pub(crate) shares: Vec<SharedWith>,
 }
 
@@ -220,6 +229,8 @@ impl Report {
             findings: Vec::new(),
             images: Vec::new(),
             untagged_keys: BTreeSet::new(),
+            public_images: None,
+            public_snapshots: None,
             not_looked_at: BTreeSet::new(),
             cut: Vec::new(),
         }

@@ -17,6 +17,7 @@ use crate::{
     keys::{self, KeyAccess},
     notes::Notes,
     pace::CONCURRENCY,
+    public_access,
     report::{Finding, Kind, Report, written},
     shares::{self, Seen},
 };
@@ -99,6 +100,21 @@ pub(crate) struct World<'a> {
     pub(crate) inventory: Inventory,
 }
 
+/// Two calls, for the whole audit. A setting that may not be read keeps nothing else from being looked at.
+pub(crate) async fn look_at_public_access(world: &World<'_>, progress: &mut Progress) -> Result<(), Error> {
+    let (ec2, source) = (&world.ec2, &world.request.source);
+    let report = &mut progress.report;
+    match public_access::of_images(ec2, source).await {
+        Err(error @ Error::AccessDenied { .. }) => report.not_looked_at(format!("block public access ({error})")),
+        read => report.public_images = read?,
+    }
+    match public_access::of_snapshots(ec2, source).await {
+        Err(error @ Error::AccessDenied { .. }) => report.not_looked_at(format!("block public access ({error})")),
+        read => report.public_snapshots = read?,
+    }
+    Ok(())
+}
+
 /// Looks at what is next until everything was looked at, or as many calls were made as one run may make.
 pub(crate) async fn run(world: &World<'_>, notes: &mut Notes, progress: &mut Progress) -> Result<(), Error> {
     let mut calls = CALLS;
@@ -157,6 +173,7 @@ async fn look_at_images(
             seen.push(Seen {
                 image_id,
                 name: world.inventory.images.get(image_id).map_or("", |image| &image.name),
+                unencrypted: world.inventory.unencrypted(image_id),
                 launching,
                 snapshots: snapshots.map(|snapshot| (snapshot, copying.get(snapshot).unwrap_or(&nobody))).collect(),
                 keys: keys().collect(),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ami_share_core::{
     ids::{AccountId, ImageId, KeyArn, SnapshotId},
     share::Mode,
+    words,
 };
 use ami_share_record::Gift;
 
@@ -18,6 +19,8 @@ use crate::{
 pub(crate) struct Seen<'a> {
     pub(crate) image_id: &'a ImageId,
     pub(crate) name: &'a str,
+    /// Devices whose volumes are under no key.
+    pub(crate) unencrypted: Vec<String>,
     pub(crate) launching: &'a BTreeSet<Grantee>,
     pub(crate) snapshots: Vec<(&'a SnapshotId, &'a BTreeSet<Grantee>)>,
     pub(crate) keys: Vec<(&'a KeyArn, &'a KeyAccess)>,
@@ -49,6 +52,7 @@ impl Seen<'_> {
             name: self.name.to_owned(),
             keys: self.keys.len(),
             snapshots: self.snapshots.len(),
+            unencrypted: words::unencrypted(&self.unencrypted),
             shares,
         }
     }

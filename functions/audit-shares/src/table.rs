@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fmt::Write};
 use crate::{
     grantee::Grantee,
     keys::Way,
+    public_access::BlockPublicAccess,
     report::{GivenBy, ImageShares, Report, Share, Status},
 };
 
@@ -46,14 +47,21 @@ fn headline(report: &Report) -> String {
     };
     format!(
         "ami-share looked at {} image(s) and {} key(s) of account {} in {}, and found {findings}.\n\
-         Images that are shared: {}. Pairs of an image and whom it is shared with: {}.\n",
+         Images that are shared: {}. Pairs of an image and whom it is shared with: {}.\n\
+         Block public access: of images {}, of snapshots {}.\n",
         summary.images,
         summary.keys,
         report.source.account_id,
         report.source.region,
         summary.shared_images,
         summary.shares,
+        block(report.public_images.as_ref()),
+        block(report.public_snapshots.as_ref()),
     )
+}
+
+fn block(setting: Option<&BlockPublicAccess>) -> String {
+    setting.map_or_else(|| "not known".to_owned(), ToString::to_string)
 }
 
 fn section(heading: &str, lines: impl Iterator<Item = String>) -> String {
@@ -88,19 +96,21 @@ fn given_by(by: GivenBy) -> &'static str {
     }
 }
 
-/// `2 of 2: statements`
+/// `2 of 2: statements`, `1 of 1: grant, and volumes without a key`
 fn key_access(image: &ImageShares, with: &Grantee, share: &Share) -> String {
+    let unencrypted = image.unencrypted.is_some();
     if image.keys == 0 {
-        return "none needed".to_owned();
+        return if unencrypted { "none needed: not encrypted" } else { "none needed" }.to_owned();
     }
+    let rest = if unencrypted { ", and volumes without a key" } else { "" };
     if with.account().is_none() {
-        return "?".to_owned();
+        return format!("?{rest}");
     }
     let usable = share.key_access.iter().filter(|key| key.ways.iter().any(|way| way.is_access())).count();
     let ways: BTreeSet<Way> = share.key_access.iter().flat_map(|key| key.ways.iter().copied()).collect();
     let ways: Vec<&str> = ways.into_iter().map(way).collect();
     let ways = if ways.is_empty() { String::new() } else { format!(": {}", ways.join(", ")) };
-    format!("{usable} of {}{ways}", image.keys)
+    format!("{usable} of {}{ways}{rest}", image.keys)
 }
 
 fn way(way: Way) -> &'static str {
@@ -192,6 +202,7 @@ mod tests {
             name: name.to_owned(),
             keys: 0,
             snapshots: 2,
+            unencrypted: None,
             shares: vec![SharedWith { accounts: (0..targets).map(account).collect(), share }],
         }
     }
@@ -209,13 +220,27 @@ mod tests {
         let mut report = report();
         report.add([image(1, "web", 1), image(2, &"é".repeat(50), 1)]);
         let table = table(&report);
-        let lines: Vec<&str> = table.lines().skip(3).collect();
+        let lines: Vec<&str> = table.lines().skip(4).collect();
         let column = |line: &str, text: &str| line.split(text).next().map(|before| before.chars().count());
         let places: Vec<_> =
             [(0, "LAUNCH"), (1, "ami-share"), (2, "ami-share")].map(|(line, text)| column(lines[line], text)).into();
         assert!(places.iter().all(|place| *place == places[0]), "{table}");
         assert!(lines[2].contains(&format!("{}...", "é".repeat(37))), "{table}");
         assert!(lines[1].ends_with("none needed  1 of 2: others  app-deployer  -"), "{table}");
+    }
+
+    #[test]
+    fn volumes_without_a_key_are_told_beside_the_keys() {
+        let mut report = report();
+        let plain = |number: usize, keys: usize| ImageShares {
+            keys,
+            unencrypted: ami_share_core::words::unencrypted(&["/dev/xvda".to_owned()]),
+            ..image(number, "web", 1)
+        };
+        report.add([plain(1, 0), plain(2, 1)]);
+        let table = table(&report);
+        assert!(table.contains("none needed: not encrypted"), "{table}");
+        assert!(table.contains("0 of 1, and volumes without a key"), "{table}");
     }
 
     /// What a function answers, and a notification, may take 262,144 bytes, and the call has some of its own around it.

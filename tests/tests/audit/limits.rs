@@ -132,6 +132,8 @@ async fn calls_in_the_source_account_do_not_grow_with_the_number_of_targets() ->
         ("ec2:DescribeImages", 1),
         ("ec2:DescribeSnapshotAttribute", 27),
         ("ec2:DescribeSnapshots", 1),
+        ("ec2:GetImageBlockPublicAccessState", 1),
+        ("ec2:GetSnapshotBlockPublicAccessState", 1),
         ("kms:DescribeKey", 2),
         ("kms:GetKeyPolicy", 4),
         ("kms:ListGrants", 2),

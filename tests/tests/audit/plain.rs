@@ -1,7 +1,8 @@
 //! What is as it should be.
 
 use ami_share_sandbox::world::Organization;
-use ami_share_tests::TARGET;
+use ami_share_tests::{REGION, TARGET};
+use aws_sdk_ec2::types::ImageBlockPublicAccessEnabledState;
 
 use super::*;
 
@@ -145,5 +146,41 @@ async fn accounts_are_looked_up_in_the_organization_that_is_allowed() -> Result<
     assert_eq!((&found[0]["accounts"], &found[0]["imageId"]), (&json!([suspended]), &json!(image)));
     assert!(found[0]["message"].as_str().is_some_and(|text| text.contains("its state is SUSPENDED")), "{}", found[0]);
     assert_eq!(stage.audit("one", &json!({ "imageId": image })).await?.findings(), audit.findings());
+    Ok(())
+}
+
+/// EC2's and EBS's settings of the Region; nothing of it is a finding.
+#[tokio::test]
+async fn whether_anything_may_be_made_public_is_told() -> Result<()> {
+    let stage = Stage::start(Settings::default()).await?;
+    let audit = stage.audit("open", &json!({})).await?;
+    let unblocked = json!({ "state": "unblocked", "managedBy": "account" });
+    assert_eq!((&audit.report["publicImages"], &audit.report["publicSnapshots"]), (&unblocked, &unblocked));
+    let block = stage.ec2().enable_image_block_public_access();
+    block.image_block_public_access_state(ImageBlockPublicAccessEnabledState::BlockNewSharing).send().await?;
+    let audit = stage.audit("images", &json!({})).await?;
+    assert_eq!(audit.report["publicImages"]["state"], "block-new-sharing");
+    let said = "of images block-new-sharing (managed by account), of snapshots unblocked (managed by account)";
+    assert!(audit.table.contains(said), "{}", audit.table);
+    assert_eq!(audit.report["status"], "clean");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_image_that_is_not_wholly_encrypted_says_so_in_words() -> Result<()> {
+    let stage = Stage::start(Settings { allow_unencrypted: true, ..Settings::default() }).await?;
+    let volume = &stage.image.volumes[0];
+    {
+        let mut world = stage.local.sandbox.world();
+        let ec2 = world.account_mut(SOURCE).ec2.get_mut(REGION).ok_or("no EC2")?;
+        ec2.snapshots.get_mut(&volume.snapshot_id).ok_or("no snapshot")?.key = None;
+    }
+    stage.share_plainly("share", &stage.image, TARGET).await?;
+    let audit = stage.audit("audit", &json!({})).await?;
+    let said = audit.report["images"][0]["unencrypted"].as_str().unwrap_or_default();
+    assert!(said.contains(volume.device) && said.contains("is not encrypted"), "{:#}", audit.report);
+    let row = audit.rows(&[&stage.image.image_id, TARGET, "1 of 1: statements, and volumes without a key"]);
+    assert_eq!(row.len(), 1, "{}", audit.table);
+    assert_eq!(audit.report["status"], "clean");
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::encryption::Wish;
 use super::filters::{Filters, page};
+use super::public_access::PublicAccess;
 use super::schedule::{Change, later};
 use super::tags::{self, Tags};
 use super::{
@@ -940,6 +941,9 @@ fn is_organizations_arn(arn: &str, resource: &str) -> bool {
 /// Refuses images that AWS does not let anyone share.
 fn check_shareable(request: &Request<'_>, image: &Image, added: &BTreeSet<LaunchPermission>) -> Result<(), ApiError> {
     let public = added.contains(&LaunchPermission::Everyone);
+    if public {
+        PublicAccess::check(request.ec2().and_then(|ec2| ec2.public_access.images.as_deref()))?;
+    }
     let snapshots: BTreeMap<_, _> = request
         .ec2()
         .map(|ec2| image.snapshot_ids().into_iter().filter_map(|id| Some((id, ec2.snapshots.get(id)?))).collect())

@@ -12,6 +12,7 @@ mod filters;
 mod images;
 mod instances;
 mod launch_templates;
+mod public_access;
 mod schedule;
 mod snapshots;
 mod tags;
@@ -21,6 +22,7 @@ mod volumes;
 pub use images::{Device, DeviceKind, Image, ImageState, LaunchPermission};
 pub use instances::{Instance, InstanceState};
 pub use launch_templates::{LaunchTemplate, Version as LaunchTemplateVersion};
+pub use public_access::PublicAccess;
 pub use schedule::{Schedule, settle};
 pub use snapshots::{Snapshot, SnapshotState};
 pub use tags::Tags;
@@ -62,6 +64,8 @@ pub struct Ec2 {
     /// What ModifyEbsDefaultKmsKeyId set: a key ARN, or as given when it names no key.
     pub default_key: Option<String>,
     pub encryption_by_default: bool,
+    /// It is the account's administrator's, and no part of a snapshot.
+    pub public_access: PublicAccess,
     /// The account's own tags on images and snapshots of other accounts.
     pub tags_on_others: BTreeMap<String, Tags>,
     /// By action and token.
@@ -121,6 +125,10 @@ pub fn handle(world: &mut World, caller: &Caller, region: &str, action: &str, pa
         "GetEbsEncryptionByDefault" => encryption::get_by_default(request),
         "EnableEbsEncryptionByDefault" => encryption::set_by_default(request, true),
         "DisableEbsEncryptionByDefault" => encryption::set_by_default(request, false),
+        "GetImageBlockPublicAccessState" => public_access::get_of_images(request),
+        "EnableImageBlockPublicAccess" => public_access::enable_of_images(request),
+        "GetSnapshotBlockPublicAccessState" => public_access::get_of_snapshots(request),
+        "EnableSnapshotBlockPublicAccess" => public_access::enable_of_snapshots(request),
         "DescribeInstanceTypes" => catalog::describe_instance_types(request),
         "DescribeSubnets" => catalog::describe_subnets(request),
         _ => Err(ApiError::bad_request(

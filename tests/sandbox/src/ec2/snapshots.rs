@@ -2,6 +2,7 @@
 
 use super::filters::{Filters, page};
 use super::images::{self, invalid_attribute};
+use super::public_access::PublicAccess;
 use super::schedule::{Change, later};
 use super::tags::{self, Tags};
 use super::{Ec2, Request, Volume, account_arn, context, is_account_id, is_id, returns_true, shared_arn};
@@ -441,6 +442,9 @@ fn check_modifications(add: &BTreeSet<String>, remove: &BTreeSet<String>) -> Res
 
 /// Refuses snapshots that AWS does not let anyone share.
 fn check_shareable(request: &Request<'_>, snapshot: &Snapshot, added: &BTreeSet<String>) -> Result<(), ApiError> {
+    if added.contains(EVERYONE) {
+        PublicAccess::check(request.ec2().and_then(|ec2| ec2.public_access.snapshots.as_deref()))?;
+    }
     let Some(key) = &snapshot.key else {
         return Ok(());
     };

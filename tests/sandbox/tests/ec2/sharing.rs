@@ -4,6 +4,7 @@
 use super::stage::*;
 use ami_share_sandbox::{ec2, world::Organization};
 use aws_sdk_ec2::types::{CreateVolumePermission, CreateVolumePermissionModifications, LaunchPermission};
+use aws_sdk_ec2::types::{ImageBlockPublicAccessEnabledState, SnapshotBlockPublicAccessState};
 use aws_sdk_ec2::types::{LaunchPermissionModifications, OperationType, SnapshotAttributeName};
 use serde_json::json;
 
@@ -150,6 +151,32 @@ async fn encrypted_images_are_not_made_public() {
     let snapshot = stage.snapshot(&stage.a, Some(&key)).await;
     let image = stage.image(&stage.a, "golden", &[&snapshot]).await;
     assert_eq!(code(add(&stage.a, &image).user_groups("all").send().await), "InvalidParameter");
+}
+
+#[tokio::test]
+async fn nothing_is_made_public_where_block_public_access_is_on() {
+    let stage = Stage::new().await;
+    let snapshot = stage.snapshot(&stage.a, None).await;
+    let image = stage.image(&stage.a, "plain", &[&snapshot]).await;
+    let states = async || {
+        let images = stage.a.get_image_block_public_access_state().send().await.unwrap();
+        let snapshots = stage.a.get_snapshot_block_public_access_state().send().await.unwrap();
+        let of_snapshots = snapshots.state().unwrap().as_str().to_owned();
+        (images.image_block_public_access_state.unwrap(), of_snapshots)
+    };
+    assert_eq!(states().await, ("unblocked".to_owned(), "unblocked".to_owned()));
+    let block = stage.a.enable_image_block_public_access();
+    let block = block.image_block_public_access_state(ImageBlockPublicAccessEnabledState::BlockNewSharing);
+    block.send().await.unwrap();
+    let block = stage.a.enable_snapshot_block_public_access();
+    block.state(SnapshotBlockPublicAccessState::BlockAllSharing).send().await.unwrap();
+    assert_eq!(states().await, ("block-new-sharing".to_owned(), "block-all-sharing".to_owned()));
+    assert_eq!(code(add(&stage.a, &image).user_groups("all").send().await), "OperationNotPermitted");
+    let public = stage.a.modify_snapshot_attribute().snapshot_id(&snapshot).operation_type(OperationType::Add);
+    assert_eq!(code(public.group_names("all").send().await), "OperationNotPermitted");
+    // An account may still be let in.
+    stage.share_image(&image, B).await;
+    stage.share_snapshot(&snapshot, B).await;
 }
 
 #[tokio::test]

@@ -106,7 +106,15 @@ async fn a_report_says_after_a_while_which_other_accounts_use_an_image() {
         .collect();
     said.sort();
     let used = |kind: &str| (B.to_owned(), kind.to_owned(), 1);
-    assert_eq!(said, [used("ec2:Instance"), used("ec2:LaunchTemplate"), used("imagebuilder:ContainerRecipe"), used("imagebuilder:ImageRecipe")]);
+    assert_eq!(
+        said,
+        [
+            used("ec2:Instance"),
+            used("ec2:LaunchTemplate"),
+            used("imagebuilder:ContainerRecipe"),
+            used("imagebuilder:ImageRecipe")
+        ]
+    );
     // A kind that EC2 does not know is refused, and none.
     let unknown = ImageUsageResourceTypeRequest::builder().resource_type("imagebuilder:Pipeline").build();
     let unknown = stage.a.create_image_usage_report().image_id(&image).resource_types(unknown);
