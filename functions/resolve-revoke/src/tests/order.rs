@@ -93,6 +93,7 @@ pub(super) fn note(n: usize, noted_at: i64, going: Option<&str>) -> Note {
         goes_before: false,
         confirmed: true,
         stays: ami_share_record::Stays::default(),
+        proof: None,
     }
 }
 
