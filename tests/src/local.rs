@@ -34,6 +34,8 @@ pub struct Settings {
     pub launcher_keys: String,
     /// `OnlyTaggedImages`
     pub only_tagged_images: bool,
+    /// `IamPath`, of every stack.
+    pub iam_path: String,
     /// `AuditSchedule`
     pub audit_schedule: String,
     /// For how long functions hold a key policy that was replaced for one that may still be read. Waits of the state
@@ -53,6 +55,7 @@ impl Default for Settings {
             inline_policies: false,
             launcher_keys: String::new(),
             only_tagged_images: false,
+            iam_path: "/".to_owned(),
             audit_schedule: String::new(),
             stale_read_seconds: 3,
             sandbox: ami_share_sandbox::Settings::default(),
@@ -97,7 +100,7 @@ impl Local {
         let organization = &settings.organization;
         let (organizations, units) = (organization.organizations.join(","), organization.units.join(","));
         let asked_as =
-            organization.asked_in.as_ref().map(|account| format!("arn:aws:iam::{account}:role/AmiShareOrganization"));
+            organization.asked_in.as_ref().map(|account| format!("arn:aws:iam::{account}:role{}AmiShareOrganization", settings.iam_path));
         let sources: BTreeSet<&String> = pairs.iter().map(|(source, _)| *source).chain([&settings.source]).collect();
         let allowed_sources = sources.iter().map(|source| source.as_str()).collect::<Vec<_>>().join(",");
         let parameters = [
@@ -111,12 +114,13 @@ impl Local {
             ("AuditSchedule", &settings.audit_schedule),
             ("AllowUnencrypted", if settings.allow_unencrypted { "true" } else { "false" }),
             ("ImageEventSource", IMAGE_EVENT_SOURCE),
+            ("IamPath", &settings.iam_path),
         ];
         let hub = deploy::deploy_hub(&engine, &parameters).await?;
         let by_organization = settings.organization.targets.iter().map(String::as_str);
         let ready: Vec<&str> = pairs.iter().map(|(_, target)| target.as_str()).chain(by_organization).collect();
         for source in &sources {
-            deploy_source(&engine, source, &ready.join(","), settings.only_tagged_images).await?;
+            deploy_source(&engine, source, &ready.join(","), &settings).await?;
         }
         let unlisted = organization.targets.iter().map(|target| (&settings.source, target));
         let pairs: Vec<(&String, &String)> = pairs.into_iter().chain(unlisted).collect();
@@ -124,7 +128,7 @@ impl Local {
             deploy_target(&engine, source, target, &settings).await?;
         }
         if let Some(account) = &organization.asked_in {
-            deploy_organization(&engine, account).await?;
+            deploy_organization(&engine, account, &settings).await?;
         }
         let targets = pairs.iter().map(|(_, target)| target.as_str());
         let accounts = targets.chain(sources.iter().map(|source| source.as_str())).chain([HUB]);
@@ -136,19 +140,20 @@ impl Local {
     }
 }
 
-async fn deploy_source(engine: &Engine, account: &str, targets: &str, only_tagged_images: bool) -> Result<Stack> {
+async fn deploy_source(engine: &Engine, account: &str, targets: &str, settings: &Settings) -> Result<Stack> {
     let parameters = [
         ("HubAccountId", HUB),
         ("ExternalId", EXTERNAL_ID),
         ("AllowedTargetAccounts", targets),
-        ("OnlyTaggedImages", if only_tagged_images { "true" } else { "false" }),
+        ("OnlyTaggedImages", if settings.only_tagged_images { "true" } else { "false" }),
+        ("IamPath", &settings.iam_path),
     ];
     let template = Template::file("accounts/source.yaml")?;
     deploy::deploy(engine, account, "ami-share-source", template, &parameters).await
 }
 
-async fn deploy_organization(engine: &Engine, account: &str) -> Result<Stack> {
-    let parameters = [("HubAccountId", HUB), ("ExternalId", EXTERNAL_ID)];
+async fn deploy_organization(engine: &Engine, account: &str, settings: &Settings) -> Result<Stack> {
+    let parameters = [("HubAccountId", HUB), ("ExternalId", EXTERNAL_ID), ("IamPath", &settings.iam_path)];
     let template = Template::file("accounts/organization.yaml")?;
     deploy::deploy(engine, account, "ami-share-organization", template, &parameters).await
 }
@@ -161,6 +166,7 @@ async fn deploy_target(engine: &Engine, source: &str, account: &str, settings: &
         ("PrincipalArnPatterns", "arn:aws:iam::*:role/app-*,arn:aws:iam::*:user/app-*"),
         ("AllowInlinePolicies", if settings.inline_policies { "true" } else { "false" }),
         ("LauncherKeyArns", &settings.launcher_keys),
+        ("IamPath", &settings.iam_path),
     ];
     let template = Template::file("accounts/target.yaml")?;
     deploy::deploy(engine, account, "ami-share-target", template, &parameters).await

@@ -227,7 +227,7 @@ fn trust_policy(path: &str, role: &str) -> Value {
 /// that does not exist yet.
 fn assert_trusts(path: &str, role: &str, functions: impl Iterator<Item = &'static str>) {
     let arn = |name| {
-        let path = format!("role/${{FunctionRolePrefix}}{name}FunctionRole");
+        let path = format!("role${{IamPath}}${{FunctionRolePrefix}}{name}FunctionRole");
         json!({ "Fn::Sub": format!("arn:${{AWS::Partition}}:iam::${{HubAccountId}}:{path}") })
     };
     let mut expected: Vec<Value> = functions.map(arn).collect();
@@ -326,6 +326,9 @@ fn longest(template: &Value, parameter: &str) -> String {
     if parameter == "AWS::AccountId" {
         return "0".repeat(12);
     }
+    if let Some(most) = template["Parameters"][parameter]["MaxLength"].as_u64() {
+        return "x".repeat(usize::try_from(most).unwrap());
+    }
     let pattern = template["Parameters"][parameter]["AllowedPattern"].as_str().unwrap();
     let (_, times) = pattern.rsplit_once('{').unwrap();
     let most: usize = times.split(['}', ')']).next().unwrap().rsplit(',').next().unwrap().parse().unwrap();
@@ -416,7 +419,8 @@ fn the_policies_that_functions_share_allow_the_one_role() {
             for statement in &statements {
                 assert_eq!(statement["Effect"], "Allow");
                 assert_eq!(statement["Action"], "sts:AssumeRole");
-                let expected = json!({ "Fn::Sub": format!("arn:${{AWS::Partition}}:iam::*:role/${{{role}RoleName}}") });
+                let arn = format!("arn:${{AWS::Partition}}:iam::*:role${{IamPath}}${{{role}RoleName}}");
+                let expected = json!({ "Fn::Sub": arn });
                 assert_eq!(statement["Resource"], expected);
             }
             let conditions: Vec<Value> = statements.iter().map(|statement| statement["Condition"].clone()).collect();
@@ -836,15 +840,20 @@ fn what_the_state_machines_share_is_to_notify_and_to_be_watched() {
 #[test]
 fn undo_share_is_started_for_exactly_the_executions_that_did_not_succeed() {
     let hub = template(HUB);
-    let events = properties(&hub, "UndoShareStateMachine")["Events"].clone();
-    let rules: Vec<&Value> = events.as_object().unwrap().values().collect();
-    assert_eq!(rules.len(), 1);
     let expected = json!({
         "source": ["aws.states"],
         "detail-type": ["Step Functions Execution Status Change"],
         "detail": { "stateMachineArn": [{ "Ref": "ShareAmiStateMachine" }], "status": ["ABORTED", "TIMED_OUT", "FAILED"] }
     });
-    assert_eq!(rules[0]["Properties"]["Pattern"], expected);
+    let rule = properties(&hub, "ShareStoppedRule");
+    assert_eq!(rule["EventPattern"], expected);
+    let machine = json!({ "Ref": "UndoShareStateMachine" });
+    assert_eq!(rule["Targets"].as_array().unwrap().len(), 1);
+    assert_eq!(rule["Targets"][0]["Arn"], machine);
+    assert_eq!(rule["Targets"][0]["RoleArn"], json!({ "Fn::GetAtt": ["ShareStoppedRole", "Arn"] }));
+    let statements = inline(&properties(&hub, "ShareStoppedRole"));
+    assert_eq!(statements.len(), 1);
+    assert_eq!((&statements[0]["Action"], &statements[0]["Resource"]), (&json!("states:StartExecution"), &machine));
 }
 
 /// With an input of its own: what EventBridge would send otherwise is no request.
@@ -905,17 +914,54 @@ fn nobody_is_allowed_every_action_of_a_service() {
 fn the_templates_parameters_agree() {
     let hub = template(HUB);
     for (path, names) in [
-        (SOURCE, ["ExternalId", "FunctionRolePrefix", "SourceRoleName", "SourceReaderRoleName"].as_slice()),
-        (TARGET, &["ExternalId", "FunctionRolePrefix", "TargetRoleName", "LauncherRoleName", "KeyAccessPolicyName"]),
-        (ORGANIZATION, &["ExternalId", "FunctionRolePrefix"]),
+        (SOURCE, ["SourceRoleName", "SourceReaderRoleName"].as_slice()),
+        (TARGET, &["TargetRoleName", "LauncherRoleName", "KeyAccessPolicyName"]),
+        (ORGANIZATION, &[]),
     ] {
         let account = template(path);
-        for name in names {
-            for property in ["Default", "AllowedPattern", "Type"] {
+        let of_all = ["ExternalId", "FunctionRolePrefix", "IamPath", "PermissionsBoundaryArn"];
+        for name in of_all.iter().chain(names) {
+            for property in ["Default", "AllowedPattern", "MaxLength", "Type"] {
                 let (theirs, ours) = (&account["Parameters"][name][property], &hub["Parameters"][name][property]);
                 assert_eq!(theirs, ours, "{path}: {property} of {name}");
             }
         }
+    }
+}
+
+/// Guardrails of some organizations let nobody make a role without them.
+#[test]
+fn every_role_has_the_path_and_the_boundary_that_the_stack_is_given() {
+    for path in [SOURCE, TARGET, ORGANIZATION, HUB] {
+        let template = template(path);
+        for (id, role) in resources(&template, "AWS::IAM::Role") {
+            let properties = &role["Properties"];
+            assert_eq!(properties["Path"], json!({ "Ref": "IamPath" }), "{path}: {id}");
+            let (boundary, none) = (json!({ "Ref": "PermissionsBoundaryArn" }), json!({ "Ref": "AWS::NoValue" }));
+            let expected = json!({ "Fn::If": ["OwnBoundary", boundary, none] });
+            assert_eq!(properties["PermissionsBoundary"], expected, "{path}: {id}");
+        }
+        for (id, policy) in resources(&template, "AWS::IAM::ManagedPolicy") {
+            assert_eq!(policy["Properties"]["Path"], json!({ "Ref": "IamPath" }), "{path}: {id}");
+        }
+        let own = json!({ "Fn::Not": [{ "Fn::Equals": [{ "Ref": "PermissionsBoundaryArn" }, ""] }] });
+        assert_eq!(template["Conditions"]["OwnBoundary"], own, "{path}");
+        for unplaced in ["role/${", "policy/${"] {
+            assert!(!crate::text(path).contains(unplaced), "{path} has {unplaced}");
+        }
+    }
+}
+
+/// It would have neither path nor boundary.
+#[test]
+fn sam_makes_no_role_by_itself() {
+    let hub = template(HUB);
+    for (id, function) in resources(&hub, "AWS::Serverless::Function") {
+        assert!(function["Properties"]["Role"].is_object(), "{id}");
+    }
+    for (id, machine) in resources(&hub, "AWS::Serverless::StateMachine") {
+        assert!(machine["Properties"]["Role"].is_object(), "{id}");
+        assert!(machine["Properties"]["Events"].is_null(), "{id}: what starts it needs a role");
     }
 }
 

@@ -2,7 +2,8 @@
 
 use crate::ids::{AccountId, Region};
 
-/// The ARN of a role of `account` without a path; `region` says the partition.
+/// The ARN of a role of `account`; `name` is with its path, if it has one, as in `team/AmiShareSource`; `region` says the
+/// partition.
 pub fn role_arn(account: &AccountId, region: &Region, name: &str) -> String {
     format!("arn:{}:iam::{account}:role/{name}", partition(region))
 }
@@ -12,7 +13,7 @@ pub fn account_root(account: &AccountId, region: &Region) -> String {
     format!("arn:{}:iam::{account}:root", partition(region))
 }
 
-/// The ARN of a managed policy of `account`; `region` says the partition.
+/// The ARN of a managed policy of `account`; `name` is with its path, if it has one; `region` says the partition.
 pub fn policy_arn(account: &AccountId, region: &Region, name: &str) -> String {
     format!("arn:{}:iam::{account}:policy/{name}", partition(region))
 }

@@ -8,7 +8,8 @@ use crate::{
     sources::Sources,
 };
 
-/// The hub stack's parameters, as the template gives them to every function.
+/// The hub stack's parameters, as the template gives them to every function. Roles and policy are named with their path, as in
+/// `team/AmiShareSource`, where they have one.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The role of `accounts/source.yaml` that changes things.
@@ -126,6 +127,9 @@ impl Settings {
             "SOURCE_ACCOUNT_ID",
         ]
         .map(&mut read);
+        let in_path = |name: String| name.trim_start_matches('/').to_owned();
+        let [source_role, source_reader_role, target_role, launcher_role, key_access_policy] =
+            [source_role, source_reader_role, target_role, launcher_role, key_access_policy].map(in_path);
         if !problems.is_empty() {
             return Err(problems.join("; "));
         }
@@ -172,6 +176,13 @@ mod tests {
     fn every_missing_setting_is_named() {
         let problems = Settings::from_variables(|name| (name != "EXTERNAL_ID").then(|| "x".to_owned())).unwrap_err();
         assert_eq!(problems, "environment variable EXTERNAL_ID is not set");
+    }
+
+    #[test]
+    fn roles_are_named_with_their_path() {
+        let named = |given: &str| told(&[("SOURCE_ROLE_NAME", given)]).unwrap().source_role;
+        assert_eq!(named("/AmiShareSource"), "AmiShareSource");
+        assert_eq!(named("/team/ami-share/AmiShareSource"), "team/ami-share/AmiShareSource");
     }
 
     #[test]

@@ -1,0 +1,37 @@
+//! Roles and policies with an IAM path, as guardrails of some organizations ask for.
+
+use std::collections::BTreeSet;
+
+use ami_share_tests::{Result, SOURCE, TARGET, local::Settings};
+use serde_json::json;
+
+use crate::{Stage, merge};
+
+#[tokio::test]
+async fn roles_and_policies_may_have_a_path() -> Result<()> {
+    let stage = Stage::start(Settings { iam_path: "/platform/ami-share/".to_owned(), ..Settings::default() }).await?;
+    let audit = &stage.local.hub.stack.resources["AuditSharesStateMachine"];
+    for access in ["policy", "grant"] {
+        let mut request = stage.request(json!({ "principals": [stage.target().principal] }));
+        merge(&mut request, json!({ "keyAccess": access }));
+        let shared = stage.run(access, &request).await?;
+        assert!(shared.succeeded(), "{access}: {}", shared.summary());
+        assert_eq!(shared.report()["targets"][0]["status"], "proved", "{access}");
+
+        let callers: BTreeSet<&str> = shared.journal.iter().map(|entry| entry.principal.as_str()).collect();
+        for role in ["AmiShareSource", "AmiShareSourceReader", "AmiShareTarget", "AmiShareLauncher"] {
+            let caller = format!(":role/platform/ami-share/{role}");
+            assert!(callers.iter().any(|arn| arn.ends_with(&caller)), "{access}: {role} of {callers:?}");
+        }
+        let audit = stage.run_on(audit, &format!("{access}-audit"), &json!({})).await?;
+        assert_eq!(audit.report()["findings"], json!([]), "{access}: {}", audit.summary());
+
+        let all = json!({ "imageId": stage.image.image_id, "targets": [TARGET], "force": true });
+        let revoked = stage.run_on(&stage.local.hub.revoke_share, &format!("{access}-revoke"), &all).await?;
+        assert!(revoked.succeeded(), "{access}: {}", revoked.summary());
+        for account in [SOURCE, TARGET] {
+            assert_eq!(revoked.after[account], shared.before[account], "{access}: {account}");
+        }
+    }
+    Ok(())
+}
