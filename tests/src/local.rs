@@ -99,8 +99,10 @@ impl Local {
         let allowed = pairs.iter().map(|(_, target)| target.as_str()).collect::<Vec<_>>().join(",");
         let organization = &settings.organization;
         let (organizations, units) = (organization.organizations.join(","), organization.units.join(","));
-        let asked_as =
-            organization.asked_in.as_ref().map(|account| format!("arn:aws:iam::{account}:role{}AmiShareOrganization", settings.iam_path));
+        let asked_as = organization
+            .asked_in
+            .as_ref()
+            .map(|account| format!("arn:aws:iam::{account}:role{}AmiShareOrganization", settings.iam_path));
         let sources: BTreeSet<&String> = pairs.iter().map(|(source, _)| *source).chain([&settings.source]).collect();
         let allowed_sources = sources.iter().map(|source| source.as_str()).collect::<Vec<_>>().join(",");
         let parameters = [
