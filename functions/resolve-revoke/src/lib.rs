@@ -4,6 +4,7 @@
 //! definition, noted or not. Keys and principals are shared between images: what another image needs that
 //! the target can still launch stays, and stays noted.
 
+mod actions;
 mod notes;
 mod shares;
 mod source;
@@ -14,7 +15,6 @@ use std::collections::BTreeMap;
 
 use ami_share_core::{
     Error, Hub,
-    hub::Actions,
     ids::{AccountId, ExecutionName},
     mark::Mark,
     revoke::{Phase, Place, Progress, RevokeRequest, RevokedImages, Round, SourceImage},
@@ -31,17 +31,7 @@ use shares::{Ahead, Shares};
 use source::SourceState;
 use unnoted::{Looking, Unnoted};
 
-pub const ACTIONS: Actions = Actions {
-    source_reader: &[
-        source::DESCRIBE_IMAGES,
-        source::DESCRIBE_SNAPSHOTS,
-        source::DESCRIBE_IMAGE_ATTRIBUTE,
-        source::GET_KEY_POLICY,
-        source::LIST_GRANTS,
-    ],
-    target: &[target::LIST_ENTITIES],
-    ..Actions::NONE
-};
+pub use actions::ACTIONS;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

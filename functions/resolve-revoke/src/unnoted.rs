@@ -15,7 +15,7 @@ use ami_share_take_back::Need;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::{
-    ACTIONS,
+    actions::ACTIONS,
     notes::{NotesByTarget, STATE, is_of},
     source::SourceState,
     target,
