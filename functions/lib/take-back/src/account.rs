@@ -131,9 +131,13 @@ impl FromAccount {
 /// What goes of what `notes` says of `account`, the whole of its notes; and what the notes say then.
 pub fn from_account(asked: Asked<'_>, account: &AccountId, notes: &[Note], need: &Need) -> FromAccount {
     let mut decision = Decision::new(asked, account, notes, need);
+    let is_at_hand = |note: &&Note| note.image() == asked.image && note.gift.source == *asked.source;
+    let stands = notes.iter().filter(is_at_hand).any(|note| !note.is_going());
     for note in notes {
         match &note.going {
             _ if note.goes_before => drop(decision.access(note.gift.clone())),
+            // What others gave may be what another share of the image, which stands, has found in place.
+            Some(going) if stands && going != asked.mark => {}
             Some(going) => decision.take(note, going),
             None if asked.with_gone_images && decision.is_gone(note) => drop(decision.access(note.gift.clone())),
             None => {}

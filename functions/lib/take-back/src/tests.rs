@@ -157,6 +157,22 @@ fn what_nobody_asked_to_remove_stays_noted() {
     assert!(!again.is_something() && again.notes.is_empty());
 }
 
+/// It found in place what a share of another image gave, which was kept for its sake when that one went.
+#[test]
+fn an_older_share_of_the_image_keeps_what_others_gave() {
+    let others = note("b", Some("other 150"));
+    let mut own = note("a", Some(MINE));
+    own.gift.target.source_changes.key_arns = vec![];
+    own.gift.target.principal_changes = vec![];
+    let mut older = note("a", None);
+    (older.gift.execution, older.noted_at) = (execution("older"), 50);
+    let with_older = take(&[others.clone(), own.clone(), older], &Need::default());
+    assert!(with_older.key_arns.is_empty() && with_older.notes.iter().all(|note| note.image_id == image("a")));
+    assert!(with_older.target.unwrap().principal_changes.is_empty());
+    let alone = take(&[others, own], &Need::default());
+    assert_eq!((alone.key_arns, alone.notes.len()), (BTreeSet::from([key("1")]), 2));
+}
+
 #[test]
 fn a_copy_that_an_execution_found_is_not_its_own() {
     let mut found = note("a", Some(MINE));
