@@ -207,12 +207,11 @@ enum Reached {
 }
 
 fn reached(failure: Option<&Failure>) -> Reached {
-    match failure.map(|failure| (failure.state.as_str(), failure.error.as_str())) {
-        // ShareKey has taken back itself what it had written.
-        Some(("NoteTargets", _) | ("ShareKey", "PlanChanged")) => Reached::Notes,
-        Some(("ShareKey" | "GrantKeys", _)) => Reached::Keys,
-        Some(("ShareSnapshots", _)) => Reached::Snapshots,
-        Some(("ShareImage", _)) => Reached::Image,
+    match failure.map(|failure| failure.state.as_str()) {
+        Some("NoteTargets") => Reached::Notes,
+        Some("ShareKey" | "GrantKeys") => Reached::Keys,
+        Some("ShareSnapshots") => Reached::Snapshots,
+        Some("ShareImage") => Reached::Image,
         _ => Reached::Targets,
     }
 }

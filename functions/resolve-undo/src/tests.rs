@@ -117,7 +117,7 @@ fn what_the_share_has_not_come_to_was_not_given() {
         (key_arns.len(), snapshot_ids.len(), launch_permission, target.mode)
     };
     assert_eq!(given_after("NoteTargets", "States.Timeout"), (0, 0, false, Mode::None));
-    assert_eq!(given_after("ShareKey", "PlanChanged"), (0, 0, false, Mode::None));
+    assert_eq!(given_after("ShareKey", "PlanChanged"), (1, 0, false, Mode::None));
     assert_eq!(given_after("ShareKey", "AccessDenied"), (1, 0, false, Mode::None));
     assert_eq!(given_after("ShareSnapshots", "AccessDenied"), (1, 1, false, Mode::None));
     assert_eq!(given_after("ShareImage", "AccessDenied"), (1, 1, true, Mode::None));

@@ -46,7 +46,7 @@ pub struct Output {
 ///
 /// # Errors
 /// [`Error::SourceNotAllowed`]; [`Error::TargetNotAllowed`]; [`Error::KeyPoliciesLocked`]; [`Error::PlanChanged`], and then
-/// nothing of this execution is left in any of the policies; [`Error::KeyPolicyTooLarge`] and [`Error::KeyPolicyConflict`]
+/// nothing of this execution is left in the policies that are as it wrote them; [`Error::KeyPolicyTooLarge`] and [`Error::KeyPolicyConflict`]
 /// before a write, also where putting a statement right would let in whom nobody allows, and naming the accounts that KMS
 /// refuses; [`Error::NotYetVisible`] for a read that is out of date, before or after the write.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
@@ -68,7 +68,7 @@ async fn share(hub: &Hub, policies: &mut Policies<'_>, input: &Input) -> Result<
     let mut written = Vec::new();
     for KeyChange { key_arn, account_ids, repair } in &input.keys {
         let policy = policies.read(key_arn).await?;
-        if input.planned.check(key_arn, &policy).is_err() {
+        if !policies.lock.has_written(key_arn, &policy) && input.planned.check(key_arn, &policy).is_err() {
             keep_to_plan(policies, input).await?;
             return Err(not_yet_visible(key_arn));
         }
@@ -103,10 +103,11 @@ async fn keep_to_plan(policies: &mut Policies<'_>, input: &Input) -> Result<(), 
     let (mut refused, mut written) = (None, Vec::new());
     for change in &input.keys {
         let policy = policies.read(&change.key_arn).await?;
-        if let Err(error) = input.planned.check(&change.key_arn, &policy) {
-            refused.get_or_insert(error);
-        } else if policies.lock.has_written(&change.key_arn, &policy) {
+        // Be it with some of the accounts alone: see `name_refused`.
+        if policies.lock.has_written(&change.key_arn, &policy) {
             written.push(change);
+        } else if let Err(error) = input.planned.check(&change.key_arn, &policy) {
+            refused.get_or_insert(error);
         }
     }
     let Some(refused) = refused else { return Ok(()) };

@@ -12,13 +12,14 @@ use ami_share_core::{
     key_policy::KeyPolicy,
 };
 
-use crate::policies::{PUT_KEY_POLICY, Policies};
+use crate::policies::{PUT_KEY_POLICY, Policies, not_yet_visible};
 
 /// Names those of `accounts` that keep KMS from storing `policy` with them, for which it gave the `reason`. Whoever calls
 /// this again after an error goes on where that ended, as the accounts that KMS took are in the policy by then.
 ///
 /// # Errors
-/// What [`Policies::offer`] answers.
+/// What [`Policies::offer`] answers; [`Error::NotYetVisible`] where somebody else has changed the policy meanwhile, or KMS
+/// does not show yet what it stored.
 pub(crate) async fn name_refused(
     policies: &mut Policies<'_>,
     key: &KeyArn,
@@ -27,6 +28,7 @@ pub(crate) async fn name_refused(
     reason: &str,
 ) -> Result<Error, Error> {
     let conflict = |what: String| Error::KeyPolicyConflict { key: key.clone(), reason: what };
+    check_unchanged(policies, key, policy).await?;
     if let Some(reason) = policies.offer(key, policy, policy).await? {
         return Ok(conflict(format!(
             "KMS refuses it as it is, without anybody new ({PUT_KEY_POLICY}: {reason}); look for an account or principal \
@@ -38,6 +40,7 @@ pub(crate) async fn name_refused(
     let mut groups = vec![accounts];
     while let Some(group) = groups.pop() {
         let Some(more) = stored.with(group)? else { continue };
+        check_unchanged(policies, key, &stored).await?;
         match (policies.offer(key, &stored, &more).await?, group) {
             (None, _) => stored = more,
             (Some(_), [] | [_]) => refused.extend(group.iter().map(ToString::to_string)),
@@ -58,4 +61,9 @@ pub(crate) async fn name_refused(
          the key's Region enabled, or leave them out",
         refused.join(", ")
     )))
+}
+
+/// Each offer replaces the whole, so nobody else may have written since the one before.
+async fn check_unchanged(policies: &mut Policies<'_>, key: &KeyArn, stored: &KeyPolicy) -> Result<(), Error> {
+    if policies.read(key).await?.digest() == stored.digest() { Ok(()) } else { Err(not_yet_visible(key)) }
 }

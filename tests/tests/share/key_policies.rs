@@ -505,6 +505,18 @@ async fn accounts_that_kms_refuses_are_named_and_everything_is_taken_back() -> R
         assert_eq!(run.differences(), "", "{access}");
     }
 
+    // What was stored of a plan, before KMS was busy, is this execution's own.
+    request["keyAccess"] = json!("policy");
+    crate::merge(&mut request, json!({ "action": "plan" }));
+    let plan = stage.run("plan", &request).await?;
+    crate::merge(&mut request, json!({ "action": "apply", "planHash": plan.report()["planHash"] }));
+    let throttled = Fault::once(Matcher::action("kms:PutKeyPolicy"), FaultKind::Throttle).after(3);
+    stage.local.sandbox.world().faults.add(throttled);
+    let run = stage.run("planned", &request).await?;
+    assert_eq!(run.error(), "KeyPolicyConflict", "{}", run.summary());
+    assert!(unknown.iter().all(|account| run.cause().contains(account)), "{}", run.cause());
+    assert_eq!(run.differences(), "");
+
     // Of one account only, and where it is none of the new ones.
     let mut request = stage.request(json!({ "accountId": targets[1] }));
     let run = stage.run("alone", &request).await?;
