@@ -42,15 +42,20 @@ pub struct Output {
 pub async fn create_usage_report(hub: &Hub, input: Input) -> Result<Output, Error> {
     let Input { execution, source, image_id } = &input;
     let config = hub.as_source_reader(&source.account_id, &source.region, execution, ACTIONS).await?;
-    let kinds = UsingResource::ALL
-        .map(|resource| ImageUsageResourceTypeRequest::builder().resource_type(resource.name()).build());
-    let created = Client::new(&config)
-        .create_image_usage_report()
-        .image_id(image_id.as_str())
-        .set_resource_types(Some(kinds.to_vec()))
-        .client_token(client_token(execution, &source.account_id, &format!("usage {image_id}")))
-        .send()
-        .await;
+    let ec2 = Client::new(&config);
+    let create = |kinds: &[UsingResource]| {
+        let kind = |kind: &UsingResource| ImageUsageResourceTypeRequest::builder().resource_type(kind.name()).build();
+        ec2.create_image_usage_report()
+            .image_id(image_id.as_str())
+            .set_resource_types(Some(kinds.iter().map(kind).collect()))
+            .client_token(client_token(execution, &source.account_id, &format!("usage {image_id}")))
+            .send()
+    };
+    let mut created = create(&UsingResource::ALL).await;
+    if created.as_ref().is_err_and(|error| error.code() == Some("InvalidParameterValue")) {
+        tracing::warn!("EC2 does not know recipes here, and is asked about the rest");
+        created = create(&UsingResource::OF_EC2).await;
+    }
     let report_id = match created {
         Ok(created) => created.report_id,
         Err(error) if error.code() == Some("InvalidAMIID.NotFound") => {

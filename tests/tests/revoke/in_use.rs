@@ -115,6 +115,21 @@ async fn recipes_that_build_on_the_image_keep_it() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn where_ec2_knows_no_recipes_it_is_asked_about_the_rest() -> Result<()> {
+    let stage = Stage::start(one_target()).await?;
+    stage.share("share", &stage.share_request(TARGET, json!({}))).await?;
+    let unknown = FaultKind::Error {
+        code: "InvalidParameterValue".to_owned(),
+        message: "imagebuilder:ImageRecipe is no resource type.".to_owned(),
+        status: 400,
+    };
+    stage.local.sandbox.world().faults.add(Fault::once(Matcher::action("ec2:CreateImageUsageReport"), unknown));
+    let revoked = stage.revoke("revoked", &stage.request(json!("all"))).await?;
+    assert!(revoked.succeeded(), "{}", revoked.summary());
+    Ok(())
+}
+
 /// Whoever cannot be asked is looked for in EC2's report.
 #[tokio::test]
 async fn the_report_counts_for_a_target_that_cannot_be_asked() -> Result<()> {

@@ -120,6 +120,9 @@ impl UsingResource {
     /// Every kind.
     pub const ALL: [Self; 4] = [Self::Instance, Self::LaunchTemplate, Self::ImageRecipe, Self::ContainerRecipe];
 
+    /// Those that EC2 has known from the beginning; not every Region's EC2 may know the others.
+    pub const OF_EC2: [Self; 2] = [Self::Instance, Self::LaunchTemplate];
+
     /// As EC2's usage reports name it ("ImageUsageResourceTypeRequest", EC2 API reference).
     pub fn name(self) -> &'static str {
         match self {
