@@ -929,23 +929,27 @@ fn the_templates_parameters_agree() {
     }
 }
 
-/// Guardrails of some organizations let nobody make a role without them.
+/// Guardrails of some organizations let nobody make a role without them. Without a path of its own a role has none in the
+/// template: to add one may mean to replace it, and CloudFormation replaces nothing that has a name.
 #[test]
 fn every_role_has_the_path_and_the_boundary_that_the_stack_is_given() {
+    let own = |what: &str, parameter: &str| json!({ "Fn::If": [format!("Own{what}"), { "Ref": parameter }, { "Ref": "AWS::NoValue" }] });
     for path in [SOURCE, TARGET, ORGANIZATION, HUB] {
         let template = template(path);
         for (id, role) in resources(&template, "AWS::IAM::Role") {
             let properties = &role["Properties"];
-            assert_eq!(properties["Path"], json!({ "Ref": "IamPath" }), "{path}: {id}");
-            let (boundary, none) = (json!({ "Ref": "PermissionsBoundaryArn" }), json!({ "Ref": "AWS::NoValue" }));
-            let expected = json!({ "Fn::If": ["OwnBoundary", boundary, none] });
-            assert_eq!(properties["PermissionsBoundary"], expected, "{path}: {id}");
+            assert_eq!(properties["Path"], own("Path", "IamPath"), "{path}: {id}");
+            let boundary = own("Boundary", "PermissionsBoundaryArn");
+            assert_eq!(properties["PermissionsBoundary"], boundary, "{path}: {id}");
         }
         for (id, policy) in resources(&template, "AWS::IAM::ManagedPolicy") {
-            assert_eq!(policy["Properties"]["Path"], json!({ "Ref": "IamPath" }), "{path}: {id}");
+            assert_eq!(policy["Properties"]["Path"], own("Path", "IamPath"), "{path}: {id}");
         }
-        let own = json!({ "Fn::Not": [{ "Fn::Equals": [{ "Ref": "PermissionsBoundaryArn" }, ""] }] });
-        assert_eq!(template["Conditions"]["OwnBoundary"], own, "{path}");
+        for (condition, parameter, none) in [("OwnPath", "IamPath", "/"), ("OwnBoundary", "PermissionsBoundaryArn", "")]
+        {
+            let expected = json!({ "Fn::Not": [{ "Fn::Equals": [{ "Ref": parameter }, none] }] });
+            assert_eq!(template["Conditions"][condition], expected, "{path}");
+        }
         for unplaced in ["role/${", "policy/${"] {
             assert!(!crate::text(path).contains(unplaced), "{path} has {unplaced}");
         }
@@ -987,4 +991,41 @@ fn functions_are_told_every_setting_that_they_read() {
         .map(str::to_owned)
         .collect();
     assert_eq!(told, read);
+}
+
+/// What a template's roles and policies allow: (role or policy, action), and the same with each resource and the condition.
+fn grants_of(template: &Value) -> (usize, usize) {
+    let (mut actions, mut triples) = (Set::new(), Set::new());
+    for kind in ["AWS::IAM::Role", "AWS::IAM::ManagedPolicy"] {
+        for (id, resource) in resources(template, kind) {
+            let properties = &resource["Properties"];
+            let own = properties["PolicyDocument"].is_object().then(|| statements(&properties["PolicyDocument"]));
+            for statement in inline(properties).into_iter().chain(own.into_iter().flatten()) {
+                if statement["Effect"] != "Allow" {
+                    continue;
+                }
+                for action in definition::strings(&statement["Action"]) {
+                    actions.insert(format!("{id} {action}"));
+                    for on in statement["Resource"].as_array().unwrap_or(&vec![statement["Resource"].clone()]) {
+                        triples.insert(format!("{id} {action} {on} {}", statement["Condition"]));
+                    }
+                }
+            }
+        }
+    }
+    (actions.len(), triples.len())
+}
+
+/// So that whoever signs for the roles sees when they grow.
+#[test]
+fn the_page_on_security_counts_what_the_roles_may_do() {
+    let page = text("docs/security.md");
+    for path in [SOURCE, TARGET, ORGANIZATION, HUB] {
+        let (actions, triples) = grants_of(&template(path));
+        println!("{path}: {actions} actions, {triples} triples of action, resource and condition");
+        let row =
+            page.lines().find(|line| line.starts_with(&format!("| `{path}` |")) && line.matches('|').count() == 6);
+        let cells: Vec<&str> = row.unwrap_or_else(|| panic!("no row of {path}")).split('|').map(str::trim).collect();
+        assert_eq!((cells[3], cells[5]), (actions.to_string().as_str(), triples.to_string().as_str()), "{path}");
+    }
 }
