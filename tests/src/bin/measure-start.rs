@@ -33,7 +33,7 @@ const ENVIRONMENT: [(&str, &str); 19] = [
     ("EXTERNAL_ID", "measured"),
     ("SOURCE_ACCOUNT_ID", "111111111111"),
     ("ALLOWED_TARGETS", "222222222222"),
-    ("RECORD_TABLE_NAME", "notes"),
+    ("RECORD_TABLE_ARN", "arn:aws:dynamodb:eu-west-1:333333333333:table/notes"),
     ("STATE_MACHINE_ARN", "arn:aws:states:eu-west-1:333333333333:stateMachine:share-ami"),
     ("PROFILE_PARAMETER_PREFIX", "/ami-share/profiles"),
 ];

@@ -128,7 +128,10 @@ fn settled(tally: &Tally, plan: Plan) -> Checked {
         check::administrators_keep_access(&mut world, &stage)?;
         return check::usable(&mut world, &stage, &request);
     }
-    let refusable = inline_refused || plan.world.copies_too_early(&request);
+    // Whether what is there was proved, nobody can say then.
+    let unread =
+        |account: &str| record.cause.as_ref().is_some_and(|cause| cause.contains(&format!("target#{account},")));
+    let refusable = inline_refused || plan.world.copies_too_early(&request) || unreadable.is_some_and(unread);
     if plan.broken.is_none() && plan.end.is_none() && !refusable {
         return Err(format!("nothing was broken for good, and it failed: {:?} {:?}", record.error, record.cause));
     }
