@@ -384,7 +384,9 @@ pub fn explained(key: &KeyArn, error: Error) -> Error {
     match error {
         Error::AccessDenied { account, call, reason, source } => {
             let tagged = match call {
-                "kms:PutKeyPolicy" => "; deployed with OnlyTaggedKeys, that role changes only keys with the tag",
+                "kms:PutKeyPolicy" | "kms:CreateGrant" => {
+                    "; deployed with OnlyTaggedKeys, that role changes only keys with the tag ami-share:shareable = true"
+                }
                 _ => "",
             };
             Error::AccessDenied {
