@@ -44,7 +44,10 @@ async fn run() -> Result<()> {
     println!("  {HUB}   hub: the stack ami-share");
     println!("  {SOURCE}   source: image {} with {} volumes", image.image_id, image.volumes.len());
     println!("  {TARGET}   target: {} and alias/app-volumes\n", target.principal);
-    println!("{}", bold("All is deployed, and deploying again changes no role here. Try, and other commands of the documents"));
+    println!(
+        "{}",
+        bold("All is deployed, and deploying again changes no role here. Try, and other commands of the documents")
+    );
     println!("  export PATH={}:$PATH AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION={REGION}", tools.display());
     println!("  export AWS_ENDPOINT_URL={engine}");
     let simulated = ["EC2", "KMS", "IAM", "STS"].map(|service| format!("AWS_ENDPOINT_URL_{service}={sandbox}"));
