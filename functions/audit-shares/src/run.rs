@@ -104,14 +104,16 @@ pub(crate) struct World<'a> {
 pub(crate) async fn look_at_public_access(world: &World<'_>, progress: &mut Progress) -> Result<(), Error> {
     let (ec2, source) = (&world.ec2, &world.request.source);
     let report = &mut progress.report;
-    match public_access::of_images(ec2, source).await {
-        Err(error @ Error::AccessDenied { .. }) => report.not_looked_at(format!("block public access ({error})")),
-        read => report.public_images = read?,
-    }
-    match public_access::of_snapshots(ec2, source).await {
-        Err(error @ Error::AccessDenied { .. }) => report.not_looked_at(format!("block public access ({error})")),
-        read => report.public_snapshots = read?,
-    }
+    let mut readable = |read| match read {
+        Err(error @ Error::AccessDenied { .. }) => {
+            report.not_looked_at(format!("block public access ({error})"));
+            Ok(None)
+        }
+        read => read,
+    };
+    let images = readable(public_access::of_images(ec2, source).await)?;
+    let snapshots = readable(public_access::of_snapshots(ec2, source).await)?;
+    (report.public_images, report.public_snapshots) = (images, snapshots);
     Ok(())
 }
 

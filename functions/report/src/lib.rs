@@ -152,6 +152,28 @@ struct TargetReport {
     cause: Option<String>,
 }
 
+impl TargetReport {
+    /// With nothing else that is known.
+    fn new(account_id: AccountId, status: TargetStatus) -> Self {
+        Self {
+            account_id,
+            status,
+            partly_left: false,
+            image_id: None,
+            kms_key_id: None,
+            proved_by: None,
+            proved_at: None,
+            instance_id: None,
+            launches: None,
+            instance_stays: false,
+            volumes: vec![],
+            duration_seconds: None,
+            error: None,
+            cause: None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 enum TargetStatus {
@@ -314,21 +336,10 @@ fn target_reports(resolution: Option<&Resolution>, results: Vec<TargetResult>, e
     if [Fate::TakenBack, Fate::Unknown].contains(&ending.fate) {
         let targets = resolution.into_iter().flat_map(|resolution| &resolution.targets);
         let others = targets.map(|target| &target.account_id).filter(|account| !known.contains(account));
-        reports.extend(others.map(|account| TargetReport {
-            account_id: account.clone(),
-            status: if ending.stays(account) { TargetStatus::NotProved } else { TargetStatus::TakenBack },
-            partly_left: ending.is_partly_left(account),
-            image_id: None,
-            kms_key_id: None,
-            proved_by: None,
-            proved_at: None,
-            instance_id: None,
-            instance_stays: false,
-            launches: None,
-            volumes: vec![],
-            duration_seconds: None,
-            error: None,
-            cause: None,
+        reports.extend(others.map(|account| {
+            let status = if ending.stays(account) { TargetStatus::NotProved } else { TargetStatus::TakenBack };
+            let partly_left = ending.is_partly_left(account);
+            TargetReport { partly_left, ..TargetReport::new(account.clone(), status) }
         }));
     }
     for target in resolution.into_iter().flat_map(|resolution| &resolution.targets) {
@@ -343,25 +354,19 @@ fn target_reports(resolution: Option<&Resolution>, results: Vec<TargetResult>, e
 
 /// What is said of its instance and volumes is of its last proof.
 fn standing_report(target: Standing) -> TargetReport {
-    let (at, instance_id, instance_stays, volumes) = match target.proof {
-        Some(proof) => (Some(proof.at), Some(proof.instance_id), proof.instance_stays, proof.volumes),
-        None => (None, None, false, vec![]),
-    };
-    TargetReport {
-        account_id: target.account_id,
-        status: TargetStatus::AlreadyShared,
-        partly_left: false,
+    let report = TargetReport {
         image_id: Some(target.image_id),
         kms_key_id: target.kms_key_id,
         proved_by: target.proved_by,
-        proved_at: at,
-        instance_id,
-        instance_stays,
-        launches: None,
-        volumes,
-        duration_seconds: None,
-        error: None,
-        cause: None,
+        ..TargetReport::new(target.account_id, TargetStatus::AlreadyShared)
+    };
+    let Some(proof) = target.proof else { return report };
+    TargetReport {
+        proved_at: Some(proof.at),
+        instance_id: Some(proof.instance_id),
+        instance_stays: proof.instance_stays,
+        volumes: proof.volumes,
+        ..report
     }
 }
 
@@ -376,18 +381,14 @@ fn target_report(result: TargetResult, ending: &Ending, most_of_message: usize) 
     TargetReport {
         duration_seconds: seconds_between(&result.started_at, &result.ended_at),
         partly_left: ending.is_partly_left(&result.account_id),
-        account_id: result.account_id,
-        status,
         image_id: result.image_id,
-        kms_key_id: None,
-        proved_by: None,
-        proved_at: None,
         instance_id: result.instance_id,
         instance_stays: result.instance_stays,
         launches: result.launches,
         volumes: result.volumes,
         cause: result.failure.as_ref().map(|failure| words::cut(&failure.message(), most_of_message)),
         error: result.failure.map(|failure| words::cut(&failure.error, 256)),
+        ..TargetReport::new(result.account_id, status)
     }
 }
 

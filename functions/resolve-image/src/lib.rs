@@ -17,6 +17,7 @@ use ami_share_core::{
         Image, KeyAccess, KeyChange, Mode, Prove, Resolution, SnapshotChange, Source, SourceChanges, Standing, Target,
     },
 };
+use ami_share_record::Record;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -96,7 +97,7 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
         .collect();
     let snapshot_changes = image::without_snapshot_permission(&ec2, source, &found.image, &copying).await?;
     let lacking = Lacking { key_changes, grant_changes, snapshot_changes, launch_permissions };
-    fitting(resolution(hub, execution, request, found.image, states, lacking).await?)
+    fitting(resolution(&Record::open(hub)?, execution, request, found.image, states, lacking).await?)
 }
 
 fn read_request(hub: &Hub, request: &Value) -> Result<Request, Error> {
@@ -210,7 +211,7 @@ impl Lacking {
 /// # Errors
 /// What proofs and copies would die of, and whatever DynamoDB answers.
 async fn resolution(
-    hub: &Hub,
+    record: &Record,
     execution: ExecutionName,
     request: Request,
     image: Image,
@@ -231,7 +232,8 @@ async fn resolution(
             account_id: requested.account_id,
             launch: requested.launch,
         };
-        let shared = if lacking.has_nothing_of(&target) { shared(hub, &image.image_id, &target).await? } else { None };
+        let shared =
+            if lacking.has_nothing_of(&target) { shared(record, &image.image_id, &target).await? } else { None };
         if let Some(shared) = shared {
             standing.push(shared);
         } else {
@@ -263,11 +265,11 @@ async fn resolution(
 }
 
 /// What is known of a target that has everything; nothing where it is to be proved.
-async fn shared(hub: &Hub, image: &ImageId, target: &Target) -> Result<Option<Standing>, Error> {
+async fn shared(record: &Record, image: &ImageId, target: &Target) -> Result<Option<Standing>, Error> {
     if target.launch.prove == Prove::Always {
         return Ok(None);
     }
-    let (proved_by, proof) = match proofs::last(hub, image, target).await? {
+    let (proved_by, proof) = match proofs::last(record, image, target).await? {
         Some(note) => (Some(note.gift.execution), note.proof),
         None if target.launch.prove == Prove::Never => (None, None),
         None => return Ok(None),

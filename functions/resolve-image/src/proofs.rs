@@ -1,6 +1,6 @@
 //! Whether what a target has was proved, as the executions that shared with it have noted.
 
-use ami_share_core::{Error, Hub, ids::ImageId, share::Target};
+use ami_share_core::{Error, ids::ImageId, share::Target};
 use ami_share_record::{Note, Record};
 
 /// The last note of a share like this one, which stands: of the same image or copy, in the same mode, under the same key.
@@ -8,8 +8,8 @@ use ami_share_record::{Note, Record};
 ///
 /// # Errors
 /// As [`Record::notes_for`].
-pub(crate) async fn last(hub: &Hub, image: &ImageId, target: &Target) -> Result<Option<Note>, Error> {
-    let notes = Record::open(hub)?.notes_for(&target.account_id, image).await?;
+pub(crate) async fn last(record: &Record, image: &ImageId, target: &Target) -> Result<Option<Note>, Error> {
+    let notes = record.notes_for(&target.account_id, image).await?;
     let launched = target.copy_id.as_ref().unwrap_or(image);
     let is_like_it = |note: &Note| {
         let noted = &note.gift.target;

@@ -46,9 +46,9 @@ pub struct Output {
 ///
 /// # Errors
 /// [`Error::SourceNotAllowed`]; [`Error::TargetNotAllowed`]; [`Error::KeyPoliciesLocked`]; [`Error::PlanChanged`], and then
-/// nothing of this execution is left in the policies that are as it wrote them; [`Error::KeyPolicyTooLarge`] and [`Error::KeyPolicyConflict`]
-/// before a write, also where putting a statement right would let in whom nobody allows, and naming the accounts that KMS
-/// refuses; [`Error::NotYetVisible`] for a read that is out of date, before or after the write.
+/// nothing of this execution is left in the policies that are as it wrote them; [`Error::KeyPolicyTooLarge`] before a write;
+/// [`Error::KeyPolicyConflict`] before a write, also where putting a statement right would let in whom nobody allows, and
+/// naming the accounts that KMS refuses; [`Error::NotYetVisible`] for a read that is out of date, before or after the write.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn share_key(hub: &Hub, input: Input) -> Result<Output, Error> {
     let accounts = input.keys.iter().flat_map(|change| &change.account_ids);

@@ -47,13 +47,7 @@ impl<'h> Policies<'h> {
 
     pub(crate) async fn write(&mut self, key: &KeyArn, before: &KeyPolicy, after: &KeyPolicy) -> Result<(), Error> {
         let Some(reason) = self.offer(key, before, after).await? else { return Ok(()) };
-        Err(Error::KeyPolicyConflict {
-            key: key.clone(),
-            reason: format!(
-                "KMS refuses it ({PUT_KEY_POLICY}: {reason}); look for an account or principal that does not exist, or for \
-                 why ami-share's role could not write it again"
-            ),
-        })
+        Err(refusal(key, "it", &reason))
     }
 
     /// Writes a policy that KMS may refuse, and says why it did, if it did.
@@ -89,5 +83,16 @@ pub(crate) fn not_yet_visible(key: &KeyArn) -> Error {
         what: format!("the policy just written to key {key}"),
         account: key.account_id(),
         call: GET_KEY_POLICY,
+    }
+}
+
+/// KMS did not take `what`, and gave the `reason`.
+pub(crate) fn refusal(key: &KeyArn, what: &str, reason: &str) -> Error {
+    Error::KeyPolicyConflict {
+        key: key.clone(),
+        reason: format!(
+            "KMS refuses {what} ({PUT_KEY_POLICY}: {reason}); look for an account or principal that does not exist, or for \
+             why ami-share's role could not write it again"
+        ),
     }
 }

@@ -12,7 +12,7 @@ use ami_share_core::{
     key_policy::KeyPolicy,
 };
 
-use crate::policies::{PUT_KEY_POLICY, Policies, not_yet_visible};
+use crate::policies::{self, PUT_KEY_POLICY, Policies, not_yet_visible};
 
 /// Names those of `accounts` that keep KMS from storing `policy` with them, for which it gave the `reason`. Whoever calls
 /// this again after an error goes on where that ended, as the accounts that KMS took are in the policy by then.
@@ -30,10 +30,7 @@ pub(crate) async fn name_refused(
     let conflict = |what: String| Error::KeyPolicyConflict { key: key.clone(), reason: what };
     check_unchanged(policies, key, policy).await?;
     if let Some(reason) = policies.offer(key, policy, policy).await? {
-        return Ok(conflict(format!(
-            "KMS refuses it as it is, without anybody new ({PUT_KEY_POLICY}: {reason}); look for an account or principal \
-             that does not exist, or for why ami-share's role could not write it again"
-        )));
+        return Ok(policies::refusal(key, "it as it is, without anybody new", &reason));
     }
     let mut stored = policy.clone();
     let mut refused = Vec::new();

@@ -119,9 +119,7 @@ async fn a_proof_of_a_share_that_was_taken_back_does_not_count() -> Result<()> {
     let first = stage.run("first", &request).await?;
     assert_eq!(outcome(&first).0, "proved");
     stage.keep();
-    let everything = json!({ "imageId": stage.image.image_id, "targets": [TARGET], "force": true });
-    let revoke = stage.run_on(&stage.local.hub.revoke_share, "revoke", &everything).await?;
-    assert!(revoke.succeeded(), "{}", revoke.summary());
+    let revoke = stage.revoke("revoke", json!({ "force": true })).await?;
     assert_ne!(revoke.differences(), "");
     stage.reset();
     let again = stage.run("again", &request).await?;

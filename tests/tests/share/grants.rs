@@ -290,10 +290,7 @@ async fn a_grant_of_an_earlier_version_is_replaced_and_taken_back_with_its_succe
     let run = stage.run_on(audit, "audit-of-both", &json!({})).await?;
     assert_eq!(run.report()["summary"]["findings"], json!({}), "{}", run.summary());
 
-    let revoke = json!({ "imageId": stage.image.image_id, "targets": [TARGET] });
-    let run = stage.run_on(&stage.local.hub.revoke_share, "revoked", &revoke).await?;
-    assert!(run.succeeded(), "{}", run.summary());
-    let run = Run { before, ..run };
+    let run = Run { before, ..stage.revoke("revoked", json!({})).await? };
     assert_eq!(run.differences(), "");
     Ok(())
 }

@@ -105,6 +105,15 @@ impl Stage {
         Ok(Run { ended, journal, before, after })
     }
 
+    /// Takes back all that the target was given of the image; `fields` are of the request.
+    async fn revoke(&self, name: &str, fields: Value) -> Result<Run> {
+        let mut request = json!({ "imageId": self.image.image_id, "targets": [TARGET] });
+        merge(&mut request, fields);
+        let run = self.run_on(&self.local.hub.revoke_share, name, &request).await?;
+        assert!(run.succeeded(), "{name}: {}", run.summary());
+        Ok(run)
+    }
+
     fn snapshots(&self) -> BTreeMap<String, Value> {
         let mut world = self.local.sandbox.world();
         let accounts: Vec<String> = world.accounts.keys().cloned().collect();

@@ -26,9 +26,7 @@ async fn roles_and_policies_may_have_a_path() -> Result<()> {
         let audit = stage.run_on(audit, &format!("{access}-audit"), &json!({})).await?;
         assert_eq!(audit.report()["findings"], json!([]), "{access}: {}", audit.summary());
 
-        let all = json!({ "imageId": stage.image.image_id, "targets": [TARGET], "force": true });
-        let revoked = stage.run_on(&stage.local.hub.revoke_share, &format!("{access}-revoke"), &all).await?;
-        assert!(revoked.succeeded(), "{access}: {}", revoked.summary());
+        let revoked = stage.revoke(&format!("{access}-revoke"), json!({ "force": true })).await?;
         for account in [SOURCE, TARGET] {
             assert_eq!(revoked.after[account], shared.before[account], "{access}: {account}");
         }

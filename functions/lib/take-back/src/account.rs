@@ -35,6 +35,13 @@ pub struct Asked<'a> {
     pub force: bool,
 }
 
+impl Asked<'_> {
+    /// Whether the note is of the image.
+    fn is_about(&self, note: &Note) -> bool {
+        note.image() == self.image && note.gift.source == *self.source
+    }
+}
+
 /// What is taken back from one target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FromAccount {
@@ -131,8 +138,7 @@ impl FromAccount {
 /// What goes of what `notes` says of `account`, the whole of its notes; and what the notes say then.
 pub fn from_account(asked: Asked<'_>, account: &AccountId, notes: &[Note], need: &Need) -> FromAccount {
     let mut decision = Decision::new(asked, account, notes, need);
-    let is_at_hand = |note: &&Note| note.image() == asked.image && note.gift.source == *asked.source;
-    let stands = notes.iter().filter(is_at_hand).any(|note| !note.is_going());
+    let stands = notes.iter().any(|note| asked.is_about(note) && !note.is_going());
     for note in notes {
         match &note.going {
             _ if note.goes_before => drop(decision.access(note.gift.clone())),
@@ -170,12 +176,7 @@ enum Fate {
 
 impl<'a> Decision<'a> {
     fn new(asked: Asked<'a>, account: &AccountId, notes: &'a [Note], need: &'a Need) -> Self {
-        let gave_too = |note: &&Note| {
-            note.going.is_none()
-                && note.noted_at >= asked.begun
-                && note.image() == asked.image
-                && note.gift.source == *asked.source
-        };
+        let gave_too = |note: &&Note| note.going.is_none() && note.noted_at >= asked.begun && asked.is_about(note);
         Self {
             asked,
             need,
