@@ -4,19 +4,23 @@ Each correction below says what AWS does. They replace functions of the pinned v
 (requirements.txt) by name, so another version fails at start rather than quietly differing.
 
 Standard input is a lifeline: when its other end closes, however the starter died, ministack, the
-functions it runs and the directory TMPDIR go away.
+functions it runs and the directory TMPDIR go away. Standard output is the socket to listen on.
 """
 
+import asyncio
 import contextvars
 import copy
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
 import threading
 import time
 
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
 from ministack import app
 from ministack.core import iam_evaluator
 from ministack.core.responses import now_iso
@@ -263,6 +267,17 @@ def end_with_the_starter():
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
+def listen():
+    """As ministack's own main does, but on the open socket: a port that is only chosen may be another's by then."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    config = Config()
+    config.bind = [f"fd://{os.dup(sys.stdout.fileno())}"]
+    config.keep_alive_timeout = 75
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    asyncio.run(serve(app.app, config))
+
+
 CORRECTIONS = [
     add_event,
     apply_jsonata_arguments,
@@ -294,4 +309,4 @@ cloudformation.handlers._ACTION_HANDLERS["CreateChangeSet"] = create_change_set
 if __name__ == "__main__":
     os.setpgrp()
     threading.Thread(target=end_with_the_starter, daemon=True).start()
-    app.main()
+    listen()

@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -37,9 +38,10 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts on `port` of 127.0.0.1; the functions' EC2, KMS, IAM, STS and Organizations calls go to `sandbox`.
-    /// `directory` is made, and removed at the end.
-    pub fn start(port: u16, sandbox: &str, directory: &Path, stale_read_seconds: u32) -> Result<Self> {
+    /// Starts on a port that [`listen`] opened; the functions' EC2, KMS, IAM, STS and Organizations calls go to
+    /// `sandbox`. `directory` is made, and removed at the end.
+    pub fn start(listener: TcpListener, sandbox: &str, directory: &Path, stale_read_seconds: u32) -> Result<Self> {
+        let port = listener.local_addr()?.port();
         fs::create_dir_all(directory)?;
         let log = File::create(directory.join("engine.log"))?;
         let child = tool("python")?
@@ -47,7 +49,6 @@ impl Engine {
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .env("TMPDIR", directory)
-            .env("BIND_HOST", "127.0.0.1")
             .env("GATEWAY_PORT", port.to_string())
             .env("MINISTACK_REGION", REGION)
             .env("SFN_WAIT_SCALE", WAIT_SCALE)
@@ -64,7 +65,8 @@ impl Engine {
                     .map(|service| (format!("AWS_ENDPOINT_URL_{service}"), sandbox)),
             )
             .stdin(Stdio::piped())
-            .stdout(log.try_clone()?)
+            // An open port cannot be taken by anybody else before the engine is there: see engine/launch.py.
+            .stdout(OwnedFd::from(listener))
             .stderr(log)
             .spawn()?;
         let mut engine = Self { child, port, directory: directory.to_owned() };
@@ -115,14 +117,15 @@ pub fn endpoint(port: u16) -> String {
     format!("http://127.0.0.1:{port}")
 }
 
-/// A port of 127.0.0.1 that nobody listens on.
-pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+/// A free port of 127.0.0.1, opened. Who connects waits for the engine.
+pub fn listen() -> Result<TcpListener> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?)
 }
 
 fn is_ready(port: u16) -> bool {
     let ask = || -> std::io::Result<String> {
         let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        connection.set_read_timeout(Some(START_TIMEOUT))?;
         connection.write_all(b"GET /_ministack/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         connection.read_to_string(&mut answer)?;

@@ -89,10 +89,11 @@ impl Local {
     /// other accounts, and gives the sandbox's accounts the roles that this made. Takes about two
     /// seconds.
     pub async fn start(settings: Settings) -> Result<Self> {
-        let port = engine::free_port()?;
+        let listener = engine::listen()?;
+        let port = listener.local_addr()?.port();
         let upstream_sts = Some(engine::endpoint(port));
         let sandbox = Sandbox::start(ami_share_sandbox::Settings { upstream_sts, ..settings.sandbox.clone() }).await?;
-        let engine = Engine::start(port, &sandbox.endpoint(), &directory(port), settings.stale_read_seconds)?;
+        let engine = Engine::start(listener, &sandbox.endpoint(), &directory(port), settings.stale_read_seconds)?;
         let of_source = settings.targets.iter().map(|target| (&settings.source, target));
         let pairs: Vec<(&String, &String)> =
             of_source.chain(settings.pairs.iter().map(|(source, target)| (source, target))).collect();

@@ -29,9 +29,10 @@ struct Machine {
 
 impl Machine {
     fn start(test: &str) -> Result<Self> {
-        let port = engine::free_port()?;
+        let listener = engine::listen()?;
+        let port = listener.local_addr()?.port();
         let directory = std::env::temp_dir().join(format!("ami-share-deploying-{test}-{port}"));
-        let engine = Engine::start(port, "http://127.0.0.1:9", &directory, 3)?;
+        let engine = Engine::start(listener, "http://127.0.0.1:9", &directory, 3)?;
         let copy = directory.join("checkout");
         fs::create_dir_all(&copy)?;
         for name in ["accounts", ".venv", "template.yaml"] {

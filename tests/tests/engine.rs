@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
 
-use std::{fs, time::Duration};
+use std::{fs, net::TcpListener, time::Duration};
 
 use ami_share_machine::CHILD_DESCRIPTION;
 use ami_share_tests::{
@@ -16,9 +16,21 @@ use aws_sdk_sfn::types::ExecutionStatus;
 use serde_json::{Value, json};
 
 fn start() -> Result<Engine> {
-    let port = engine::free_port()?;
-    let directory = std::env::temp_dir().join(format!("ami-share-engine-{port}"));
-    Engine::start(port, "http://127.0.0.1:9", &directory, 3)
+    let listener = engine::listen()?;
+    let directory = std::env::temp_dir().join(format!("ami-share-engine-{}", listener.local_addr()?.port()));
+    Engine::start(listener, "http://127.0.0.1:9", &directory, 3)
+}
+
+/// The port is held from the moment it is chosen: a socket of somebody else would keep the engine from starting.
+#[test]
+fn nobody_takes_the_engines_port_before_it_is_there() -> Result<()> {
+    let listener = engine::listen()?;
+    let address = listener.local_addr()?;
+    assert!(TcpListener::bind(address).is_err(), "{address} is free before the engine starts");
+    let directory = std::env::temp_dir().join(format!("ami-share-engine-{}", address.port()));
+    let _engine = Engine::start(listener, "http://127.0.0.1:9", &directory, 3)?;
+    assert!(TcpListener::bind(address).is_err(), "{address} is free while the engine runs");
+    Ok(())
 }
 
 async fn machine(engine: &Engine, definition: Value) -> Result<String> {
