@@ -261,6 +261,23 @@ def create_change_set(params):
     return answer
 
 
+def evaluate_conditions(template, params):
+    """On AWS a condition may join a list. Of a parameter that is a list the engine has the text."""
+
+    def joined(value):
+        if isinstance(value, list):
+            return [joined(part) for part in value]
+        if not isinstance(value, dict):
+            return value
+        separator, of = value.get("Fn::Join", (None, None))
+        if isinstance(of, dict) and of.get("Ref") in params:
+            return separator.join(params[of["Ref"]]["Value"].split(","))
+        return {name: joined(part) for name, part in value.items()}
+
+    conditions = joined(template.get("Conditions", {}))
+    return engine_evaluate_conditions(template | {"Conditions": conditions}, params)
+
+
 def end_with_the_starter():
     sys.stdin.buffer.read()
     shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
@@ -305,6 +322,10 @@ for correction in CORRECTIONS:
 iam_evaluator.enforce = enforce
 engine_create_change_set = cloudformation.handlers._ACTION_HANDLERS["CreateChangeSet"]
 cloudformation.handlers._ACTION_HANDLERS["CreateChangeSet"] = create_change_set
+engine_evaluate_conditions = cloudformation.engine._evaluate_conditions
+for module in (cloudformation.changesets, cloudformation.engine, cloudformation.handlers, cloudformation.stacks):
+    assert module._evaluate_conditions is engine_evaluate_conditions
+    module._evaluate_conditions = evaluate_conditions
 
 if __name__ == "__main__":
     os.setpgrp()

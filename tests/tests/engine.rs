@@ -64,6 +64,23 @@ async fn run(engine: &Engine, machine: &str, input: Value) -> Result<execution::
 }
 
 #[tokio::test]
+async fn an_empty_list_is_empty_in_a_condition() -> Result<()> {
+    let engine = start()?;
+    let template = json!({
+        "Parameters": { "Names": { "Type": "CommaDelimitedList", "Default": "" } },
+        "Conditions": { "Some": { "Fn::Not": [{ "Fn::Equals": [{ "Fn::Join": ["", { "Ref": "Names" }] }, ""] }] } },
+        "Resources": { "Topic": { "Type": "AWS::SNS::Topic" } },
+        "Outputs": { "Are": { "Value": { "Fn::If": ["Some", "some", "none"] } } },
+    });
+    for (names, are) in [("", "none"), ("a,b", "some")] {
+        let body = deploy::Template::Body(template.clone());
+        let stack = deploy::deploy(&engine, HUB, &format!("with-{are}"), body, &[("Names", names)]).await?;
+        assert_eq!(stack.outputs["Are"], are);
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_failed_function_is_caught_and_its_error_can_be_told() -> Result<()> {
     let engine = start()?;
     deploy::deploy_bucket(&engine).await?;
