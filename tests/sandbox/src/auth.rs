@@ -3,7 +3,7 @@
 use crate::iam;
 use crate::kms;
 use crate::policy::{NamedAs, Policy, Request, Verdict};
-use crate::world::World;
+use crate::world::{Allowed, World};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -126,6 +126,7 @@ pub fn authorize(
     if session.allowed.is_none() {
         return refuse(Refusal::SessionPolicy, false);
     }
+    keep_allowed(world, caller, request);
     Ok(())
 }
 
@@ -175,8 +176,9 @@ pub fn authorize_key_with_tokens(
         return refuse(Refusal::SessionPolicy, true);
     }
     let granted = key.grants_allow(caller, action, &context, grant_tokens, world.now_ms());
+    let mut needs_identity = false;
     if granted != Some(NamedAs::Itself) {
-        let needs_identity = match key_policy.allowed.max(granted) {
+        needs_identity = match key_policy.allowed.max(granted) {
             None => return refuse(Refusal::KeyPolicy, false),
             Some(NamedAs::Account) => true,
             Some(NamedAs::Itself) => key.account != caller.account,
@@ -187,6 +189,9 @@ pub fn authorize_key_with_tokens(
     }
     if session.allowed.is_none() {
         return refuse(Refusal::SessionPolicy, false);
+    }
+    if needs_identity {
+        keep_allowed(world, caller, request);
     }
     Ok(())
 }
@@ -213,7 +218,17 @@ pub(crate) fn authorize_retirement(world: &World, caller: &Caller, key_arn: &str
     if session.denied || session.allowed.is_none() {
         return Err(denied(caller, ACTION, key_arn, Refusal::SessionPolicy, session.denied));
     }
+    if !named {
+        keep_allowed(world, caller, request);
+    }
     Ok(())
+}
+
+/// For whoever wants to know what of a role's policies is needed.
+pub(crate) fn keep_allowed(world: &World, caller: &Caller, request: Request) {
+    if let (Some(allowed), CallerKind::Role) = (&world.allowed, caller.kind) {
+        allowed.borrow_mut().push(Allowed { role: caller.arn.clone(), request });
+    }
 }
 
 /// A request with the keys about the caller, the region and the time.

@@ -318,6 +318,9 @@ fn authorize_assume(
     if session.allowed.is_none() {
         return refuse(Refusal::SessionPolicy, false);
     }
+    if needs_identity {
+        auth::keep_allowed(world, caller, request);
+    }
     Ok(())
 }
 

@@ -5,9 +5,11 @@ use crate::faults::Faults;
 use crate::iam::{self, Iam};
 use crate::journal::Journal;
 use crate::kms::{self, Kms};
+use crate::policy::Request;
 use crate::sts::Credentials;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -120,6 +122,14 @@ pub struct Call {
     pub changed: bool,
 }
 
+/// A request that the identity policies of a role had to allow, and did.
+#[derive(Debug)]
+pub struct Allowed {
+    /// The role's ARN.
+    pub role: String,
+    pub request: Request,
+}
+
 /// All accounts and what belongs to the sandbox itself.
 #[derive(Debug)]
 pub struct World {
@@ -132,6 +142,8 @@ pub struct World {
     pub credentials: Credentials,
     /// The call being handled.
     pub call: Call,
+    /// Where somebody wants to know, and put a list here.
+    pub allowed: Option<RefCell<Vec<Allowed>>>,
     pub(crate) schedule: Schedule,
     pub(crate) buckets: BTreeMap<String, (f64, u64)>,
     clock: Clock,
@@ -158,6 +170,7 @@ impl World {
             unknown_to_kms: BTreeSet::new(),
             credentials: Credentials::default(),
             call: Call::default(),
+            allowed: None,
             schedule: Schedule::default(),
             buckets: BTreeMap::new(),
             clock: Clock::Running(Instant::now()),

@@ -16,7 +16,8 @@ pub(crate) const TARGETS: [&str; 3] = [TARGET, "444444444444", "555555555555"];
 /// An account that is ready to be a target, and is not on the allow-list.
 pub(crate) const UNLISTED: &str = "666666666666";
 
-const MACHINES: [(&str, &str); 4] = [
+const MACHINES: [(&str, &str); 5] = [
+    ("AuditShares", "statemachine/audit-shares.asl.json"),
     ("ShareAmi", "statemachine/share-ami.asl.json"),
     ("UndoShare", "statemachine/undo-share.asl.json"),
     ("RevokeShare", "statemachine/revoke-share.asl.json"),

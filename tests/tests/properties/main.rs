@@ -15,6 +15,7 @@ mod crowd;
 mod default_key;
 mod deployed;
 mod faulty;
+mod granted;
 mod locked;
 mod needs;
 mod planned;
