@@ -6,9 +6,10 @@ use ami_share_sandbox::Sandbox;
 
 use crate::{
     HUB, Result, SOURCE, TARGET,
+    checkout::checkout,
     deploy::{self, Stack, Template},
     engine::{self, Engine},
-    roles,
+    roles, template,
 };
 
 const EXTERNAL_ID: &str = "ami-share-local";
@@ -34,6 +35,9 @@ pub struct Settings {
     pub launcher_keys: String,
     /// `OnlyTaggedImages`
     pub only_tagged_images: bool,
+    /// The template that sources deploy, and that of targets.
+    pub source_template: String,
+    pub target_template: String,
     /// `IamPath`, of every stack.
     pub iam_path: String,
     /// `AuditSchedule`
@@ -55,6 +59,8 @@ impl Default for Settings {
             inline_policies: false,
             launcher_keys: String::new(),
             only_tagged_images: false,
+            source_template: "accounts/source.yaml".to_owned(),
+            target_template: "accounts/target.yaml".to_owned(),
             iam_path: "/".to_owned(),
             audit_schedule: String::new(),
             stale_read_seconds: 3,
@@ -151,8 +157,7 @@ async fn deploy_source(engine: &Engine, account: &str, targets: &str, settings: 
         ("OnlyTaggedImages", if settings.only_tagged_images { "true" } else { "false" }),
         ("IamPath", &settings.iam_path),
     ];
-    let template = Template::file("accounts/source.yaml")?;
-    deploy::deploy(engine, account, "ami-share-source", template, &parameters).await
+    deploy_account(engine, account, "ami-share-source", &settings.source_template, &parameters).await
 }
 
 async fn deploy_organization(engine: &Engine, account: &str, settings: &Settings) -> Result<Stack> {
@@ -171,8 +176,21 @@ async fn deploy_target(engine: &Engine, source: &str, account: &str, settings: &
         ("LauncherKeyArns", &settings.launcher_keys),
         ("IamPath", &settings.iam_path),
     ];
-    let template = Template::file("accounts/target.yaml")?;
-    deploy::deploy(engine, account, "ami-share-target", template, &parameters).await
+    deploy_account(engine, account, "ami-share-target", &settings.target_template, &parameters).await
+}
+
+/// With those of the parameters that the template has: one of an earlier version has fewer.
+async fn deploy_account(
+    engine: &Engine,
+    account: &str,
+    name: &str,
+    path: &str,
+    parameters: &[(&str, &str)],
+) -> Result<Stack> {
+    let template = template::read(&checkout().join(path))?;
+    let known = |(parameter, _): &(&str, &str)| !template["Parameters"][*parameter].is_null();
+    let parameters: Vec<(&str, &str)> = parameters.iter().copied().filter(known).collect();
+    deploy::deploy(engine, account, name, Template::Body(template), &parameters).await
 }
 
 fn directory(port: u16) -> PathBuf {

@@ -27,6 +27,7 @@ mod rounds;
 mod single;
 mod taken_over;
 mod trouble;
+mod versions;
 mod world;
 mod worst;
 
