@@ -10,11 +10,12 @@ use ami_share_core::{
     ids::{AccountId, KeyArn},
     key_policy::KeyPolicy,
 };
+use ami_share_sandbox::policy::{Policy, PolicyKind, Request};
 use ami_share_tests::engine::checkout;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::{Set, definition::strings, steps::functions, template};
+use crate::{Set, definition::strings, steps::functions, template, text};
 
 /// "AWS global condition context keys", IAM user guide: those that are in requests of every service. `aws:ResourceTag`,
 /// `aws:RequestTag` and `aws:TagKeys` are not: the data says which actions have them.
@@ -314,4 +315,59 @@ fn a_wrong_action_resource_or_key_is_named_with_its_statement() {
         statement("kms:PutKeyPolicy", "*", "kms:GranteePrincipal"),
         ["policy S: PutKeyPolicy on key has no key kms:GranteePrincipal"]
     );
+}
+
+/// Where a document shows a policy, it can be used.
+#[test]
+fn the_documents_policies_name_only_actions_resources_and_keys_that_aws_has() {
+    let mut policies = 0;
+    for page in fs::read_dir(checkout().join("docs")).unwrap().map(|file| file.unwrap().path()) {
+        let Some(name) = page.file_name().and_then(|name| name.to_str()).filter(|name| name.ends_with(".md")) else {
+            continue;
+        };
+        let page = fs::read_to_string(&page).unwrap();
+        for block in page.split("```json").skip(1).map(|rest| rest.split("```").next().unwrap()) {
+            let Ok(policy) = serde_json::from_str::<Value>(block) else { continue };
+            let found = found_in(name, &policy);
+            // A policy for every action of a service names none.
+            let named: Vec<Statement> = found
+                .into_iter()
+                .filter(|statement| statement.actions.iter().all(|action| !action.ends_with(":*")))
+                .collect();
+            policies += named.len();
+            assert_eq!(problems(&named), [""; 0]);
+        }
+    }
+    assert!(policies > 3, "{policies} statements in the documents");
+}
+
+#[test]
+fn the_policy_that_guards_the_hub_denies_what_would_make_somebody_a_function() {
+    let page = text("docs/security.md");
+    let (_, guard) = page.split_once("## Guard the hub").unwrap();
+    let (_, guard) = guard.split_once("```json").unwrap();
+    let guard = Policy::parse(guard.split_once("```").unwrap().0, PolicyKind::Identity).unwrap();
+    let denied = |principal: &str, action: &str, resource: &str| {
+        let caller = format!("arn:aws:iam::333333333333:role/{principal}");
+        let context = BTreeMap::from([("aws:PrincipalArn".to_owned(), vec![caller])]);
+        guard.evaluate(&Request::new(action, resource, &context)).denied
+    };
+    for (name, _) in functions() {
+        let role = format!("arn:aws:iam::333333333333:role/AmiShare{name}FunctionRole");
+        let function = format!("arn:aws:lambda:eu-west-1:333333333333:function:ami-share-{name}Function-0123456789ab");
+        for (action, on) in [
+            ("iam:AttachRolePolicy", &role),
+            ("iam:CreateRole", &role),
+            ("iam:PassRole", &role),
+            ("iam:PutRolePolicy", &role),
+            ("iam:UpdateAssumeRolePolicy", &role),
+            ("lambda:UpdateFunctionCode", &function),
+            ("lambda:UpdateFunctionConfiguration", &function),
+        ] {
+            assert!(denied("admin", action, on), "{action} on {on}");
+            assert!(!denied("deployer", action, on), "{action} on {on}");
+        }
+        assert!(!denied("admin", "iam:GetRole", &role), "{role}");
+    }
+    assert!(!denied("admin", "iam:CreateRole", "arn:aws:iam::333333333333:role/app"));
 }
