@@ -278,6 +278,15 @@ def evaluate_conditions(template, params):
     return engine_evaluate_conditions(template | {"Conditions": conditions}, params)
 
 
+def metric_alarm_record(name, props):
+    """On AWS an alarm may watch an expression of metrics. Here it watches the first of these."""
+    if "Metrics" in props:
+        first = next(metric["MetricStat"] for metric in props["Metrics"] if "MetricStat" in metric)
+        others = {name: value for name, value in props.items() if name != "Metrics"}
+        props = others | first["Metric"] | {"Statistic": first["Stat"], "Period": first["Period"]}
+    return engine_metric_alarm_record(name, props)
+
+
 def end_with_the_starter():
     sys.stdin.buffer.read()
     shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
@@ -326,6 +335,8 @@ engine_evaluate_conditions = cloudformation.engine._evaluate_conditions
 for module in (cloudformation.changesets, cloudformation.engine, cloudformation.handlers, cloudformation.stacks):
     assert module._evaluate_conditions is engine_evaluate_conditions
     module._evaluate_conditions = evaluate_conditions
+engine_metric_alarm_record = cloudformation.provisioners._cw_metric_alarm_record
+cloudformation.provisioners._cw_metric_alarm_record = metric_alarm_record
 
 if __name__ == "__main__":
     os.setpgrp()

@@ -14,6 +14,7 @@
 //! - [`sabotage`]: what somebody else does to a share while it is under way
 //! - [`execution`]: starting an execution and following it
 //! - [`notices`]: what the hub's topic tells its subscribers
+//! - [`filter_pattern`]: which lines of the logs count for a metric
 //! - [`stop`]: stopping an execution in a given state, and what undo-share then does
 //! - [`report`]: what an execution did, as a table and as JSON
 
@@ -25,6 +26,7 @@ pub mod clients;
 pub mod deploy;
 pub mod engine;
 pub mod execution;
+pub mod filter_pattern;
 pub mod local;
 pub mod notices;
 pub mod pictures;

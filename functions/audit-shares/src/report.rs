@@ -281,12 +281,16 @@ impl Report {
         self.not_looked_at.insert(if room { what } else { "more, that there is no room to name".to_owned() });
     }
 
+    /// How many findings there are, listed or not.
+    pub(crate) fn found(&self) -> usize {
+        self.summary.findings.values().sum()
+    }
+
     /// Says what there was no room for.
     pub(crate) fn finish(&mut self) {
         let whole = "the summary counts all; ask for one image by its imageId to see it whole";
-        let found: usize = self.summary.findings.values().sum();
         for (listed, all, what) in [
-            (self.findings.len(), found, "findings"),
+            (self.findings.len(), self.found(), "findings"),
             (self.images.len(), self.summary.shared_images, "images that are shared"),
             (self.untagged_keys.len(), self.summary.untagged_keys, "keys without the tag"),
         ] {

@@ -29,6 +29,8 @@ async fn shared() -> Result<(Stage, [String; 2])> {
 async fn launch_permission_without_key_access() -> Result<()> {
     let (stage, [key, _]) = shared().await?;
     let image = &stage.image.image_id;
+    assert_eq!(stage.audit("clean", &json!({})).await?.findings(), []);
+    assert_eq!(stage.counted()?, [0; 0], "no finding, no alarm");
     stage
         .change_policy(&key, |statements| {
             statements.retain(|statement| !statement["Sid"].as_str().is_some_and(|sid| sid.starts_with("AmiShare")));
@@ -43,6 +45,7 @@ async fn launch_permission_without_key_access() -> Result<()> {
     assert_eq!(audit.rows(&["LaunchPermissionWithoutKeyAccess:", message]).len(), 1, "{}", audit.table);
     assert_eq!(audit.rows(&[image, TARGET, "1 of 2: statements"]).len(), 1, "{}", audit.table);
     assert_eq!(audit.report["summary"]["findings"], json!({ "LaunchPermissionWithoutKeyAccess": 1 }));
+    assert_eq!(stage.counted()?, [1], "the alarm counts it");
     Ok(())
 }
 

@@ -15,11 +15,14 @@ use std::collections::BTreeMap;
 use ami_share_sandbox::journal::Entry;
 use ami_share_tests::{
     HUB, REGION, Result, SOURCE,
+    checkout::checkout,
     clients::root_of,
+    deploy,
     execution::{self, Ended},
+    filter_pattern,
     local::{Local, Settings},
     notices::{Inbox, Notice},
-    seed,
+    seed, template,
 };
 use aws_sdk_ec2::types::{ImageAttributeName, LaunchPermission, LaunchPermissionModifications};
 use aws_sdk_sfn::types::ExecutionStatus;
@@ -115,6 +118,29 @@ impl Stage {
         let status = report["status"].as_str().unwrap_or("failed");
         assert!(subject.starts_with(&format!("ami-share audit: {status}")), "{subject}: {message}");
         Ok(Audit { report, ended, table: message, journal })
+    }
+
+    /// The lines of the functions' log that the deployed filter of findings counts, each with its findings.
+    fn counted(&self) -> Result<Vec<u64>> {
+        let template = template::read(&checkout().join("template.yaml"))?;
+        let filter = &template["Resources"]["AuditFindingsFilter"]["Properties"];
+        let pattern = filter["FilterPattern"].as_str().ok_or("there is no pattern")?;
+        let group = self.local.hub.stack.resources.get("FunctionsLogGroup").ok_or("there is no log group")?;
+        let endpoint = self.local.engine.endpoint();
+        let output = deploy::aws(HUB, &endpoint)?
+            .args(["--endpoint-url", &endpoint, "logs", "filter-log-events", "--log-group-name", group])
+            .args(["--query", "events[].message", "--output", "json"])
+            .output()?;
+        let lines: Vec<String> = serde_json::from_slice(&output.stdout)?;
+        assert!(!lines.is_empty(), "nothing is logged: {}", String::from_utf8_lossy(&output.stderr));
+        let mut counted = Vec::new();
+        for line in lines {
+            if filter_pattern::matches(pattern, &line)? {
+                counted.extend(serde_json::from_str::<Value>(&line)?["findings"].as_u64());
+            }
+        }
+        assert_eq!(filter["MetricTransformations"][0]["MetricValue"], "$.findings");
+        Ok(counted)
     }
 
     fn snapshots(&self) -> BTreeMap<String, Value> {
