@@ -13,6 +13,7 @@
 //! - [`seed`]: an encrypted image in the source account, a principal and a key in the target
 //! - [`sabotage`]: what somebody else does to a share while it is under way
 //! - [`execution`]: starting an execution and following it
+//! - [`operator`]: somebody of the hub account who holds some of the stack's policies
 //! - [`notices`]: what the hub's topic tells its subscribers
 //! - [`stop`]: stopping an execution in a given state, and what undo-share then does
 //! - [`report`]: what an execution did, as a table and as JSON
@@ -27,6 +28,7 @@ pub mod engine;
 pub mod execution;
 pub mod local;
 pub mod notices;
+pub mod operator;
 pub mod pictures;
 pub mod report;
 pub mod roles;
