@@ -13,6 +13,7 @@
 //! - [`seed`]: an encrypted image in the source account, a principal and a key in the target
 //! - [`sabotage`]: what somebody else does to a share while it is under way
 //! - [`execution`]: starting an execution and following it
+//! - [`operator`]: somebody of the hub account who holds some of the stack's policies
 //! - [`notices`]: what the hub's topic tells its subscribers
 //! - [`filter_pattern`]: which lines of the logs count for a metric
 //! - [`stop`]: stopping an execution in a given state, and what undo-share then does
@@ -29,6 +30,7 @@ pub mod execution;
 pub mod filter_pattern;
 pub mod local;
 pub mod notices;
+pub mod operator;
 pub mod pictures;
 pub mod report;
 pub mod roles;

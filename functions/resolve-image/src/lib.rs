@@ -47,6 +47,8 @@ pub struct Input {
     pub start_time: String,
     /// The input of the execution, as it was given.
     pub request: Value,
+    /// Whether the state machine makes plans only.
+    pub plan_only: bool,
 }
 
 /// Reads the request, then the source account, then every target.
@@ -58,7 +60,7 @@ pub struct Input {
 pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error> {
     let execution = ExecutionName::unique(&input.name, &input.id, &input.start_time)
         .map_err(|rule| Error::invalid("name", &input.name, format!("must be {rule}")))?;
-    let request = read_request(hub, &input.request)?;
+    let request = read_request(hub, &input)?;
     let accounts: Vec<AccountId> = request.targets.iter().map(|target| target.account_id.clone()).collect();
     ami_share_allow_list::check(hub, &execution, &accounts).await?;
     let source = &request.source;
@@ -100,10 +102,11 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
     fitting(resolution(&Record::open(hub)?, execution, request, found.image, states, lacking).await?)
 }
 
-fn read_request(hub: &Hub, request: &Value) -> Result<Request, Error> {
+fn read_request(hub: &Hub, Input { request, plan_only, .. }: &Input) -> Result<Request, Error> {
     let region = hub.region().map_err(|rule| Error::invalid("region", "", rule))?;
     let default_source = Source { account_id: hub.settings.source_account.clone(), region };
-    let parsed = Request::parse(request, &default_source);
+    let parse = if *plan_only { Request::parse_plan } else { Request::parse };
+    let parsed = parse(request, &default_source);
     // Also of a request that is otherwise wrong: an operator should not meet this one run later.
     let accounts: Vec<AccountId> = request["targets"]
         .as_array()

@@ -18,6 +18,7 @@ use ami_share_tests::{
     execution::{self, Ended},
     local::{Local, Settings},
     notices::Inbox,
+    operator::Operator,
     report::{Run, bold},
     sabotage, seed,
 };
@@ -180,14 +181,17 @@ impl World {
     }
 }
 
-/// Shows what the first scenario would change, and that saying so changes nothing.
+/// Shows what the first scenario would change, asked for by an operator who may only plan, and that saying so changes
+/// nothing.
 async fn plan(local: &Local, world: &World) -> Result<Value> {
-    let mut request = request(world, &SCENARIOS[0]);
-    request["action"] = json!("plan");
+    let request = request(world, &SCENARIOS[0]);
     println!("\n{}\n", bold("What the next share would change: its plan, with what it does to the first key's policy"));
     let seen = local.sandbox.world().journal.last_seq();
     let engine = local.engine.endpoint();
-    let arn = execution::start(&engine, &local.hub.state_machine, "plan", &request).await?;
+    let operator = Operator::hire(local, "planner", &["PlanSharesPolicy"]).await?;
+    let machine = &local.hub.stack.outputs["PlanShareStateMachineArn"];
+    let arn = operator.start(machine, "plan", &request).await?;
+    println!("  User planner, who holds PlanSharesPolicy and nothing else, starts plan-share:\n");
     let plan = execution::follow(&engine, &arn, |_| {}).await?.output.ok_or("there is no plan")?;
     for call in plan["calls"].as_array().into_iter().flatten() {
         let field = |name: &str| call[name].as_str().unwrap_or_default();
@@ -199,9 +203,20 @@ async fn plan(local: &Local, world: &World) -> Result<Value> {
     }
     println!("    ... and {} more lines (target/demo/plan.json)", diff.len().saturating_sub(SHOWN));
     println!("  {}", plan["message"].as_str().unwrap_or_default());
+    println!("  planHash: {}", plan["planHash"].as_str().unwrap_or_default());
+    let refused = operator.start(&local.hub.state_machine, "planned", &request).await;
+    println!(
+        "  The same user starts share-ami with the same request: {}.",
+        refused.as_deref().unwrap_or_else(|error| error)
+    );
     let written = local.sandbox.world().journal.since(seen).iter().filter(|entry| entry.write).count();
     println!("  Calls that the plan itself made to change something: {written}.");
-    if written == 0 { Ok(plan) } else { Err("the plan changed something".into()) }
+    match refused {
+        Ok(_) => Err("whoever may only plan shared the image".into()),
+        Err(_) if written > 0 => Err("the plan changed something".into()),
+        Err(error) if error != "AccessDeniedException" => Err(error.into()),
+        Err(_) => Ok(plan),
+    }
 }
 
 /// Shows what an audit says of the share before it, and that it changes nothing.

@@ -24,6 +24,10 @@ pub(crate) fn share_ami() -> Machine {
     machine("statemachine/share-ami.asl.json", "ShareAmiStateMachine")
 }
 
+pub(crate) fn plan_share() -> Machine {
+    machine("statemachine/plan-share.asl.json", "PlanShareStateMachine")
+}
+
 pub(crate) fn undo_share() -> Machine {
     machine("statemachine/undo-share.asl.json", "UndoShareStateMachine")
 }
@@ -40,8 +44,8 @@ pub(crate) fn audit_shares() -> Machine {
     machine("statemachine/audit-shares.asl.json", "AuditSharesStateMachine")
 }
 
-pub(crate) fn machines() -> [Machine; 5] {
-    [share_ami(), take_back(), undo_share(), revoke_share(), audit_shares()]
+pub(crate) fn machines() -> [Machine; 6] {
+    [share_ami(), plan_share(), take_back(), undo_share(), revoke_share(), audit_shares()]
 }
 
 fn machine(path: &'static str, logical_id: &'static str) -> Machine {

@@ -302,6 +302,7 @@ fn check(machine: &str, request: &Value, place: &str) {
         Source { account_id: AccountId::parse("111111111111").unwrap(), region: Region::parse("eu-west-1").unwrap() };
     let problems = match machine {
         "ShareAmi" => Request::parse(request, &source).err(),
+        "PlanShare" => Request::parse_plan(request, &source).err(),
         "RevokeShare" => RevokeRequest::parse(request, &source).err(),
         "AuditShares" => AuditRequest::parse(request, &source).err(),
         "UndoShare" => {

@@ -827,13 +827,44 @@ fn what_the_state_machines_share_is_to_notify_and_to_be_watched() {
         }
     }
     for machine in definition::machines() {
-        // Whoever starts take-back tells of it.
-        let silent = machine.path == definition::take_back().path;
+        // Whoever starts take-back tells of it, and whoever asks for a plan reads it.
+        let silent = [definition::take_back().path, definition::plan_share().path].contains(&machine.path);
         assert_eq!(calls(&machine, "sns"), if silent { Set::new() } else { published.clone() }, "{}", machine.path);
         let services = ["lambda:", "dynamodb:", "sns:", "aws-sdk:sfn:", "states:"];
         let kinds = services.map(|service| machine.calls(service).len());
         assert_eq!(machine.calls("").len(), kinds.iter().sum::<usize>(), "{} calls another service", machine.path);
     }
+}
+
+/// Whoever may start it may plan, and nothing else: by what its functions call, and by what their roles allow.
+#[test]
+fn a_plan_reaches_no_function_that_writes() {
+    let (hub, machine) = (template(HUB), definition::plan_share());
+    let looks = |action: &str| {
+        let (service, call) = action.split_once(':').unwrap();
+        ["Describe", "Get", "List", "Simulate"].iter().any(|verb| call.starts_with(verb))
+            || action == "dynamodb:Query"
+            || service == "organizations"
+    };
+    assert_eq!(machine.calls("").len(), machine.tasks().len(), "it calls functions, and nothing else");
+    let role = properties(&hub, "PlanShareStateMachineRole");
+    assert_eq!(role["ManagedPolicyArns"], json!([{ "Ref": "RunStateMachinesPolicy" }]));
+    assert_eq!(allowed(&inline(&role)), Set::from(["lambda:InvokeFunction".to_owned()]));
+    let called: Set = machine.tasks().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(called, ["ResolveImage", "PlanShare"].map(str::to_owned).into());
+    for (name, actions) in functions().into_iter().filter(|(name, _)| called.contains(*name)) {
+        assert!(actions.source.is_empty(), "{name} changes things in the source");
+        for action in [actions.source_reader, actions.target, actions.launcher].concat() {
+            assert!(looks(action), "{name} calls {action}");
+        }
+        for action in allowed(&inline(&properties(&hub, &format!("{name}FunctionRole")))) {
+            assert!(looks(&action), "{name} may call {action} in the hub");
+        }
+    }
+    // A target has no role that only looks: docs/security.md says so.
+    let reader = allowed(&inline(&properties(&template(SOURCE), "SourceReaderRole")));
+    let writes: Vec<&String> = reader.iter().filter(|action| !looks(action)).collect();
+    assert_eq!(writes, ["ec2:CreateImageUsageReport"]);
 }
 
 /// They may have run no Catch.

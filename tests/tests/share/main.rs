@@ -10,6 +10,7 @@ mod grants;
 mod key_policies;
 mod lost_replies;
 mod modes;
+mod operators;
 mod paths;
 mod plan;
 mod propagation;

@@ -102,7 +102,15 @@ impl Request {
     /// Every problem: unknown and missing fields, values of a wrong type or form, values that
     /// contradict each other, and what this version does not do.
     pub fn parse(request: &Value, default_source: &Source) -> Result<Self, Vec<Problem>> {
-        collected(|problems| read_request(request, default_source, problems))
+        collected(|problems| read_request(request, default_source, Action::Apply, problems))
+    }
+
+    /// The same for a state machine that makes plans only: that is what it does of a request that does not say.
+    ///
+    /// # Errors
+    /// As [`Request::parse`], and of a request that asks for more than a plan.
+    pub fn parse_plan(request: &Value, default_source: &Source) -> Result<Self, Vec<Problem>> {
+        collected(|problems| read_request(request, default_source, Action::Plan, problems))
     }
 
     /// A hash of what it asks for, which is the same whether that is planned or applied.
@@ -123,12 +131,12 @@ pub(crate) fn collected<T>(read: impl FnOnce(&Problems) -> Option<T>) -> Result<
     }
 }
 
-fn read_request(request: &Value, default_source: &Source, problems: &Problems) -> Option<Request> {
+fn read_request(request: &Value, default_source: &Source, most: Action, problems: &Problems) -> Option<Request> {
     let fields = Fields::of(request, "", problems)?;
     let image_id = fields.required("imageId", ImageId::parse);
     let source = read_source(&fields, default_source);
     let targets = read_targets(&fields, source.as_ref(), problems);
-    let (action, plan_hash) = read_action(&fields);
+    let (action, plan_hash) = read_action(&fields, most);
     let key_access = fields.or("keyAccess", KeyAccess::Policy, |v| {
         one_of(&v, &[("policy", KeyAccess::Policy), ("grant", KeyAccess::Grant)], &[])
     });
@@ -167,10 +175,12 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
     })
 }
 
-/// The action, and the plan that it is to apply.
-pub(crate) fn read_action(fields: &Fields) -> (Option<Action>, Option<Option<PlanHash>>) {
-    let action = fields.or("action", Action::Apply, |v| {
-        one_of(&v, &[("apply", Action::Apply), ("plan", Action::Plan)], &[("audit", ELSEWHERE)])
+/// The action, and the plan that it is to apply. `most` is what the state machine does at most, and of a request that does
+/// not say.
+pub(crate) fn read_action(fields: &Fields, most: Action) -> (Option<Action>, Option<Option<PlanHash>>) {
+    let action = fields.or("action", most, |v| match most {
+        Action::Apply => one_of(&v, &[("apply", Action::Apply), ("plan", Action::Plan)], &[("audit", ELSEWHERE)]),
+        Action::Plan => one_of(&v, &[("plan", Action::Plan)], &[("apply", APPLIES), ("audit", ELSEWHERE)]),
     });
     let plan_hash = fields.optional("planHash", PlanHash::parse);
     if action == Some(Action::Plan) && fields.get("planHash").is_some() {
@@ -190,6 +200,7 @@ pub(crate) fn read_source(fields: &Fields, default_source: &Source) -> Option<So
 
 const LATER: &str = "is not supported by this version";
 const ELSEWHERE: &str = "is a state machine of its own, audit-shares";
+const APPLIES: &str = "is what share-ami does: plan-share makes plans and nothing else";
 
 fn read_targets(fields: &Fields, source: Option<&Source>, problems: &Problems) -> Option<Vec<RequestedTarget>> {
     let list = fields.list("targets")?;
@@ -794,6 +805,29 @@ mod tests {
         for wrong in [json!("0123"), json!(hash.as_str().unwrap().to_uppercase()), json!(1), json!("")] {
             assert_eq!(fields(request(json!("apply"), wrong.clone())), ["planHash"], "{wrong}");
         }
+    }
+
+    #[test]
+    fn where_plans_are_made_only_a_request_is_for_one_and_may_not_be_applied() {
+        let parse = |action: Value| {
+            let source = Source {
+                account_id: AccountId::parse("111111111111").unwrap(),
+                region: Region::parse("eu-west-1").unwrap(),
+            };
+            let mut request = with_target(json!({ "accountId": "222222222222" }));
+            request["action"] = action;
+            let other = parse(request.clone()).map(|request| request.asked());
+            let parsed = Request::parse_plan(&request, &source);
+            (parsed.as_ref().map(Request::asked).ok(), other.ok(), parsed)
+        };
+        for action in [Value::Null, json!("plan")] {
+            let (asked, by_share_ami, parsed) = parse(action);
+            assert_eq!(parsed.unwrap().action, Action::Plan);
+            assert_eq!(asked, by_share_ami);
+        }
+        let problem = parse(json!("apply")).2.unwrap_err().remove(0);
+        assert_eq!(problem.field, "action");
+        assert!(problem.rule.contains("apply is what share-ami does"), "{problem}");
     }
 
     #[test]

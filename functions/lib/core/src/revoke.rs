@@ -130,7 +130,7 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
         }
     };
     let [copies, instances, force] = ["copies", "instances", "force"].map(|field| fields.flag(field));
-    let (action, plan_hash) = read_action(&fields);
+    let (action, plan_hash) = read_action(&fields, Action::Apply);
     fields.refuse_others(&[
         "imageId",
         "images",
