@@ -30,6 +30,7 @@ pub use usage_reports::{Recipe, ReportState, UsageReport};
 pub use volumes::{Attachment, Volume};
 
 use crate::auth::{self, Caller, Context};
+use crate::authorization;
 use crate::wire::{ApiError, Params, Reply, Service};
 use crate::world::{PARTITION, World};
 use std::collections::BTreeMap;
@@ -159,8 +160,13 @@ impl Request<'_> {
         let mut context = context.clone();
         context.insert("ec2:Region".to_owned(), vec![self.region.to_owned()]);
         auth::authorize(self.world, self.caller, &format!("ec2:{action}"), resource, &context).map_err(|denied| {
+            let encoded = authorization::encode(self.world, self.caller, &denied, &context);
             let mut error = Service::Ec2.denied(denied);
             error.message = format!("You are not authorized to perform this operation. {}", error.message);
+            // What knows no resources has none (field reports of DescribeInstances and DescribeImages).
+            if resource != "*" {
+                error.message = format!("{}. Encoded authorization failure message: {encoded}", error.message);
+            }
             error
         })
     }
