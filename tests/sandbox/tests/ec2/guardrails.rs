@@ -5,9 +5,11 @@ use crate::accounts::{allow, as_role, role, root};
 use ami_share_sandbox::world::{Organization, ServiceControlPolicy};
 use aws_sdk_ec2::operation::run_instances::builders::RunInstancesFluentBuilder;
 use aws_sdk_ec2::types::{
-    HttpTokensState, InstanceMetadataOptionsRequest, InstanceStateName, ResourceType, Tag, TagSpecification,
+    AllowedImagesSettingsEnabledState, HttpTokensState, ImageCriterionRequest, InstanceMetadataOptionsRequest,
+    InstanceStateName, ManagedBy, ResourceType, Tag, TagSpecification,
 };
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 const MANAGEMENT: &str = "999999999999";
 const POLICY_ARN: &str = "arn:aws:organizations::999999999999:policy/o-abcdefghij/service_control_policy/p-guard";
@@ -204,4 +206,46 @@ async fn the_simulator_counts_service_control_policies_without_conditions_only()
         assert_eq!(allowed, !counted, "{deny}");
         assert_eq!(result.eval_decision().as_str(), if counted { "implicitDeny" } else { "allowed" });
     }
+}
+
+#[tokio::test]
+async fn allowed_amis_hide_images_of_others_that_meet_no_criterion() {
+    let stage = Stage::new().await;
+    let shared = stage.shared_image().await;
+    let snapshot = stage.snapshot(&stage.b, None).await;
+    let own = stage.image(&stage.b, "own", &[&snapshot]).await;
+    let allow = async |provider: &str| {
+        let criterion = ImageCriterionRequest::builder().image_providers(provider).build();
+        stage.b.replace_image_criteria_in_allowed_images_settings().image_criteria(criterion).send().await.unwrap();
+    };
+    let set = async |state: AllowedImagesSettingsEnabledState| {
+        stage.b.enable_allowed_images_settings().allowed_images_settings_state(state).send().await.unwrap();
+    };
+    let seen = async || {
+        let found = stage.b.describe_images().send().await.unwrap().images.unwrap_or_default();
+        let verdict = |image: aws_sdk_ec2::types::Image| (image.image_id.unwrap_or_default(), image.image_allowed);
+        found.into_iter().map(verdict).collect::<BTreeMap<_, _>>()
+    };
+    let (others, ours) = (shared.image.clone(), own.clone());
+    let of =
+        |verdicts: &[(&String, Option<bool>)]| verdicts.iter().map(|(id, allowed)| ((*id).clone(), *allowed)).collect();
+    assert_eq!(stage.b.get_allowed_images_settings().send().await.unwrap().state(), Some("disabled"));
+    assert_eq!(seen().await, of(&[(&others, None), (&ours, None)]));
+
+    allow("amazon").await;
+    set(AllowedImagesSettingsEnabledState::AuditMode).await;
+    assert_eq!(seen().await, of(&[(&others, Some(false)), (&ours, Some(true))]));
+    assert_eq!(code(launch(&stage.b, &others).dry_run(true).send().await), "DryRunOperation");
+
+    set(AllowedImagesSettingsEnabledState::Enabled).await;
+    assert_eq!(seen().await, of(&[(&ours, Some(true))]));
+    assert_eq!(code(launch(&stage.b, &others).send().await), "AuthFailure");
+    assert_eq!(code(stage.b.describe_images().image_ids(&others).send().await), "AuthFailure");
+    assert_eq!(code(launch(&stage.b, &ours).send().await), "no error");
+    let setting = stage.b.get_allowed_images_settings().send().await.unwrap();
+    assert_eq!((setting.state(), setting.managed_by()), (Some("enabled"), Some(&ManagedBy::Account)));
+    assert_eq!(setting.image_criteria()[0].image_providers(), ["amazon"]);
+
+    allow(A).await;
+    assert_eq!(seen().await, of(&[(&others, Some(true)), (&ours, Some(true))]));
 }
