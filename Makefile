@@ -39,7 +39,7 @@ $(VENV)/complete:
 build-functions: ## Build every function, and the programs below, for this machine
 	cargo build --locked --workspace --bins
 
-demo: setup build-functions ## Share an encrypted image four ways on simulated accounts, take a share back, and show what happened
+demo: setup build-functions ## Share an encrypted image five times on simulated accounts, take a share back, and show what happened
 	@$(TARGET)/debug/demo
 
 sandbox: setup build-functions ## Leave the simulated accounts running, with the stack deployed, until Ctrl-C

@@ -31,6 +31,8 @@ pub struct Settings {
     pub allow_unencrypted: bool,
     /// Whether the targets' owners allow inline policies.
     pub inline_policies: bool,
+    /// `DecodeAuthorizationMessages`
+    pub decode_messages: bool,
     /// `LauncherKeyArns`
     pub launcher_keys: String,
     /// `OnlyTaggedImages`
@@ -57,6 +59,7 @@ impl Default for Settings {
             organization: Organization::default(),
             allow_unencrypted: true,
             inline_policies: false,
+            decode_messages: false,
             launcher_keys: String::new(),
             only_tagged_images: false,
             source_template: "accounts/source.yaml".to_owned(),
@@ -173,6 +176,7 @@ async fn deploy_target(engine: &Engine, source: &str, account: &str, settings: &
         ("ExternalId", EXTERNAL_ID),
         ("PrincipalArnPatterns", "arn:aws:iam::*:role/app-*,arn:aws:iam::*:user/app-*"),
         ("AllowInlinePolicies", if settings.inline_policies { "true" } else { "false" }),
+        ("DecodeAuthorizationMessages", if settings.decode_messages { "true" } else { "false" }),
         ("LauncherKeyArns", &settings.launcher_keys),
         ("IamPath", &settings.iam_path),
     ];

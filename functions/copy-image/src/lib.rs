@@ -4,12 +4,13 @@ mod undo;
 
 use ami_share_copies::{copy_name, copy_token};
 use ami_share_core::{
-    Error, Hub, aws,
+    Error, Hub, authorization, aws,
     hub::Actions,
     ids::{ExecutionName, ImageId},
     key_actions::making_encrypted,
     share::{EXECUTION_TAG, Image, KEY_TAG, SOURCE_IMAGE_TAG, Source, Target},
 };
+use aws_config::SdkConfig;
 use aws_sdk_ec2::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
@@ -78,8 +79,11 @@ pub async fn copy_image(hub: &Hub, input: Input) -> Result<Output, Error> {
         .tag_specifications(tagged(ResourceType::Snapshot, &tags))
         .client_token(token)
         .send()
-        .await
-        .map_err(|error| failure(&input, error))?;
+        .await;
+    let copied = match copied {
+        Ok(copied) => copied,
+        Err(error) => return Err(failure(&config, &input, error).await),
+    };
     let copy_id = ImageId::parse(copied.image_id().unwrap_or_default()).map_err(|_| Error::Unavailable {
         account: target.account_id.clone(),
         call: COPY,
@@ -94,17 +98,24 @@ fn tagged(kind: ResourceType, tags: &[(&str, &str)]) -> TagSpecification {
     TagSpecification::builder().resource_type(kind).set_tags(Some(tags)).build()
 }
 
-fn failure(input: &Input, error: SdkError<CopyImageError>) -> Error {
-    not_given_yet(input, &error).unwrap_or_else(|| aws::failure(&input.target.account_id, COPY, error))
+async fn failure(config: &SdkConfig, input: &Input, error: SdkError<CopyImageError>) -> Error {
+    let Input { source, image, target, .. } = input;
+    let account = &target.account_id;
+    if aws::hides_image(&error) {
+        let said = error.message().unwrap_or_default();
+        return ami_share_allowed_images::hidden(&Client::new(config), &image.image_id, source, account, COPY, said)
+            .await;
+    }
+    match storage_not_given_yet(input, &error) {
+        Some(passing) => passing,
+        None => authorization::failure(config, account, COPY, error).await,
+    }
 }
 
-/// What EC2 refuses for want of a permission that was just given: it passes.
-fn not_given_yet(input: &Input, error: &impl ProvideErrorMetadata) -> Option<Error> {
+/// What EC2 refuses for want of the snapshot permission that was just given: it passes.
+fn storage_not_given_yet(input: &Input, error: &impl ProvideErrorMetadata) -> Option<Error> {
     let Input { source, image, target, .. } = input;
     let account = target.account_id.clone();
-    if aws::hides_image(error) {
-        return Some(aws::not_shared_yet(&image.image_id, source, &account, COPY));
-    }
     if hides_storage(error) {
         let snapshots: Vec<&str> = image.volumes.iter().map(|volume| volume.snapshot_id.as_str()).collect();
         let (image, owner) = (&image.image_id, &source.account_id);
@@ -168,14 +179,12 @@ mod tests {
                 launch: Launch::default(),
             },
         };
-        not_given_yet(&input, &ErrorMetadata::builder().code(code).message(message).build())
+        storage_not_given_yet(&input, &ErrorMetadata::builder().code(code).message(message).build())
     }
 
     #[test]
     fn what_was_just_given_may_not_be_seen_yet_whatever_ec2_calls_it() {
         for (code, message) in [
-            ("AuthFailure", "Not authorized for images: [ami-0123456789abcdef0]"),
-            ("InvalidAMIID.NotFound", "The image id '[ami-0123456789abcdef0]' does not exist"),
             ("InvalidRequest", "You do not have permission to access the storage of this ami"),
             ("InvalidSnapshot.NotFound", "The snapshot 'snap-0123abcd' does not exist."),
         ] {

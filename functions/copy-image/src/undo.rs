@@ -9,11 +9,13 @@ use ami_share_copies::{
     self as copies, DESCRIBE_IMAGES, MAX_VALUES, has_tag_of, is_copy, is_younger, of_executions, own_images,
 };
 use ami_share_core::{
-    Error, Hub, aws,
+    Error, Hub, authorization, aws,
     hub::Actions,
     ids::{AccountId, ImageId},
+    refusal::DECODE,
     take_back::{MadeCopy, Taken, UndoInput, Undone},
 };
+use aws_config::SdkConfig;
 use aws_sdk_ec2::{
     Client,
     error::ProvideErrorMetadata,
@@ -21,7 +23,7 @@ use aws_sdk_ec2::{
 };
 
 pub const UNDO_ACTIONS: Actions =
-    Actions { launcher: &[DESCRIBE_IMAGES, DEREGISTER, DESCRIBE_SNAPSHOTS, DELETE], ..Actions::NONE };
+    Actions { launcher: &[DESCRIBE_IMAGES, DEREGISTER, DESCRIBE_SNAPSHOTS, DELETE, DECODE], ..Actions::NONE };
 
 const DEREGISTER: &str = "ec2:DeregisterImage";
 const DESCRIBE_SNAPSHOTS: &str = "ec2:DescribeSnapshots";
@@ -47,7 +49,7 @@ pub async fn undo_copy_image(hub: &Hub, input: UndoInput) -> Result<Undone, Erro
     let account = &target.account_id;
     let config = hub.as_launcher(account, &source.region, execution, UNDO_ACTIONS).await?;
     let ec2 = Client::new(&config);
-    let mut removal = Removal { ec2: &ec2, account, taken: Vec::new(), errors: Vec::new() };
+    let mut removal = Removal { config: &config, ec2: &ec2, account, taken: Vec::new(), errors: Vec::new() };
     for made in target.copies.chunks(MAX_VALUES) {
         let images = copies::find(&ec2, account, made).await?;
         // All is read before anything is removed: from then on nobody knows which snapshots an image had.
@@ -68,6 +70,7 @@ pub async fn undo_copy_image(hub: &Hub, input: UndoInput) -> Result<Undone, Erro
 }
 
 struct Removal<'a> {
+    config: &'a SdkConfig,
     ec2: &'a Client,
     account: &'a AccountId,
     taken: Vec<Taken>,
@@ -87,7 +90,7 @@ impl Removal<'_> {
                 account: self.account.clone(),
                 call: DEREGISTER,
             }),
-            Err(error) => self.errors.push(aws::failure(self.account, DEREGISTER, error)),
+            Err(error) => self.errors.push(authorization::failure(self.config, self.account, DEREGISTER, error).await),
         }
     }
 
@@ -98,7 +101,7 @@ impl Removal<'_> {
                 self.took(DELETE, id);
             }
             Err(error) if error.code() == Some("InvalidSnapshot.NotFound") => {}
-            Err(error) => self.errors.push(aws::failure(self.account, DELETE, error)),
+            Err(error) => self.errors.push(authorization::failure(self.config, self.account, DELETE, error).await),
         }
     }
 

@@ -3,13 +3,14 @@
 mod undo;
 
 use ami_share_core::{
-    Error, Hub, aws,
+    Error, Hub, authorization, aws,
     hub::Actions,
     ids::{ExecutionName, ImageId, InstanceId, KeyArn},
     key_actions::making_encrypted,
     share::{EXECUTION_TAG, Image, Launch, Mode, SOURCE_IMAGE_TAG, Source, Target},
     tokens::launch_token,
 };
+use aws_config::SdkConfig;
 use aws_sdk_ec2::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
@@ -78,8 +79,11 @@ pub async fn launch_instance(hub: &Hub, input: Input) -> Result<Output, Error> {
         .tag_specifications(tagged(ResourceType::Volume, &input))
         .client_token(launch_token(execution, &target.account_id, input.launches))
         .send()
-        .await
-        .map_err(|error| failure(&input, error))?;
+        .await;
+    let launched = match launched {
+        Ok(launched) => launched,
+        Err(error) => return Err(failure(&config, &input, error).await),
+    };
     let instance_id = launched.instances().first().and_then(|instance| instance.instance_id()).unwrap_or_default();
     let instance_id = InstanceId::parse(instance_id).map_err(|_| Error::Unavailable {
         account: target.account_id.clone(),
@@ -132,13 +136,22 @@ fn tagged(kind: ResourceType, input: &Input) -> TagSpecification {
         .build()
 }
 
-fn failure(input: &Input, error: SdkError<RunInstancesError>) -> Error {
+async fn failure(config: &SdkConfig, input: &Input, error: SdkError<RunInstancesError>) -> Error {
     let Input { source, image, target, launch_image_id, .. } = input;
     let account = target.account_id.clone();
     let code = error.code().unwrap_or_default().to_owned();
     if aws::hides_image(&error) {
         if *launch_image_id == image.image_id {
-            return aws::not_shared_yet(launch_image_id, source, &account, RUN);
+            let said = error.message().unwrap_or_default();
+            return ami_share_allowed_images::hidden(
+                &Client::new(config),
+                launch_image_id,
+                source,
+                &account,
+                RUN,
+                said,
+            )
+            .await;
         }
         let what = format!("copy {launch_image_id} of image {}", image.image_id);
         return Error::NotYetVisible { what, account, call: RUN };
@@ -150,7 +163,7 @@ fn failure(input: &Input, error: SdkError<RunInstancesError>) -> Error {
             reason: format!("{code}: {}; {advice}", error.message().unwrap_or_default().trim_end_matches('.')),
             source: Some(error.into()),
         },
-        None => aws::failure(&account, RUN, error),
+        None => authorization::failure(config, &account, RUN, error).await,
     }
 }
 

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use ami_share_core::{
-    Error, Hub, aws,
+    Error, Hub, authorization, aws,
     hub::Actions,
+    refusal::DECODE,
     take_back::{FromTarget, Taken, UndoInput, Undone},
     tokens::launch_tokens,
 };
@@ -14,7 +15,7 @@ use aws_sdk_ec2::{
     types::{Filter, InstanceState, InstanceStateName},
 };
 
-pub const UNDO_ACTIONS: Actions = Actions { launcher: &[DESCRIBE, TERMINATE], ..Actions::NONE };
+pub const UNDO_ACTIONS: Actions = Actions { launcher: &[DESCRIBE, TERMINATE, DECODE], ..Actions::NONE };
 
 const DESCRIBE: &str = "ec2:DescribeInstances";
 const TERMINATE: &str = "ec2:TerminateInstances";
@@ -54,7 +55,7 @@ pub async fn undo_launch_instance(hub: &Hub, input: UndoInput) -> Result<Undone,
                 taken.push(Taken { call, account_id: account.clone(), resource: id, from: Vec::new() });
             }
             Err(error) if error.code() == Some("InvalidInstanceID.NotFound") => {}
-            Err(error) => errors.push(aws::failure(account, TERMINATE, error)),
+            Err(error) => errors.push(authorization::failure(&config, account, TERMINATE, error).await),
         }
     }
     Error::all_of(errors)?;

@@ -1,15 +1,16 @@
 //! TerminateInstance: ends the proof, unless it was asked to stay.
 
 use ami_share_core::{
-    Error, Hub, aws,
+    Error, Hub, authorization,
     hub::Actions,
     ids::{ExecutionName, InstanceId},
+    refusal::DECODE,
     share::{Source, Target},
 };
 use aws_sdk_ec2::{Client, error::ProvideErrorMetadata};
 use serde::{Deserialize, Serialize};
 
-pub const ACTIONS: Actions = Actions { launcher: &[TERMINATE], ..Actions::NONE };
+pub const ACTIONS: Actions = Actions { launcher: &[TERMINATE, DECODE], ..Actions::NONE };
 
 const TERMINATE: &str = "ec2:TerminateInstances";
 
@@ -39,7 +40,7 @@ pub async fn terminate_instance(hub: &Hub, input: Input) -> Result<Output, Error
     match Client::new(&config).terminate_instances().instance_ids(instance_id.as_str()).send().await {
         Ok(_) => tracing::info!("instance terminated"),
         Err(error) if error.code() == Some("InvalidInstanceID.NotFound") => {}
-        Err(error) => return Err(aws::failure(&target.account_id, TERMINATE, error)),
+        Err(error) => return Err(authorization::failure(&config, &target.account_id, TERMINATE, error).await),
     }
     Ok(Output {})
 }

@@ -3,7 +3,7 @@
 use crate::iam;
 use crate::kms;
 use crate::policy::{NamedAs, Policy, Request, Verdict};
-use crate::world::{Allowed, World};
+use crate::world::{Allowed, ServiceControlPolicy, World};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -60,6 +60,7 @@ impl Caller {
 /// Which side refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
+    ServiceControlPolicy,
     IdentityPolicy,
     SessionPolicy,
     KeyPolicy,
@@ -76,25 +77,28 @@ pub struct Denied {
     pub by: Refusal,
     /// A Deny statement matched; otherwise no Allow did.
     pub explicit: bool,
+    /// The ARN of the policy whose statement that is, where AWS says it.
+    pub policy: Option<String>,
 }
 
 impl Denied {
-    /// AWS's sentence about it.
+    /// AWS's sentence about it; the ARN of a policy since 2026 ("Enhanced access denied error messages with policy ARNs", AWS
+    /// Security Blog), and a resource only where the action has one.
     pub fn message(&self) -> String {
         let (article, policy) = match self.by {
+            Refusal::ServiceControlPolicy => ("a", "service control policy"),
             Refusal::IdentityPolicy => ("an", "identity-based policy"),
             Refusal::SessionPolicy => ("a", "session policy"),
             Refusal::KeyPolicy | Refusal::TrustPolicy => ("a", "resource-based policy"),
         };
         let why = if self.explicit {
-            format!("with an explicit deny in {article} {policy}")
+            let arn = self.policy.as_ref().map(|arn| format!(": {arn}")).unwrap_or_default();
+            format!("with an explicit deny in {article} {policy}{arn}")
         } else {
             format!("because no {policy} allows the {} action", self.action)
         };
-        format!(
-            "User: {} is not authorized to perform: {} on resource: {} {why}",
-            self.principal, self.action, self.resource
-        )
+        let resource = if self.resource == "*" { String::new() } else { format!(" on resource: {}", self.resource) };
+        format!("User: {} is not authorized to perform: {}{resource} {why}", self.principal, self.action)
     }
 }
 
@@ -114,6 +118,7 @@ pub fn authorize(
     let refuse = |by, explicit| Err(denied(caller, action, resource, by, explicit));
     let identity = identity_verdict(world, caller, &request);
     let session = session_verdict(caller, &request);
+    check_organization(world, caller, &request)?;
     if identity.denied {
         return refuse(Refusal::IdentityPolicy, true);
     }
@@ -166,6 +171,7 @@ pub fn authorize_key_with_tokens(
     let key_policy = key.policy.effective(world.now_ms()).evaluate_for(&request, caller);
     let identity = identity_verdict(world, caller, &request);
     let session = session_verdict(caller, &request);
+    check_organization(world, caller, &request)?;
     if key_policy.denied {
         return refuse(Refusal::KeyPolicy, true);
     }
@@ -212,6 +218,7 @@ pub(crate) fn authorize_retirement(world: &World, caller: &Caller, key_arn: &str
     const ACTION: &str = "kms:RetireGrant";
     let request = request(world, caller, ACTION, key_arn, &Context::new());
     let (identity, session) = (identity_verdict(world, caller, &request), session_verdict(caller, &request));
+    check_organization(world, caller, &request)?;
     if identity.denied || (!named && identity.allowed.is_none()) {
         return Err(denied(caller, ACTION, key_arn, Refusal::IdentityPolicy, identity.denied));
     }
@@ -231,8 +238,76 @@ pub(crate) fn keep_allowed(world: &World, caller: &Caller, request: Request) {
     }
 }
 
+/// The service control policies that hold for the caller: at each level, from the root to its account, those that are
+/// attached there. They hold for users and roles of member accounts, their root users too, and not for service-linked
+/// roles ("Service control policies (SCPs)", Organizations user guide).
+fn organization_policies<'w>(world: &'w World, caller: &Caller) -> &'w [Vec<ServiceControlPolicy>] {
+    let organization = world.account(&caller.account).and_then(|account| account.organization.as_ref());
+    match organization {
+        Some(place) if place.management_account() != caller.account && !iam::is_service_linked(&caller.arn) => {
+            &place.service_control_policies
+        }
+        _ => &[],
+    }
+}
+
+/// Whether the caller's organization lets it: nothing denies, and at each level something allows ("SCP evaluation",
+/// Organizations user guide).
+pub(crate) fn check_organization(world: &World, caller: &Caller, request: &Request) -> Result<(), Denied> {
+    let levels = organization_policies(world, caller);
+    let refuse = |explicit| denied(caller, &request.action, &request.resource, Refusal::ServiceControlPolicy, explicit);
+    if let Some(denying) = levels.iter().flatten().find(|policy| policy.document().evaluate(request).denied) {
+        let arn = world
+            .account(&caller.account)
+            .and_then(|account| account.organization.as_ref())
+            .map(|place| place.policy_arn(denying.id()));
+        return Err(Denied { policy: arn, ..refuse(true) });
+    }
+    let allows = |policy: &ServiceControlPolicy| policy.document().evaluate(request).allowed.is_some();
+    if levels.iter().all(|level| level.iter().any(allows)) { Ok(()) } else { Err(refuse(false)) }
+}
+
+/// What IAM's simulator says of them: it leaves out those that have any conditions ("Testing IAM policies with the IAM
+/// policy simulator", IAM user guide). Nothing where there are none.
+pub(crate) fn simulate_organization(world: &World, caller: &Caller, request: &Request) -> Option<bool> {
+    let levels = organization_policies(world, caller);
+    if levels.is_empty() {
+        return None;
+    }
+    let verdicts = |level: &Vec<ServiceControlPolicy>| {
+        let evaluated = level.iter().filter(|policy| !policy.has_conditions());
+        evaluated.map(|policy| policy.document().evaluate(request)).collect::<Vec<_>>()
+    };
+    let levels: Vec<Vec<Verdict>> = levels.iter().map(verdicts).collect();
+    let denied = levels.iter().flatten().any(|verdict| verdict.denied);
+    Some(!denied && levels.iter().all(|level| level.iter().any(|verdict| verdict.allowed.is_some())))
+}
+
+/// The statements that deny the request, of the policies of that kind.
+pub(crate) fn denying_statements(
+    world: &World,
+    caller: &Caller,
+    request: &Request,
+    by: Refusal,
+) -> Vec<serde_json::Value> {
+    match by {
+        Refusal::ServiceControlPolicy => {
+            let policies = organization_policies(world, caller).iter().flatten();
+            policies.flat_map(|policy| policy.document().denying(request)).collect()
+        }
+        Refusal::IdentityPolicy => iam::denying_statements(world, &caller.arn, request),
+        Refusal::SessionPolicy => caller.session_policy.iter().flat_map(|policy| policy.denying(request)).collect(),
+        Refusal::KeyPolicy | Refusal::TrustPolicy => Vec::new(),
+    }
+}
+
 /// A request with the keys about the caller, the region and the time.
 pub(crate) fn request(world: &World, caller: &Caller, action: &str, resource: &str, context: &Context) -> Request {
+    Request::new(action, resource, &full_context(world, caller, resource, context))
+}
+
+/// The keys about the caller, the region and the time, and those of the call.
+pub(crate) fn full_context(world: &World, caller: &Caller, resource: &str, context: &Context) -> Context {
     let mut all = context.clone();
     let mut add = |key: &str, value: String| {
         all.entry(key.to_owned()).or_insert_with(|| vec![value]);
@@ -278,7 +353,7 @@ pub(crate) fn request(world: &World, caller: &Caller, action: &str, resource: &s
     for (tag, value) in &caller.tags {
         add(&format!("aws:PrincipalTag/{tag}"), value.clone());
     }
-    Request::new(action, resource, &all)
+    all
 }
 
 /// What the caller's own policies say; root is allowed everything.
@@ -303,5 +378,6 @@ pub(crate) fn denied(caller: &Caller, action: &str, resource: &str, by: Refusal,
         resource: resource.to_owned(),
         by,
         explicit,
+        policy: None,
     }
 }

@@ -99,31 +99,41 @@ pub struct ManagedPolicy {
 /// What the identity policies of the user or role `arn` say.
 pub(crate) fn identity_verdict(world: &World, arn: &str, request: &Request) -> Verdict {
     let mut verdict = Verdict::default();
-    let Some((iam, entity)) = lookup(world, arn) else {
-        return verdict;
-    };
-    let now = world.now_ms();
-    let mut add = |policy: &Policy| {
+    each_identity_policy(world, arn, |policy| {
         let said = policy.evaluate(request);
         verdict.denied |= said.denied;
         verdict.allowed = verdict.allowed.max(said.allowed);
+    });
+    verdict
+}
+
+/// The statements of the identity policies of the user or role `arn` that deny the request.
+pub(crate) fn denying_statements(world: &World, arn: &str, request: &Request) -> Vec<Value> {
+    let mut statements = Vec::new();
+    each_identity_policy(world, arn, |policy| statements.extend(policy.denying(request)));
+    statements
+}
+
+fn each_identity_policy(world: &World, arn: &str, mut look: impl FnMut(&Policy)) {
+    let Some((iam, entity)) = lookup(world, arn) else {
+        return;
     };
+    let now = world.now_ms();
     for policy in entity.inline.effective(now).values() {
-        add(policy);
+        look(policy);
     }
     for policy_arn in entity.attached.effective(now) {
         if let Some(policy) = iam.policies.get(policy_arn) {
-            add(policy.document.effective(now));
+            look(policy.document.effective(now));
         } else if let Some(policy) = aws_managed_policy(policy_arn) {
-            add(&policy);
+            look(&policy);
         }
     }
     if is_service_linked(arn)
         && let Some(policy) = aws_managed_policy(SERVICE_ROLE_POLICY)
     {
-        add(&policy);
+        look(&policy);
     }
-    verdict
 }
 
 fn lookup<'a>(world: &'a World, arn: &str) -> Option<(&'a Iam, &'a Entity)> {
@@ -947,7 +957,7 @@ impl Call<'_> {
         })
     }
 
-    /// Identity policies only: AWS does not simulate resource policies for roles.
+    /// Identity and service control policies: AWS does not simulate resource policies for roles.
     fn simulate(&mut self) -> Reply {
         let source = self.params.require("PolicySourceArn")?.to_owned();
         self.authorize(&source, &Context::new())?;
@@ -992,15 +1002,21 @@ impl Call<'_> {
                     verdict.denied |= said.denied;
                     verdict.allowed = verdict.allowed.max(said.allowed);
                 }
-                let decision = match (verdict.denied, verdict.allowed) {
-                    (true, _) => "explicitDeny",
-                    (false, Some(_)) => "allowed",
-                    (false, None) => "implicitDeny",
+                let organization = auth::simulate_organization(self.world, &principal, &request);
+                let decision = match (organization, verdict.denied, verdict.allowed) {
+                    (Some(false), ..) | (_, false, None) => "implicitDeny",
+                    (_, true, _) => "explicitDeny",
+                    (_, false, Some(_)) => "allowed",
                 };
-                results.push((action.clone(), resource.clone(), decision));
+                results.push((action.clone(), resource.clone(), decision, organization));
             }
         }
-        page(self.params, "EvaluationResults", &results, |xml, (action, resource, decision)| {
+        page(self.params, "EvaluationResults", &results, |xml, (action, resource, decision, organization)| {
+            if let Some(allowed) = organization {
+                xml.nest("OrganizationsDecisionDetail", |xml| {
+                    xml.elem("AllowedByOrganizations", allowed);
+                });
+            }
             xml.elem("EvalActionName", action)
                 .elem("EvalResourceName", resource)
                 .elem("EvalDecision", decision)

@@ -98,6 +98,7 @@ pub fn is_read(action: &str) -> bool {
         || matches!(
             name,
             "AssumeRole"
+                | "DecodeAuthorizationMessage"
                 | "Encrypt"
                 | "Decrypt"
                 | "ReEncryptFrom"

@@ -3,7 +3,7 @@
 //!
 //! No other emulator checks what this application is about: whether a launch in
 //! one account may use the keys of another. Here every call is evaluated against
-//! identity policies, session policy, key policy and grants, so a permission that
+//! service control policies, identity policies, session policy, key policy and grants, so a permission that
 //! is left out makes the launch fail, and as late and as silently as in AWS.
 //!
 //! ```no_run
@@ -37,7 +37,7 @@
 //! - [`world`]: accounts, settings, clock, ids, snapshots of an account's state.
 //! - `server`, [`http`], [`wire`]: from an HTTP request to a handler and back, over a socket or in this process
 //!   ([`respond_at_once`]).
-//! - [`auth`]: callers, and whether they may; [`policy`]: documents, on iam-rs.
+//! - [`auth`]: callers, and whether they may; [`policy`]: documents, on iam-rs; `authorization`: encoded refusals.
 //! - [`sts`], [`iam`], [`kms`], [`ec2`], [`organizations`]: the services.
 //! - [`journal`]: every call, with what came of it. [`faults`]: what goes wrong on demand.
 //!
@@ -55,7 +55,7 @@
 //! | `POST /_sandbox/hooks` | adds one [`faults::Hook`] or a list of them |
 //! | `GET /_sandbox/snapshot/{account}` | [`World::snapshot`] |
 //! | `GET`, `POST /_sandbox/settings` | shows the [`Settings`], changes those that are named |
-//! | `POST /_sandbox/organization` | `{"account", "organization": {"organizationArn", "unitArns", "state", "delegatedAdministrator"} or null}` |
+//! | `POST /_sandbox/organization` | `{"account", "organization": {"organizationArn", "unitArns", "state", "delegatedAdministrator", "serviceControlPolicies": [[{"id", "document"}]]} or null}` |
 //! | `GET`, `POST /_sandbox/iam/{account}` | [`World::export_iam`], [`World::import_iam`] |
 //! | `POST /_sandbox/sessions` | `{"roleArn", "sessionName"}`: [`sts::issue_session`] |
 //! | `POST /_sandbox/reset` | forgets everything but the settings |
@@ -78,12 +78,13 @@
 //!
 //! # What it does not model
 //!
-//! Permission boundaries, service and resource control policies, groups, multi-region
+//! Permission boundaries, resource control policies, groups, multi-region
 //! keys, custom key stores, instance store images, networks. A session never expires.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
 
 pub mod auth;
+mod authorization;
 mod control;
 pub mod ec2;
 pub mod faults;

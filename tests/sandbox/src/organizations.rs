@@ -16,6 +16,12 @@ impl Organization {
         self.organization_arn.split(':').nth(4).unwrap_or_default()
     }
 
+    /// The ARN of one of its service control policies.
+    pub fn policy_arn(&self, id: &str) -> String {
+        let (account, organization) = (self.management_account(), self.id());
+        format!("arn:{PARTITION}:organizations::{account}:policy/{organization}/service_control_policy/{id}")
+    }
+
     /// The path of the account's own unit, `o-…/r-…/ou-…/`, as `aws:ResourceOrgPaths` has it (IAM user
     /// guide, "Understand the AWS Organizations entity path").
     pub fn path(&self) -> String {

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 /// What a document is for; decides which elements it must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PolicyKind {
-    /// Attached to a user or role, or passed to AssumeRole: no principal.
+    /// Attached to a user or role, passed to AssumeRole, or a service control policy: no principal.
     Identity,
     /// A role's trust policy: a principal, no resource.
     Trust,
@@ -82,7 +82,9 @@ pub struct Verdict {
 #[derive(Debug)]
 pub struct Request {
     inner: IAMRequest,
-    action: String,
+    /// As it was called; compared in lower case.
+    pub action: String,
+    lower_action: String,
     pub resource: String,
 }
 
@@ -115,7 +117,8 @@ impl Request {
                 arn,
                 iam_rs::Context::with_data(data),
             ),
-            action: action.to_ascii_lowercase(),
+            action: action.to_owned(),
+            lower_action: action.to_ascii_lowercase(),
             resource: resource.to_owned(),
         }
     }
@@ -219,6 +222,20 @@ impl Policy {
         })
     }
 
+    /// The Deny statements that match, as they are written.
+    pub fn denying(&self, request: &Request) -> Vec<Value> {
+        let written = self.json();
+        let written = match &written["Statement"] {
+            Value::Array(statements) => statements.clone(),
+            single => vec![single.clone()],
+        };
+        let pairs = self.statements.iter().zip(written);
+        pairs
+            .filter(|(statement, _)| !statement.allow && statement.matches(request))
+            .map(|(_, written)| written)
+            .collect()
+    }
+
     fn verdict(&self, request: &Request, named: impl Fn(&Statement) -> Option<NamedAs>) -> Verdict {
         let mut verdict = Verdict::default();
         for statement in &self.statements {
@@ -317,7 +334,7 @@ impl Statement {
     }
 
     fn matches(&self, request: &Request) -> bool {
-        let named = self.actions.iter().any(|pattern| Arn::wildcard_match(&request.action, pattern));
+        let named = self.actions.iter().any(|pattern| Arn::wildcard_match(&request.lower_action, pattern));
         if named == self.not_action {
             return false;
         }

@@ -1,6 +1,7 @@
-//! STS: AssumeRole, GetCallerIdentity, and whom an access key belongs to.
+//! STS: AssumeRole, GetCallerIdentity, DecodeAuthorizationMessage, and whom an access key belongs to.
 
 use crate::auth::{self, Caller, CallerKind, Context, Refusal};
+use crate::authorization;
 use crate::policy::{NamedAs, Policy, PolicyKind, Verdict, root_arn};
 use crate::wire::{ApiError, Params, Reply, Service, Xml};
 use crate::world::{World, epoch_seconds};
@@ -214,6 +215,7 @@ pub fn handle(world: &mut World, caller: &Caller, action: &str, params: &Params)
     match action {
         "GetCallerIdentity" => Ok(caller_identity(caller)),
         "AssumeRole" => assume_role(world, caller, params),
+        "DecodeAuthorizationMessage" => decode_authorization_message(world, caller, params),
         _ => Err(ApiError::bad_request("InvalidAction", format!("The sandbox has no sts:{action}"))),
     }
 }
@@ -226,6 +228,24 @@ fn caller_identity(caller: &Caller) -> String {
     let mut xml = Xml::new();
     xml.elem("Arn", &caller.session_arn).elem("UserId", user_id).elem("Account", &caller.account);
     xml.finish()
+}
+
+/// The longest encoded message that STS takes (STS API reference).
+const ENCODED_MESSAGE_LIMIT: usize = 10_240;
+
+fn decode_authorization_message(world: &World, caller: &Caller, params: &Params) -> Reply {
+    let encoded = params.require("EncodedMessage")?;
+    auth::authorize(world, caller, "sts:DecodeAuthorizationMessage", "*", &Context::new())
+        .map_err(|denied| Service::Sts.denied(denied))?;
+    if encoded.len() > ENCODED_MESSAGE_LIMIT {
+        return Err(invalid("1 validation error detected: Value at 'encodedMessage' failed to satisfy constraint"));
+    }
+    let message = authorization::decode(&caller.account, encoded).ok_or_else(|| {
+        ApiError::bad_request("InvalidAuthorizationMessageException", "Invalid authorization message")
+    })?;
+    let mut xml = Xml::new();
+    xml.elem("DecodedMessage", message);
+    Ok(xml.finish())
 }
 
 fn assume_role(world: &mut World, caller: &Caller, params: &Params) -> Reply {
@@ -292,6 +312,7 @@ fn authorize_assume(
         }
     }
     let request = auth::request(world, caller, action, role_arn, &context);
+    auth::check_organization(world, caller, &request).map_err(|denied| Service::Sts.denied(denied))?;
     let trust = role.trust.evaluate_for(&request, caller);
     let identity = auth::identity_verdict(world, caller, &request);
     let session = match &caller.session_policy {

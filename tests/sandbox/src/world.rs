@@ -5,12 +5,13 @@ use crate::faults::Faults;
 use crate::iam::{self, Iam};
 use crate::journal::Journal;
 use crate::kms::{self, Kms};
-use crate::policy::Request;
+use crate::policy::{Policy, PolicyKind, Request};
 use crate::sts::Credentials;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// The partition of every ARN in the sandbox.
@@ -107,7 +108,79 @@ pub struct Organization {
     /// Whether the account may ask about the others, as the management account may.
     #[serde(default)]
     pub delegated_administrator: bool,
+    /// At each level, from the root to the account itself, those that are attached there. Organizations attaches
+    /// [`ServiceControlPolicy::full_access`] everywhere until somebody takes it away. Without levels nothing is limited.
+    #[serde(default)]
+    pub service_control_policies: Vec<Vec<ServiceControlPolicy>>,
 }
+
+/// A service control policy.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "WrittenPolicy", into = "WrittenPolicy")]
+pub struct ServiceControlPolicy {
+    id: String,
+    document: Arc<Policy>,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenPolicy {
+    id: String,
+    document: Value,
+}
+
+impl ServiceControlPolicy {
+    /// `id` is `p-…`. The error is AWS's kind of sentence.
+    pub fn new(id: &str, document: &Value) -> Result<Self, String> {
+        let document = Policy::parse(&document.to_string(), PolicyKind::Identity)?;
+        Ok(Self { id: id.to_owned(), document: Arc::new(document) })
+    }
+
+    /// What Organizations attaches by itself.
+    pub fn full_access() -> Self {
+        let everything = json!({ "Effect": "Allow", "Action": "*", "Resource": "*" });
+        let document = json!({ "Version": "2012-10-17", "Statement": [everything] });
+        Self::new("p-FullAWSAccess", &document).expect("AWS's own policy is one")
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub fn document(&self) -> &Policy {
+        &self.document
+    }
+
+    pub fn has_conditions(&self) -> bool {
+        let document = self.document.json();
+        match &document["Statement"] {
+            Value::Array(statements) => statements.iter().any(|statement| statement.get("Condition").is_some()),
+            single => single.get("Condition").is_some(),
+        }
+    }
+}
+
+impl TryFrom<WrittenPolicy> for ServiceControlPolicy {
+    type Error = String;
+
+    fn try_from(written: WrittenPolicy) -> Result<Self, String> {
+        Self::new(&written.id, &written.document)
+    }
+}
+
+impl From<ServiceControlPolicy> for WrittenPolicy {
+    fn from(policy: ServiceControlPolicy) -> Self {
+        Self { document: policy.document.json(), id: policy.id }
+    }
+}
+
+impl PartialEq for ServiceControlPolicy {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id && self.document.text == other.document.text
+    }
+}
+
+impl Eq for ServiceControlPolicy {}
 
 /// What is known of the call being handled; handlers add to it for the journal.
 #[derive(Debug, Clone, Default)]

@@ -3,6 +3,7 @@
 
 mod api;
 mod copies;
+mod guardrails;
 mod images;
 mod launch;
 mod sharing;

@@ -1,4 +1,4 @@
-//! `make demo`: shares an encrypted image four ways on simulated accounts, takes the first share back, shows
+//! `make demo`: shares an encrypted image five times on simulated accounts, takes the first share back, shows
 //! what happened, and fails if anything is not as it should be.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends where it cannot go on")]
@@ -31,19 +31,26 @@ struct Scenario {
     title: &'static str,
     reencrypt: Option<&'static str>,
     keep: bool,
-    /// Whether the launcher's access to the keys is taken away just before the launch.
-    sabotage: bool,
+    /// What makes it fail.
+    trouble: Option<Trouble>,
     /// What it should change: account, call, how often.
     changes: &'static [(&'static str, &'static str, usize)],
 }
 
-const SCENARIOS: [Scenario; 4] = [
+/// What somebody else does, and how it must be explained.
+struct Trouble {
+    make: fn(&mut ami_share_sandbox::World),
+    error: &'static str,
+    says: &'static [&'static str],
+}
+
+const SCENARIOS: [Scenario; 5] = [
     Scenario {
         name: "plain",
         title: "A plain share: no key of the target's own is named",
         reencrypt: None,
         keep: false,
-        sabotage: false,
+        trouble: None,
         changes: &[
             (SOURCE, "ec2:ModifyImageAttribute", 1),
             (SOURCE, "kms:PutKeyPolicy", 2),
@@ -57,7 +64,7 @@ const SCENARIOS: [Scenario; 4] = [
         title: "Re-encrypted at launch, with the target's own key",
         reencrypt: Some("atLaunch"),
         keep: true,
-        sabotage: false,
+        trouble: None,
         changes: &[
             (SOURCE, "ec2:ModifyImageAttribute", 1),
             (SOURCE, "kms:PutKeyPolicy", 2),
@@ -70,7 +77,7 @@ const SCENARIOS: [Scenario; 4] = [
         title: "Copied by the target, under its own key",
         reencrypt: Some("copyImage"),
         keep: true,
-        sabotage: false,
+        trouble: None,
         changes: &[
             (SOURCE, "ec2:ModifyImageAttribute", 1),
             (SOURCE, "ec2:ModifySnapshotAttribute", 3),
@@ -85,7 +92,23 @@ const SCENARIOS: [Scenario; 4] = [
         title: "Somebody takes the launcher's access to the keys away just before the launch",
         reencrypt: None,
         keep: false,
-        sabotage: true,
+        trouble: Some(Trouble {
+            make: |world| world.faults.add_hook(sabotage::detach_before_launch()),
+            error: "InstanceDied",
+            says: &["AmiShareLauncher", "kms:", "taken back"],
+        }),
+        changes: &[],
+    },
+    Scenario {
+        name: "refused",
+        title: "The target's organization denies launches of instances without the tag team",
+        reencrypt: None,
+        keep: false,
+        trouble: Some(Trouble {
+            make: |world| world.set_organization(TARGET, Some(sabotage::denied_by(sabotage::ask_for_team()))),
+            error: "AccessDenied",
+            says: &["ec2:RunInstances", "service control policy", "AskForTeam", "aws:RequestTag/team", "taken back"],
+        }),
         changes: &[],
     },
 ];
@@ -109,7 +132,7 @@ async fn main() -> ExitCode {
 async fn demonstrate() -> Result<bool> {
     let started = Instant::now();
     println!("Starting the simulated accounts and the local engine, deploying template.yaml and accounts/*.yaml ...");
-    let local = Local::start(Settings::default()).await?;
+    let local = Local::start(Settings { decode_messages: true, ..Settings::default() }).await?;
     let world = World::seed(&local).await?;
     println!("Ready after {:.1} s. The image is {}.", started.elapsed().as_secs_f64(), world.image.image_id);
     // Every execution begins with the same accounts.
@@ -258,16 +281,15 @@ fn snapshots(local: &Local) -> [Value; 2] {
 }
 
 async fn run(local: &Local, world: &World, scenario: &Scenario) -> Result<Run> {
-    let before = snapshots(local);
-    if scenario.sabotage {
-        local.sandbox.world().faults.add_hook(sabotage::detach_before_launch());
+    if let Some(trouble) = &scenario.trouble {
+        (trouble.make)(&mut local.sandbox.world());
     }
+    let before = snapshots(local);
     let request = request(world, scenario);
     let mut run = execute(local, &local.hub.state_machine, scenario.name, scenario.title, request).await?;
-    run.problems = if scenario.sabotage {
-        check_failure(&run, &before, &snapshots(local))
-    } else {
-        check_success(local, world, scenario, &run).await?
+    run.problems = match &scenario.trouble {
+        Some(trouble) => check_failure(&run, trouble, &before, &snapshots(local)),
+        None => check_success(local, world, scenario, &run).await?,
     };
     print!("{}", run.tables(&world.names()));
     Ok(run)
@@ -394,16 +416,16 @@ async fn keys_of_instance(sandbox: &str, instance: &str) -> Result<BTreeMap<Stri
 }
 
 /// The execution failed with the reason, and both accounts are as they were.
-fn check_failure(run: &Run, before: &[Value; 2], after: &[Value; 2]) -> Vec<String> {
+fn check_failure(run: &Run, trouble: &Trouble, before: &[Value; 2], after: &[Value; 2]) -> Vec<String> {
     let mut problems = Vec::new();
     if run.ended.status != ExecutionStatus::Failed {
         problems.push(format!("the execution ended in {}", run.ended.status.as_str()));
     }
-    if run.ended.error.as_deref() != Some("InstanceDied") {
-        problems.push(format!("the error is {:?} instead of InstanceDied", run.ended.error));
+    if run.ended.error.as_deref() != Some(trouble.error) {
+        problems.push(format!("the error is {:?} instead of {}", run.ended.error, trouble.error));
     }
     let cause = run.ended.cause.as_deref().unwrap_or_default();
-    for part in ["AmiShareLauncher", "kms:", "taken back"] {
+    for part in trouble.says {
         if !cause.contains(part) {
             problems.push(format!("the cause does not name {part}"));
         }

@@ -81,7 +81,7 @@ impl Case {
                     organization_arn: format!("arn:aws:organizations::{manager}:organization/{organization}"),
                     unit_arns: units.iter().map(arn).collect(),
                     state: random.one_in(4).then(|| STATES[random.below(STATES.len())].to_owned()),
-                    delegated_administrator: false,
+                    ..Organization::default()
                 })
             })
             .collect();

@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use ami_share_core::{hub::Actions, key_policy};
+use ami_share_core::{hub::Actions, key_policy, refusal};
 use ami_share_tests::{engine::checkout, template::resources};
 use serde_json::{Value, json};
 
@@ -208,6 +208,32 @@ fn inline_policies_can_be_written_only_where_the_owner_allows_it() {
         }
     }
     assert_eq!(conditions, Set::from(["InlinePolicies".to_owned(), "OtherPrincipalsInline".to_owned()]));
+}
+
+/// EC2 encodes why it refuses a call that acts on a resource. Whoever makes one as the launcher asks, where the target lets it.
+#[test]
+fn whoever_acts_on_a_targets_resources_may_have_refusals_decoded_where_the_owner_allows_it() {
+    for (name, actions) in functions() {
+        let acts = |action: &&&str| {
+            let reads = ["ec2:Describe", "ec2:Get"].iter().any(|prefix| action.starts_with(prefix));
+            action.starts_with("ec2:") && !reads
+        };
+        let acts = actions.launcher.iter().any(|action| acts(&action));
+        assert_eq!(actions.launcher.contains(&refusal::DECODE), acts, "{name}");
+    }
+    let template = template(TARGET);
+    assert_eq!(template["Parameters"]["DecodeAuthorizationMessages"]["Default"], "false");
+    let statements = &template["Resources"]["LauncherRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"];
+    let decoding: Vec<&Value> = statements
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|statement| statement.to_string().contains("sts:Decode"))
+        .collect();
+    assert_eq!(decoding.len(), 1);
+    assert_eq!(decoding[0]["Fn::If"][0], "DecodeMessages");
+    let parameter = json!({ "Fn::Equals": [{ "Ref": "DecodeAuthorizationMessages" }, "true"] });
+    assert_eq!(template["Conditions"]["DecodeMessages"], parameter);
 }
 
 /// The roles of the accounts' templates, and what each is called as for.

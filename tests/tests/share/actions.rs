@@ -78,7 +78,7 @@ const MANY: usize = 10;
 
 #[tokio::test]
 async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
-    let settings = Settings { inline_policies: true, allow_unencrypted: true, ..Settings::default() };
+    let settings = Settings { inline_policies: true, decode_messages: true, ..Settings::default() };
     let mut stage = Stage::start(settings).await?;
     let sandbox = stage.local.sandbox.endpoint();
     let (role, user) = (stage.target().principal.clone(), modes::user(&stage, "app-user").await?);
@@ -104,10 +104,38 @@ async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
             (0..MANY).for_each(|_| fault(action, refused()));
         }
     };
+    // AWS says no more of one that it did not encode, and is asked all the same.
+    let unauthorized = |action: &str| {
+        let message = "You are not authorized. Encoded authorization failure message: made-up".to_owned();
+        fault(action, FaultKind::Error { code: "UnauthorizedOperation".to_owned(), message, status: 403 });
+    };
+    // Whether Allowed AMIs are the reason is asked, and it passes.
+    let hidden = |action: &str| {
+        let message = format!("Not authorized for images: [{}]", stage.image.image_id);
+        fault(action, FaultKind::Error { code: "AuthFailure".to_owned(), message, status: 400 });
+    };
     type Trouble<'t> = Box<dyn Fn() + 't>;
-    let runs: [(&str, &str, Value, Value, &str, Trouble<'_>); 8] = [
-        ("default", "attach", json!([]), Value::Null, "", Box::new(|| {})),
-        ("copy", "attach", json!([role, user]), copy.clone(), "", Box::new(|| {})),
+    let runs: [(&str, &str, Value, Value, &str, Trouble<'_>); 11] = [
+        ("default", "attach", json!([]), Value::Null, "", Box::new(|| hidden("ec2:RunInstances"))),
+        ("copy", "attach", json!([role, user]), copy.clone(), "", Box::new(|| hidden("ec2:CopyImage"))),
+        ("refused-copy", "attach", json!([]), copy.clone(), "AccessDenied", Box::new(|| unauthorized("ec2:CopyImage"))),
+        (
+            "refused-launch",
+            "attach",
+            json!([]),
+            copy.clone(),
+            "AccessDenied",
+            Box::new(|| ["ec2:RunInstances", "ec2:DeregisterImage"].into_iter().for_each(unauthorized)),
+        ),
+        (
+            "refused-termination",
+            "attach",
+            json!([]),
+            Value::Null,
+            "AccessDenied",
+            // Its undo is refused too, once.
+            Box::new(|| ["ec2:TerminateInstances"; 2].into_iter().for_each(unauthorized)),
+        ),
         (
             "failed-copy",
             "inline",

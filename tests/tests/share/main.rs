@@ -7,6 +7,7 @@ mod actions;
 mod again;
 mod foreign;
 mod grants;
+mod guardrails;
 mod key_policies;
 mod lost_replies;
 mod modes;

@@ -8,7 +8,9 @@ use aws_smithy_types::error::{display::DisplayErrorContext, metadata::ProvideErr
 use crate::{
     Error,
     ids::{AccountId, ImageId},
+    refusal,
     share::Source,
+    words,
 };
 
 /// What EC2, IAM, KMS and STS answer when they are called too often ("Error retries and exponential
@@ -48,15 +50,26 @@ pub fn hides_image(error: &impl ProvideErrorMetadata) -> bool {
     }
 }
 
+/// Says which images of others an account allows itself to see.
+pub const ALLOWED_IMAGES: &str = "ec2:GetAllowedImagesSettings";
+
 /// The error of `call` for an image that `source` has shared with `account`, where EC2 does not let it be used: right
-/// after the share that passes.
-pub fn not_shared_yet(image: &ImageId, source: &Source, account: &AccountId, call: &'static str) -> Error {
+/// after the share that passes. `doubt` is what else may be the reason, and `said` what EC2 says.
+pub fn not_shared_yet(
+    image: &ImageId,
+    source: &Source,
+    account: &AccountId,
+    call: &'static str,
+    doubt: &str,
+    said: &str,
+) -> Error {
     Error::NotYetVisible {
         what: format!(
             "image {image} of account {owner} (what it takes is launch permission for account {account}; where it stays \
-             so, see that ec2:DescribeImageAttribute in account {owner} still lists it and that account {account} has no \
-             Allowed AMIs that leave the image out, and start the execution again)",
-            owner = source.account_id
+             so, see that ec2:DescribeImageAttribute in account {owner} still lists it, and start the execution \
+             again{doubt}; EC2 says: {said})",
+            owner = source.account_id,
+            said = words::without_full_stop(said),
         ),
         account: account.clone(),
         call,
@@ -65,7 +78,8 @@ pub fn not_shared_yet(image: &ImageId, source: &Source, account: &AccountId, cal
 
 /// The error of `call` (an IAM action, such as `ec2:RunInstances`) made in `account`.
 ///
-/// A step that knows more about one of its error codes looks at `error.code()` first.
+/// A step that knows more about one of its error codes looks at `error.code()` first. One that acts on resources of EC2
+/// as the launcher asks why it was refused: [`crate::authorization::failure`].
 pub fn failure<E>(account: &AccountId, call: &'static str, error: SdkError<E, HttpResponse>) -> Error
 where
     E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
@@ -78,7 +92,8 @@ where
             Error::Throttled { account, call, source: Some(error.into()) }
         }
         Some(code) if ACCESS_DENIED.contains(&code.as_str()) => {
-            Error::AccessDenied { account, call, reason: message, source: Some(error.into()) }
+            let reason = refusal::reason(&account, &message);
+            Error::AccessDenied { account, call, reason, source: Some(error.into()) }
         }
         Some(code) if QUOTA.contains(&code.as_str()) => {
             Error::QuotaExceeded { account, call, reason: message, source: Some(error.into()) }
@@ -118,7 +133,9 @@ mod tests {
             region: crate::ids::Region::parse("eu-west-1").unwrap(),
         };
         let target = AccountId::parse("222222222222").unwrap();
-        let error = not_shared_yet(&ImageId::parse("ami-0123abcd").unwrap(), &source, &target, "ec2:RunInstances");
+        let image = ImageId::parse("ami-0123abcd").unwrap();
+        let error =
+            not_shared_yet(&image, &source, &target, "ec2:RunInstances", "; or else", "Ask: https://corp.example.");
         assert_eq!(error.name(), "NotYetVisible");
         let said = error.to_string();
         for part in [
@@ -126,7 +143,7 @@ mod tests {
             "launch permission for account 222222222222",
             "ec2:RunInstances",
             "ec2:DescribeImageAttribute",
-            "start the execution again",
+            "start the execution again; or else; EC2 says: Ask: https://corp.example)",
         ] {
             assert!(said.contains(part), "{part}: {said}");
         }

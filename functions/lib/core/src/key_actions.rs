@@ -1,5 +1,7 @@
 //! The actions on keys that EC2 needs in a caller's name.
 
+use crate::{aws::ALLOWED_IMAGES, refusal::DECODE};
+
 /// What EC2 calls in the launcher's name on a key that a snapshot of the image is encrypted with ("How
 /// Amazon EBS encryption works" and "Requirements", EBS user guide).
 pub const SOURCE_KEY_ACTIONS: [&str; 5] =
@@ -11,8 +13,9 @@ pub const OWN_KEY_ACTIONS: [&str; 6] = {
     [describe, grant, decrypt, from, "kms:ReEncryptTo", generate]
 };
 
-/// The launcher's actions for `call`, which makes something of encrypted snapshots and tags it.
-pub const fn making_encrypted(call: &'static str) -> [&'static str; 8] {
+/// The launcher's actions for `call`, which makes something of a shared image's encrypted snapshots and tags it, and asks why
+/// where it is refused.
+pub const fn making_encrypted(call: &'static str) -> [&'static str; 10] {
     let [describe, grant, decrypt, from, to, generate] = OWN_KEY_ACTIONS;
-    [call, "ec2:CreateTags", describe, grant, decrypt, from, to, generate]
+    [call, "ec2:CreateTags", describe, grant, decrypt, from, to, generate, DECODE, ALLOWED_IMAGES]
 }

@@ -8,6 +8,7 @@
 //! - [`revoke`]: the same of revoke-share, and its request.
 //! - [`error`]: the one error enum; its names are the contract with `statemachine/share-ami.asl.json`.
 //! - [`aws`]: from an SDK error to one of ours.
+//! - [`refusal`], [`authorization`]: which kind of policy refused a call, and which statement.
 //! - [`environment`]: what Lambda gives a function for the SDKs, and whom it trusts.
 //! - [`settings`]: settings of the deployment.
 //! - [`hub`]: the roles a step assumes, and the clock.
@@ -31,6 +32,7 @@
 
 pub mod allow_list;
 pub mod arns;
+pub mod authorization;
 pub mod aws;
 pub mod digest;
 pub mod environment;
@@ -43,6 +45,7 @@ pub mod mark;
 pub mod plan;
 pub mod polling;
 pub mod principal_policy;
+pub mod refusal;
 pub mod request;
 pub mod revoke;
 pub mod room;

@@ -230,6 +230,15 @@ pub(super) fn unavailable(id: &str) -> ApiError {
     ApiError::bad_request("InvalidAMIID.Unavailable", format!("The image ID '{id}' is not available"))
 }
 
+/// What Allowed AMIs of the viewer's account and region leave out is as if it were not shared. What EC2 answers of it by id,
+/// AWS's documents do not say.
+fn is_left_out(viewer: Option<&Account>, region: &str, image: &Image) -> bool {
+    let Some((viewer, ec2)) = viewer.and_then(|viewer| Some((viewer, viewer.ec2.get(region)?))) else {
+        return false;
+    };
+    ec2.allowed_images.hides(image, &viewer.id)
+}
+
 /// Every image of the region that the account can see, its own first.
 fn all_visible<'w>(world: &'w World, viewer: &'w str, region: &'w str) -> impl Iterator<Item = &'w Image> {
     let viewer_account = world.account(viewer);
@@ -239,6 +248,7 @@ fn all_visible<'w>(world: &'w World, viewer: &'w str, region: &'w str) -> impl I
         .filter_map(|account| account.ec2.get(region))
         .flat_map(|ec2| ec2.images.values())
         .filter(move |image| image.is_visible_to(viewer, viewer_account))
+        .filter(move |image| !is_left_out(viewer_account, region, image))
 }
 
 /// The image of that id, if the account can see it.
@@ -248,6 +258,7 @@ pub(super) fn visible<'w>(world: &'w World, viewer: &str, region: &str, id: &str
     own.chain(world.accounts.values())
         .filter_map(|account| account.ec2.get(region)?.images.get(id))
         .find(|image| image.is_visible_to(viewer, viewer_account))
+        .filter(|image| !is_left_out(viewer_account, region, image))
 }
 
 /// The image of that id, whoever can see it.
@@ -687,8 +698,10 @@ pub(super) fn describe(request: &mut Request<'_>) -> Reply {
 
     let noted: Vec<String> = ids.iter().map(|id| shared_arn(request.region, "image", id)).collect();
     let mut xml = Xml::new();
+    let setting = request.ec2().map(|ec2| ec2.allowed_images.clone()).unwrap_or_default();
     xml.items("imagesSet", found, |xml, (image, tags)| {
         write(xml, image, &tags);
+        xml.opt("imageAllowed", setting.verdict(image, viewer));
     });
     xml.opt("nextToken", next_token);
     for arn in noted {

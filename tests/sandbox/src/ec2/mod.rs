@@ -5,6 +5,7 @@
 //! common, `encryption` the choice of a volume's key and the permissions that it
 //! takes, `schedule` everything that happens some time after the call.
 
+mod allowed_images;
 mod catalog;
 mod copies;
 mod encryption;
@@ -19,6 +20,7 @@ mod tags;
 mod usage_reports;
 mod volumes;
 
+pub use allowed_images::AllowedImages;
 pub use images::{Device, DeviceKind, Image, ImageState, LaunchPermission};
 pub use instances::{Instance, InstanceState};
 pub use launch_templates::{LaunchTemplate, Version as LaunchTemplateVersion};
@@ -30,6 +32,7 @@ pub use usage_reports::{Recipe, ReportState, UsageReport};
 pub use volumes::{Attachment, Volume};
 
 use crate::auth::{self, Caller, Context};
+use crate::authorization;
 use crate::wire::{ApiError, Params, Reply, Service};
 use crate::world::{PARTITION, World};
 use std::collections::BTreeMap;
@@ -66,6 +69,8 @@ pub struct Ec2 {
     pub encryption_by_default: bool,
     /// It is the account's administrator's, and no part of a snapshot.
     pub public_access: PublicAccess,
+    /// The same.
+    pub allowed_images: AllowedImages,
     /// The account's own tags on images and snapshots of other accounts.
     pub tags_on_others: BTreeMap<String, Tags>,
     /// By action and token.
@@ -129,6 +134,9 @@ pub fn handle(world: &mut World, caller: &Caller, region: &str, action: &str, pa
         "EnableImageBlockPublicAccess" => public_access::enable_of_images(request),
         "GetSnapshotBlockPublicAccessState" => public_access::get_of_snapshots(request),
         "EnableSnapshotBlockPublicAccess" => public_access::enable_of_snapshots(request),
+        "GetAllowedImagesSettings" => allowed_images::get(request),
+        "EnableAllowedImagesSettings" => allowed_images::enable(request),
+        "ReplaceImageCriteriaInAllowedImagesSettings" => allowed_images::replace_criteria(request),
         "DescribeInstanceTypes" => catalog::describe_instance_types(request),
         "DescribeSubnets" => catalog::describe_subnets(request),
         _ => Err(ApiError::bad_request(
@@ -159,8 +167,13 @@ impl Request<'_> {
         let mut context = context.clone();
         context.insert("ec2:Region".to_owned(), vec![self.region.to_owned()]);
         auth::authorize(self.world, self.caller, &format!("ec2:{action}"), resource, &context).map_err(|denied| {
+            let encoded = authorization::encode(self.world, self.caller, &denied, &context);
             let mut error = Service::Ec2.denied(denied);
             error.message = format!("You are not authorized to perform this operation. {}", error.message);
+            // What knows no resources has none (field reports of DescribeInstances and DescribeImages).
+            if resource != "*" {
+                error.message = format!("{}. Encoded authorization failure message: {encoded}", error.message);
+            }
             error
         })
     }
