@@ -24,7 +24,7 @@ const MACHINES: [(&str, &str); 5] = [
     ("TakeBack", "statemachine/take-back.asl.json"),
 ];
 
-/// The targets' owners allow inline policies, or do not.
+/// The targets' owners allow inline policies, and that refusals are decoded, or do not.
 pub(crate) fn deployment(inline_policies: bool) -> &'static Deployment {
     static WITHOUT: OnceLock<Deployment> = OnceLock::new();
     static WITH: OnceLock<Deployment> = OnceLock::new();
@@ -32,7 +32,8 @@ pub(crate) fn deployment(inline_policies: bool) -> &'static Deployment {
     place.get_or_init(|| {
         let targets = TARGETS.map(str::to_owned).to_vec();
         let organization = Organization { targets: vec![UNLISTED.to_owned()], ..Organization::default() };
-        start(Settings { targets, inline_policies, organization, ..Settings::default() })
+        let decode_messages = inline_policies;
+        start(Settings { targets, inline_policies, decode_messages, organization, ..Settings::default() })
     })
 }
 

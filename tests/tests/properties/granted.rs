@@ -93,7 +93,7 @@ fn run(stage: &Stage, machine: &str, name: &str, input: Value) {
 }
 
 /// A share that is planned, stopped, made, made once more and audited; a revoke that asks, one that is planned and one
-/// that is made; and a share that fails where the target copies or launches.
+/// that is made; and shares that fail where the target copies or launches.
 fn everything_is_done(stage: &Stage, request: &Value, stopped_at: u64) {
     let (image, source) = (&request["imageId"], &request["source"]);
     let mut plan = request.clone();
@@ -113,6 +113,17 @@ fn everything_is_done(stage: &Stage, request: &Value, stopped_at: u64) {
     planned["action"] = json!("plan");
     run(stage, "RevokeShare", "planned", planned);
     run(stage, "RevokeShare", "forced", forced);
+    for (name, code, message) in [
+        // The launcher asks whether Allowed AMIs are the reason, and what EC2 has encoded.
+        ("hidden", "AuthFailure", "Not authorized for images: [ami-0123abcd]"),
+        ("refused", "UnauthorizedOperation", "Encoded authorization failure message: made-up"),
+    ] {
+        for action in ["ec2:CopyImage", "ec2:RunInstances"] {
+            let kind = FaultKind::Error { code: code.to_owned(), message: message.to_owned(), status: 403 };
+            stage.machine.world().faults.add(Fault::once(Matcher::action(action), kind));
+        }
+        run(stage, "ShareAmi", name, request.clone());
+    }
     for action in ["ec2:CopyImage", "ec2:RunInstances"] {
         let kind = FaultKind::Fail { reason: "Client.InternalError".to_owned() };
         stage.machine.world().faults.add(Fault::always(Matcher::action(action), kind));

@@ -112,7 +112,8 @@ where
 
 #[cfg(test)]
 mod tests {
-    use aws_smithy_types::error::ErrorMetadata;
+    use aws_sdk_sts::operation::assume_role::AssumeRoleError;
+    use aws_smithy_types::{body::SdkBody, error::ErrorMetadata};
 
     use super::*;
 
@@ -124,6 +125,18 @@ mod tests {
         assert!(hides("InvalidAMIID.NotFound", "The image id '[ami-0123abcd]' does not exist"));
         assert!(!hides("AuthFailure", "AWS was not able to validate the provided access credentials"));
         assert!(!hides("UnauthorizedOperation", "Not authorized for images"));
+    }
+
+    #[test]
+    fn what_aws_encoded_is_in_the_log_and_not_in_the_message() {
+        let message = "No. Encoded authorization failure message: A_-9";
+        let refused = ErrorMetadata::builder().code("UnauthorizedOperation").message(message).build();
+        let response = HttpResponse::new(403.try_into().unwrap(), SdkBody::empty());
+        let error = SdkError::service_error(AssumeRoleError::generic(refused), response);
+        let error = failure(&AccountId::parse("222222222222").unwrap(), "ec2:RunInstances", error);
+        assert_eq!(error.name(), "AccessDenied");
+        assert!(!error.to_string().contains("A_-9"), "{error}");
+        assert!(format!("{error:?}").contains("A_-9"), "{error:?}");
     }
 
     #[test]
