@@ -29,6 +29,8 @@ pub struct Settings {
     pub organization: Organization,
     /// `AllowUnencrypted`: many worlds of tests have images that are not.
     pub allow_unencrypted: bool,
+    /// `RequirePlan`
+    pub require_plan: bool,
     /// Whether the targets' owners allow inline policies.
     pub inline_policies: bool,
     /// `DecodeAuthorizationMessages`
@@ -58,6 +60,7 @@ impl Default for Settings {
             pairs: Vec::new(),
             organization: Organization::default(),
             allow_unencrypted: true,
+            require_plan: false,
             inline_policies: false,
             decode_messages: false,
             launcher_keys: String::new(),
@@ -125,6 +128,7 @@ impl Local {
             ("ExternalId", EXTERNAL_ID),
             ("AuditSchedule", &settings.audit_schedule),
             ("AllowUnencrypted", if settings.allow_unencrypted { "true" } else { "false" }),
+            ("RequirePlan", if settings.require_plan { "true" } else { "false" }),
             ("ImageEventSource", IMAGE_EVENT_SOURCE),
             ("IamPath", &settings.iam_path),
         ];

@@ -24,7 +24,8 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 #[tokio::test]
 async fn an_image_with_a_profile_is_shared_once_however_often_the_event_comes() -> Result<()> {
     // An event bus takes its own account's events only, so here the hub owns the image.
-    let local = Local::start(Settings { source: HUB.to_owned(), ..Settings::default() }).await?;
+    // What the profile says was reviewed, so it is shared where shares must be planned, too.
+    let local = Local::start(Settings { source: HUB.to_owned(), require_plan: true, ..Settings::default() }).await?;
     let sandbox = local.sandbox.endpoint();
     let plain = seed::image(&sandbox, HUB, "plain-image").await?;
     let image = seed::image(&sandbox, HUB, "golden-image").await?;

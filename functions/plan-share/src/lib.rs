@@ -39,6 +39,10 @@ pub struct Output {
     pub plan: Option<Plan>,
     /// What ShareKey must find, where a plan is applied.
     pub policies: PlannedPolicies,
+    /// The id of the item of the record table by which plan-share notes the plan.
+    pub note: String,
+    /// Whether a share must find it there, and use it up.
+    pub claim: bool,
 }
 
 /// Reads the key policies again, without a lock, and works out the calls; for a plan, also the keys' tags.
@@ -63,13 +67,13 @@ pub async fn plan_share(hub: &Hub, input: Input) -> Result<Output, Error> {
     let names = Names { key_access_policy: &hub.settings.key_access_policy, source_role: &source_role };
     let plan = Plan::new(names, resolution, &policies)?;
     if let Some(planned) = resolution.plan_hash.as_ref().filter(|planned| planned.whole() != plan.plan_hash.whole()) {
-        return Err(Error::PlanChanged { reason: plan.difference_to(planned) });
+        return Err(Error::PlanChanged { reason: plan.difference_to(planned, hub.settings.require_plan) });
     }
     tracing::info!(hash = %plan.plan_hash, calls = plan.calls.len(), "planned");
-    Ok(match resolution.action {
-        Action::Plan => {
-            Output { plan: Some(plan.naming(untagged).fitted(plan::MOST_BYTES)), policies: PlannedPolicies::default() }
-        }
-        Action::Apply => Output { plan: None, policies: policies::planned(&policies) },
-    })
+    let note = format!("plan#{}", plan.plan_hash.whole());
+    let (plan, policies) = match resolution.action {
+        Action::Plan => (Some(plan.naming(untagged).fitted(plan::MOST_BYTES)), PlannedPolicies::default()),
+        Action::Apply => (None, policies::planned(&policies)),
+    };
+    Ok(Output { claim: hub.settings.require_plan && plan.is_none(), plan, policies, note })
 }

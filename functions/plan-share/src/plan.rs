@@ -120,8 +120,9 @@ impl Plan {
         })
     }
 
-    /// In what the plan that was to be applied is not this one.
-    pub(crate) fn difference_to(&self, planned: &PlanHash) -> String {
+    /// In what the plan that was to be applied is not this one. Where plans are required, nobody learns the hash of one that
+    /// nobody has read.
+    pub(crate) fn difference_to(&self, planned: &PlanHash, is_secret: bool) -> String {
         let differing = planned.differing_parts(&self.plan_hash);
         if self.calls.is_empty() && planned.has_parts() && !differing.contains(&REQUEST) {
             return format!(
@@ -129,15 +130,14 @@ impl Plan {
                  asks for"
             );
         }
-        let now = &self.plan_hash;
+        let now = if is_secret { String::new() } else { format!("; the plan is now {}", self.plan_hash) };
         let differing: Vec<&str> = differing.into_iter().filter_map(|part| PARTS.get(part).copied()).collect();
         if differing.is_empty() {
             return format!(
-                "the request is not the one of plan {planned}, or what it would change was changed by somebody since; the \
-                 plan is now {now}"
+                "the request is not the one of plan {planned}, or what it would change was changed by somebody since{now}"
             );
         }
-        format!("since plan {planned}, these are others: {}; the plan is now {now}", differing.join(", "))
+        format!("since plan {planned}, these are others: {}{now}", differing.join(", "))
     }
 
     /// Says which keys must have the tag first, where the source is deployed with `OnlyTaggedKeys`. The calls are the same.

@@ -14,7 +14,8 @@ use ami_share_core::{
     room,
     settings::Settings,
     share::{
-        Image, KeyAccess, KeyChange, Mode, Prove, Resolution, SnapshotChange, Source, SourceChanges, Standing, Target,
+        Action, Image, KeyAccess, KeyChange, Mode, Prove, Resolution, SnapshotChange, Source, SourceChanges, Standing,
+        Target,
     },
 };
 use ami_share_record::Record;
@@ -61,6 +62,7 @@ pub async fn resolve_image(hub: &Hub, input: Input) -> Result<Resolution, Error>
     let execution = ExecutionName::unique(&input.name, &input.id, &input.start_time)
         .map_err(|rule| Error::invalid("name", &input.name, format!("must be {rule}")))?;
     let request = read_request(hub, &input)?;
+    check_planned(hub, &input, &request).await?;
     let accounts: Vec<AccountId> = request.targets.iter().map(|target| target.account_id.clone()).collect();
     ami_share_allow_list::check(hub, &execution, &accounts).await?;
     let source = &request.source;
@@ -127,6 +129,16 @@ fn read_request(hub: &Hub, Input { request, plan_only, .. }: &Input) -> Result<R
             Err(Error::Several([Error::InvalidRequest(problems)].into_iter().chain(not_allowed).collect()))
         }
     }
+}
+
+/// Where shares must be planned, one says which plan it carries out, or is as StartShare has noted it. Whether there is such
+/// a plan the state machine knows, which uses it up.
+async fn check_planned(hub: &Hub, input: &Input, request: &Request) -> Result<(), Error> {
+    if !hub.settings.require_plan || request.action == Action::Plan || request.plan_hash.is_some() {
+        return Ok(());
+    }
+    let is_of_a_profile = Record::open(hub)?.is_noted_start(&input.name, &input.request, hub.now_ms()).await?;
+    if is_of_a_profile { Ok(()) } else { Err(Error::PlanRequired { reason: "the request names no plan" }) }
 }
 
 /// A volume without a key is open to whoever has the image, so somebody must have said that it may be.
@@ -295,7 +307,7 @@ mod tests {
     use ami_share_core::{
         ids::{InstanceId, KeyArn, PrincipalArn, Region, SnapshotId},
         request::{MAX_PRINCIPALS, MAX_TARGETS},
-        share::{Action, EncryptedVolume, Launch, OnFailure, PrincipalAccess, PrincipalChange, Proof, Volume},
+        share::{EncryptedVolume, Launch, OnFailure, PrincipalAccess, PrincipalChange, Proof, Volume},
     };
 
     use super::*;

@@ -12,6 +12,7 @@ use ami_share_core::{
     ids::{AccountId, ExecutionName, ImageId, Region},
     share::{EXECUTION_TAG, Source},
 };
+use ami_share_record::Record;
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use aws_sdk_ec2::{error::ProvideErrorMetadata, types::Image};
 use serde::{Deserialize, Serialize};
@@ -97,6 +98,7 @@ pub async fn start_share(hub: &Hub, settings: &Settings, event: EventBridgeEvent
     let text = load(hub, settings, &profile).await?;
     let request = profile.request(&settings.profile_prefix, &text, &image_id, &source)?;
     let execution = profile.execution_name(&image_id)?;
+    Record::open(hub)?.note_start(&execution, &request, hub.now_ms()).await?;
     start(hub, settings, &execution, request.to_string()).await?;
     Ok(Output { image_id, execution: Some(execution) })
 }

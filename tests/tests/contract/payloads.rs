@@ -600,7 +600,15 @@ fn every_answer_has_what_its_state_reads() {
     let instance_id = InstanceId::parse("i-0123456789abcdef0").unwrap();
     let answers = [
         ("ResolveImage", resolution()),
-        ("PlanShare", json(plan_share::Output { plan: None, policies: PlannedPolicies::default() })),
+        (
+            "PlanShare",
+            json(plan_share::Output {
+                plan: None,
+                policies: PlannedPolicies::default(),
+                note: "plan#00ff".to_owned(),
+                claim: true,
+            }),
+        ),
         (
             "ResolveUndo",
             json(resolve_undo::Output {

@@ -579,11 +579,12 @@ fn every_function_on_the_way_to_a_target_looks_at_the_list_of_sources() {
 }
 
 /// What functions do with the notes of what targets were given.
-const NOTES: [(&str, &[&[&str]]); 5] = [
+const NOTES: [(&str, &[&[&str]]); 6] = [
     ("ResolveImage", &[&ami_share_record::HUB_ACTIONS]),
     ("ResolveUndo", &[&ami_share_record::HUB_ACTIONS, &[ami_share_record::UPDATE]]),
     ("ResolveRevoke", &[&ami_share_record::HUB_ACTIONS, &[ami_share_record::UPDATE]]),
     ("RewriteNotes", &[&ami_share_record::REWRITE_ACTIONS]),
+    ("StartShare", &[&[ami_share_record::PUT]]),
     ("AuditShares", &[&ami_share_record::HUB_ACTIONS, &audit_shares::HUB_ACTIONS]),
 ];
 
@@ -686,13 +687,19 @@ fn a_functions_role_may_do_nothing_else() {
     }
 }
 
-/// Of the table, the notes of targets; their index has nothing but ids. An audit, which changes nothing, reads both.
+/// Of the table, the notes of targets; their index has nothing but ids. An audit, which changes nothing, reads both. What
+/// StartShare starts is noted by it, and read by ResolveImage.
 fn assert_limited_to_notes(name: &str, statement: &Value) {
     let table = json!({ "Fn::GetAtt": ["RecordTable", "Arn"] });
     let index = json!({ "Fn::Sub": "${RecordTable.Arn}/index/ByImage" });
     if statement["Resource"] == table {
-        let keys = json!({ "ForAllValues:StringLike": { "dynamodb:LeadingKeys": "target#*" } });
-        assert_eq!(statement["Condition"], keys, "{name}");
+        let keys = match name {
+            "StartShare" => json!("start#*"),
+            "ResolveImage" => json!(["target#*", "start#*"]),
+            _ => json!("target#*"),
+        };
+        let limited = json!({ "ForAllValues:StringLike": { "dynamodb:LeadingKeys": keys } });
+        assert_eq!(statement["Condition"], limited, "{name}");
         return;
     }
     assert!(["ResolveRevoke", "AuditShares"].contains(&name), "{name}: {statement}");
@@ -872,10 +879,13 @@ fn a_plan_reaches_no_function_that_writes() {
             || action == "dynamodb:Query"
             || service == "organizations"
     };
-    assert_eq!(machine.calls("").len(), machine.tasks().len(), "it calls functions, and nothing else");
     let role = properties(&hub, "PlanShareStateMachineRole");
     assert_eq!(role["ManagedPolicyArns"], json!([{ "Ref": "RunStateMachinesPolicy" }]));
-    assert_eq!(allowed(&inline(&role)), Set::from(["lambda:InvokeFunction".to_owned()]));
+    let statements = inline(&role);
+    assert_eq!(allowed(&statements), ["dynamodb:PutItem", "lambda:InvokeFunction"].map(str::to_owned).into());
+    // That there is a plan it notes itself, and nothing else.
+    let notes = statements.iter().find(|statement| statement["Action"] == "dynamodb:PutItem").unwrap();
+    assert_eq!(notes["Condition"], json!({ "ForAllValues:StringLike": { "dynamodb:LeadingKeys": "plan#*" } }));
     let called: Set = machine.tasks().into_iter().map(|(name, _)| name).collect();
     assert_eq!(called, ["ResolveImage", "PlanShare"].map(str::to_owned).into());
     for (name, actions) in functions().into_iter().filter(|(name, _)| called.contains(*name)) {
@@ -1038,6 +1048,13 @@ fn functions_are_told_every_setting_that_they_read() {
     assert_eq!(resolve["ALLOW_UNENCRYPTED"], json!({ "Ref": "AllowUnencrypted" }));
     assert_eq!(hub["Parameters"]["AllowUnencrypted"]["Default"], "false");
     told.insert("ALLOW_UNENCRYPTED".to_owned());
+    // Of the two that hold a share to its plan.
+    assert_eq!(hub["Parameters"]["RequirePlan"]["Default"], "false");
+    for name in ["ResolveImage", "PlanShare"] {
+        let variables = properties(&hub, &format!("{name}Function"))["Environment"]["Variables"].clone();
+        assert_eq!(variables["REQUIRE_PLAN"], json!({ "Ref": "RequirePlan" }), "{name}");
+    }
+    told.insert("REQUIRE_PLAN".to_owned());
     // Of those only that use it: see functions_that_use_the_table_are_told_where_it_is_and_no_others.
     told.insert("RECORD_TABLE_ARN".to_owned());
     // Of none: it is for engines whose waits are shorter than AWS's.

@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 
 use crate::{
     Set,
-    definition::{self, Machine, Scope, audit_shares, machines, revoke_share, share_ami, take_back, undo_share},
+    definition::{
+        self, Machine, Scope, audit_shares, machines, plan_share, revoke_share, share_ami, take_back, undo_share,
+    },
 };
 
 /// What JSONata and Step Functions bring along, as far as the definition uses it as a value.
@@ -357,6 +359,22 @@ fn nobody_is_given_anything_before_it_is_noted() {
     assert_eq!(own.states["NoteTargets"]["Items"], own.states["ShareWithTargets"]["Items"]);
 }
 
+/// Where shares must be planned, each plan is for one execution, and that keeps it when it is tried again or redriven.
+#[test]
+fn a_plan_that_must_be_there_is_claimed_before_anything_is_noted() {
+    let (own, _) = split(&share_ami());
+    let claiming = json!({ "Condition": "{% $claim %}", "Next": "ClaimPlan" });
+    assert_eq!(own.states["CheckPlan"]["Choices"][1], claiming);
+    let claim = &own.states["ClaimPlan"];
+    let condition = "usedBy = :me OR expiresAt > :now AND attribute_not_exists(usedBy)";
+    assert_eq!(claim["Arguments"]["ConditionExpression"], condition);
+    assert_eq!(claim["Arguments"]["UpdateExpression"], "SET usedBy = :me");
+    let caught = catch(claim, LOCKED);
+    assert_eq!(caught["Assign"]["failure"]["error"], "PlanRequired");
+    assert_eq!((&caught["Next"], &last_catch(claim)["Next"]), (&json!("Report"), &json!("Report")));
+    assert_eq!(claim["Next"], "CheckWork");
+}
+
 /// Before the Map, and where the Map itself fails, nobody can say how far which target has come.
 #[test]
 fn what_fails_before_the_targets_fails_for_all_of_them() {
@@ -667,6 +685,7 @@ fn all_machines_mean_the_same_records() {
     assert_eq!(key(&take_back(), "NoteTakeBack", "Key"), of("$taking.note"));
     let (id, part) = key(&share_ami, "NoteTarget", "Item");
     assert_eq!(key(&share_ami, "ConfirmTarget", "Key"), (id.replace("$states.input", "$target"), part));
+    assert_eq!(key(&share_ami, "ClaimPlan", "Key"), key(&plan_share(), "NotePlan", "Item"));
     let noted = share_ami.state("RecordShare")["Arguments"]["Item"]["resolution"]["S"].clone();
     let read = undo_share.state("ClaimShare")["Assign"]["resolution"].clone();
     assert_eq!(noted, "{% $string($resolution) %}");

@@ -1,7 +1,7 @@
 //! Who may start what: the stack's policies for operators, as the engine authorizes whoever holds one.
 
-use ami_share_tests::{Result, execution, local::Settings, operator::Operator};
-use serde_json::json;
+use ami_share_tests::{HUB, Result, deploy, execution, local::Settings, operator::Operator};
+use serde_json::{Value, json};
 
 use crate::{Stage, merge};
 
@@ -53,10 +53,10 @@ async fn an_operator_who_may_only_plan_gets_the_plan_of_a_share_and_cannot_share
         let arn = operator.start(plan_share, name, request).await?;
         let ended = execution::follow(&engine, &arn, |_| {}).await?;
         let states: Vec<&str> = ended.states.iter().map(|entered| entered.state.as_str()).collect();
-        assert_eq!(states, ["ResolveImage", "PlanShare", "FinishPlan"], "{:?}", ended.cause);
+        assert_eq!(states, ["ResolveImage", "PlanShare", "NotePlan", "FinishPlan"], "{:?}", ended.cause);
         let own = aws_sdk_sfn::Client::new(&operator.config);
         let output = own.describe_execution().execution_arn(&arn).send().await?.output;
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&output.unwrap())?, of_share_ami, "{name}");
+        assert_eq!(serde_json::from_str::<Value>(&output.unwrap())?, of_share_ami, "{name}");
     }
     assert!(stage.local.sandbox.world().journal.since(seen).iter().all(|entry| !entry.write));
     assert_eq!(operator.start(share_ami, "shared", &planned).await, Err(REFUSED.to_owned()));
@@ -70,5 +70,56 @@ async fn an_operator_who_may_only_plan_gets_the_plan_of_a_share_and_cannot_share
     let cause = ended.cause.unwrap_or_default();
     assert!(cause.contains("action") && cause.contains("apply is what share-ami does"), "{cause}");
     assert_eq!(stage.local.sandbox.world().journal.since(seen).len(), 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn where_plans_are_required_a_share_carries_out_one_of_plan_share_within_its_time_and_once() -> Result<()> {
+    let stage = Stage::start(Settings { require_plan: true, ..Settings::default() }).await?;
+    let plan_share = &stage.local.hub.stack.outputs["PlanShareStateMachineArn"];
+    let request = stage.request(json!({ "principals": [stage.target().principal] }));
+    let with = |changes: Value| {
+        let mut request = request.clone();
+        merge(&mut request, changes);
+        request
+    };
+    let apply = |hash: &Value| with(json!({ "planHash": hash }));
+    let refused = async |name: &str, request: &Value, error: &str| -> Result<String> {
+        let run = stage.run(name, request).await?;
+        assert_eq!(run.ended.error.as_deref(), Some(error), "{name}: {}", run.summary());
+        assert_eq!((run.differences(), run.writes().len()), (String::new(), 0), "{name}");
+        Ok(run.ended.cause.unwrap_or_default())
+    };
+
+    refused("unplanned", &request, "PlanRequired").await?;
+    let own = stage.run("own-plan", &with(json!({ "action": "plan" }))).await?.report()["planHash"].clone();
+    refused("by-own-plan", &apply(&own), "PlanRequired").await?;
+    // Whoever may share and guesses is not told of what.
+    let cause = refused("guessed", &apply(&json!("0".repeat(64))), "PlanChanged").await?;
+    let whole = &own.as_str().unwrap()[..64];
+    assert!(cause.contains("the request is not the one of plan") && !cause.contains(whole), "{cause}");
+
+    let plan = async |name: &str| -> Result<Value> {
+        Ok(stage.run_on(plan_share, name, &request).await?.report()["planHash"].clone())
+    };
+    assert_eq!(plan("late-plan").await?, own);
+    let key = json!({ "id": { "S": format!("plan#{whole}") }, "part": { "S": "plan" } });
+    let table = &stage.local.hub.stack.resources["RecordTable"];
+    let expired = deploy::aws(HUB, &stage.local.engine.endpoint())?
+        .args(["dynamodb", "update-item", "--table-name", table, "--key", &key.to_string()])
+        .args(["--update-expression", "SET expiresAt = :past"])
+        .args(["--expression-attribute-values", r#"{":past":{"N":"1"}}"#])
+        .status()?;
+    assert!(expired.success());
+    refused("too-late", &apply(&own), "PlanRequired").await?;
+
+    for round in ["first", "second"] {
+        let hash = plan(&format!("{round}-plan")).await?;
+        let shared = stage.run(round, &apply(&hash)).await?;
+        assert_eq!(shared.report()["status"], "shared", "{round}: {}", shared.summary());
+        stage.reset();
+        // The world is as it was, and the plan as true as before.
+        refused(&format!("{round}-again"), &apply(&hash), "PlanRequired").await?;
+    }
     Ok(())
 }

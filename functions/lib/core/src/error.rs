@@ -124,6 +124,12 @@ pub enum Error {
     #[error("this is not what was planned: {reason}; make a plan again, read it, and apply that one")]
     PlanChanged { reason: String },
 
+    #[error(
+        "this deployment shares only what plan-share has planned: {reason}; start plan-share with this request, read the plan, \
+         and apply it by its planHash"
+    )]
+    PlanRequired { reason: &'static str },
+
     #[error("principal {principal} does not exist in account {account} ({call}); {remedy}")]
     PrincipalNotFound { principal: PrincipalArn, account: AccountId, call: &'static str, remedy: &'static str },
 
@@ -230,6 +236,7 @@ impl Error {
             Self::KeyPolicyConflict { .. } => "KeyPolicyConflict",
             Self::KeyPoliciesLocked { .. } => "KeyPoliciesLocked",
             Self::PlanChanged { .. } => "PlanChanged",
+            Self::PlanRequired { .. } => "PlanRequired",
             Self::PrincipalNotFound { .. } => "PrincipalNotFound",
             Self::AccessDenied { .. } => "AccessDenied",
             Self::Throttled { .. } => "Throttled",
@@ -248,7 +255,7 @@ impl Error {
     }
 
     /// Every name there is, for the contract test between this enum, the state machine and docs/errors.md.
-    pub const NAMES: [&str; 26] = [
+    pub const NAMES: [&str; 27] = [
         "InvalidRequest",
         "TargetNotAllowed",
         "SourceNotAllowed",
@@ -262,6 +269,7 @@ impl Error {
         "KeyPolicyConflict",
         "KeyPoliciesLocked",
         "PlanChanged",
+        "PlanRequired",
         "PrincipalNotFound",
         "AccessDenied",
         "Throttled",

@@ -36,6 +36,8 @@ pub struct Settings {
     pub record_table: Option<RecordTable>,
     /// Whether images may be shared whose volumes are not all encrypted.
     pub allow_unencrypted: bool,
+    /// Whether a share must carry out what plan-share planned.
+    pub require_plan: bool,
     /// For how long after a change AWS may still answer as before it: five minutes, or `STALE_READ_SECONDS`, for
     /// engines whose waits are shorter than AWS's.
     pub stale_reads: Duration,
@@ -159,6 +161,7 @@ impl Settings {
                 .transpose()
                 .map_err(|rule| format!("RECORD_TABLE_ARN must be {rule}"))?,
             allow_unencrypted: get("ALLOW_UNENCRYPTED").is_some_and(|allowed| allowed == "true"),
+            require_plan: get("REQUIRE_PLAN").is_some_and(|required| required == "true"),
             stale_reads: get("STALE_READ_SECONDS")
                 .map(|seconds| seconds.parse().map(Duration::from_secs))
                 .transpose()

@@ -8,6 +8,7 @@
 #![warn(missing_docs)]
 
 mod rewrite;
+mod starts;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -24,6 +25,7 @@ use aws_sdk_dynamodb::{
 use serde::{Deserialize, Serialize};
 
 pub use rewrite::{LAGGING, REWRITE_ACTIONS};
+pub use starts::PUT;
 
 /// What a function that reads the notes calls in the hub.
 pub const HUB_ACTIONS: [&str; 1] = [QUERY];
