@@ -15,6 +15,8 @@ use crate::{
 const EXTERNAL_ID: &str = "ami-share-local";
 /// The source of image events here: nobody but AWS may send `aws.ec2`'s.
 pub const IMAGE_EVENT_SOURCE: &str = "local.ec2";
+/// The same of events about tags.
+pub const TAG_EVENT_SOURCE: &str = "local.tag";
 
 /// What is deployed.
 #[derive(Debug, Clone)]
@@ -44,6 +46,8 @@ pub struct Settings {
     pub iam_path: String,
     /// `AuditSchedule`
     pub audit_schedule: String,
+    /// `ImageSchedule`
+    pub image_schedule: String,
     /// For how long functions hold a key policy that was replaced for one that may still be read. Waits of the state
     /// machines are a hundredth of AWS's, and this of theirs.
     pub stale_read_seconds: u32,
@@ -66,6 +70,7 @@ impl Default for Settings {
             target_template: "accounts/target.yaml".to_owned(),
             iam_path: "/".to_owned(),
             audit_schedule: String::new(),
+            image_schedule: String::new(),
             stale_read_seconds: 3,
             sandbox: ami_share_sandbox::Settings::default(),
         }
@@ -124,8 +129,10 @@ impl Local {
             ("AllowedSourceAccountIds", &allowed_sources),
             ("ExternalId", EXTERNAL_ID),
             ("AuditSchedule", &settings.audit_schedule),
+            ("ImageSchedule", &settings.image_schedule),
             ("AllowUnencrypted", if settings.allow_unencrypted { "true" } else { "false" }),
             ("ImageEventSource", IMAGE_EVENT_SOURCE),
+            ("TagEventSource", TAG_EVENT_SOURCE),
             ("IamPath", &settings.iam_path),
         ];
         let hub = deploy::deploy_hub(&engine, &parameters).await?;

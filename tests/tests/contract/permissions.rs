@@ -597,6 +597,11 @@ fn with_the_notes(name: &str) -> Set {
     actions.concat().into_iter().map(str::to_owned).collect()
 }
 
+/// StartShare notes what it has started, in items of its own.
+fn notes_starts(name: &str) -> bool {
+    uses(name, "Starts::open(")
+}
+
 /// Whether the function takes the lock on key policies.
 fn takes_the_lock(name: &str) -> bool {
     let package = kebab(name.trim_start_matches("Undo"));
@@ -626,7 +631,7 @@ fn functions_that_use_the_table_are_told_where_it_is_and_no_others() {
     let hub = template(HUB);
     for (name, _) in functions() {
         let table = &properties(&hub, &format!("{name}Function"))["Environment"]["Variables"]["RECORD_TABLE_ARN"];
-        let expected = if uses_the_notes(name) || takes_the_lock(name) {
+        let expected = if uses_the_notes(name) || takes_the_lock(name) || notes_starts(name) {
             json!({ "Fn::GetAtt": ["RecordTable", "Arn"] })
         } else {
             Value::Null
@@ -657,7 +662,8 @@ fn functions_write_logs_and_traces() {
     assert_eq!(hub["Globals"]["Function"]["LoggingConfig"]["LogGroup"], json!({ "Ref": "FunctionsLogGroup" }));
 }
 
-/// Beyond assuming roles, logs and traces: the notes; and for StartShare what it calls in the hub.
+/// Beyond assuming roles, logs and traces: the notes; and for StartShare what it calls in the hub, among it the notes of
+/// what it has started.
 #[test]
 fn a_functions_role_may_do_nothing_else() {
     let hub = template(HUB);
@@ -678,7 +684,11 @@ fn a_functions_role_may_do_nothing_else() {
             assert_ne!(statement["Resource"], "*", "{name}");
             let actions = definition::strings(&statement["Action"]);
             if actions.iter().any(|action| action.starts_with("dynamodb:")) {
-                assert_limited_to_notes(name, statement);
+                if notes_starts(name) {
+                    assert_limited_to("start#*", name, statement);
+                } else {
+                    assert_limited_to_notes(name, statement);
+                }
             }
         }
         let function = properties(&hub, &format!("{name}Function"));
@@ -691,14 +701,19 @@ fn assert_limited_to_notes(name: &str, statement: &Value) {
     let table = json!({ "Fn::GetAtt": ["RecordTable", "Arn"] });
     let index = json!({ "Fn::Sub": "${RecordTable.Arn}/index/ByImage" });
     if statement["Resource"] == table {
-        let keys = json!({ "ForAllValues:StringLike": { "dynamodb:LeadingKeys": "target#*" } });
-        assert_eq!(statement["Condition"], keys, "{name}");
+        assert_limited_to("target#*", name, statement);
         return;
     }
     assert!(["ResolveRevoke", "AuditShares"].contains(&name), "{name}: {statement}");
     assert_eq!(statement["Resource"], index, "{name}: {statement}");
     let read = if name == "AuditShares" { "dynamodb:Scan" } else { "dynamodb:Query" };
     assert_eq!(statement["Action"], read, "{name}");
+}
+
+fn assert_limited_to(keys: &str, name: &str, statement: &Value) {
+    assert_eq!(statement["Resource"], json!({ "Fn::GetAtt": ["RecordTable", "Arn"] }), "{name}");
+    let keys = json!({ "ForAllValues:StringLike": { "dynamodb:LeadingKeys": keys } });
+    assert_eq!(statement["Condition"], keys, "{name}");
 }
 
 /// It is the only thing that says what to take back.
@@ -934,6 +949,74 @@ fn an_audit_is_started_by_the_schedule_that_is_asked_for_and_by_nothing_else() {
     assert_eq!(statements.len(), 1);
     assert_eq!((&statements[0]["Action"], &statements[0]["Resource"]), (&json!("states:StartExecution"), &machine));
     assert!(properties(&hub, "AuditSharesStateMachine")["Events"].is_null());
+}
+
+/// The event is EventBridge's own: no input replaces it.
+#[test]
+fn images_are_looked_for_by_the_schedule_that_is_asked_for() {
+    let hub = template(HUB);
+    assert_eq!(hub["Parameters"]["ImageSchedule"]["Default"], "");
+    assert_eq!(
+        hub["Parameters"]["ImageSchedule"]["AllowedPattern"],
+        hub["Parameters"]["AuditSchedule"]["AllowedPattern"]
+    );
+    let empty = json!({ "Fn::Not": [{ "Fn::Equals": [{ "Ref": "ImageSchedule" }, ""] }] });
+    assert_eq!(hub["Conditions"]["ScheduleImages"], empty);
+    for id in ["ImageScheduleRule", "ImageSchedulePermission"] {
+        assert_eq!(hub["Resources"][id]["Condition"], "ScheduleImages", "{id}");
+    }
+    let rule = properties(&hub, "ImageScheduleRule");
+    assert_eq!(rule["ScheduleExpression"], json!({ "Ref": "ImageSchedule" }));
+    assert_eq!(rule["Targets"].as_array().unwrap().len(), 1);
+    let target = &rule["Targets"][0];
+    assert_eq!(
+        (&target["Arn"], &target["Input"]),
+        (&json!({ "Fn::GetAtt": ["StartShareFunction", "Arn"] }), &Value::Null)
+    );
+    let expected = json!({
+        "FunctionName": { "Ref": "StartShareFunction" },
+        "Action": "lambda:InvokeFunction",
+        "Principal": "events.amazonaws.com",
+        "SourceArn": { "Fn::GetAtt": ["ImageScheduleRule", "Arn"] },
+    });
+    assert_eq!(properties(&hub, "ImageSchedulePermission"), expected);
+}
+
+/// What the source's rules send, the hub's bus takes, and the hub's rules want: the same events of the same images.
+#[test]
+fn a_source_sends_the_events_that_the_hub_takes_and_hears() {
+    let (hub, source) = (template(HUB), template(SOURCE));
+    let function = properties(&hub, "StartShareFunction");
+    let mut sent = Set::new();
+    for (theirs, ours, parameter) in
+        [("ImageEventsRule", "ImageState", "ImageEventSource"), ("ImageTagsRule", "ImageTagged", "TagEventSource")]
+    {
+        let sending = properties(&source, theirs);
+        assert_eq!(source["Resources"][theirs]["Condition"], "ForwardEvents");
+        assert_eq!(sending["Targets"][0]["Arn"], json!({ "Ref": "HubEventBusArn" }));
+        let mut heard = function["Events"][ours]["Properties"]["Pattern"].clone();
+        assert_eq!(heard["source"], json!([{ "Ref": parameter }]));
+        heard["source"] = json!([hub["Parameters"][parameter]["Default"]]);
+        assert_eq!(sending["EventPattern"], heard, "{theirs}");
+        let queue = &function["Events"][ours]["Properties"]["DeadLetterConfig"]["Arn"];
+        assert_eq!(*queue, json!({ "Fn::GetAtt": ["LostImageEventsQueue", "Arn"] }));
+        for key in ["source", "detail-type"] {
+            sent.extend(definition::strings(&heard[key]).into_iter().map(|value| format!("{key} {value}")));
+        }
+    }
+    let taken = properties(&hub, "ForwardedImageEventsPolicy")["Statement"]["Condition"]["StringEquals"].clone();
+    let taken: Set = taken
+        .as_object()
+        .unwrap()
+        .iter()
+        .flat_map(|(key, values)| {
+            let key = key.trim_start_matches("events:");
+            definition::strings(values).into_iter().map(move |value| format!("{key} {value}"))
+        })
+        .collect();
+    assert_eq!(taken, sent);
+    let types = [start_share::IMAGE_STATE, start_share::TAGS].map(|kind| format!("detail-type {kind}"));
+    assert!(types.iter().all(|kind| sent.contains(kind)), "{sent:?}");
 }
 
 /// Whoever may pass a role may become it.
