@@ -64,14 +64,8 @@ pub async fn plan_revoke(hub: &Hub, input: Input) -> Result<Plan, Error> {
         plan.add(take_back, calls::calls(names, take_back, &policies)?, &policies)?;
     }
     plan.remaining(input.remaining);
-    if let Some(planned) = input.plan_hash.filter(|planned| !input.more && planned != plan.hash()) {
-        return Err(Error::PlanChanged {
-            reason: format!(
-                "the request is not the one of plan {planned}, or what it would take back is no longer the same; the \
-                 plan is now {}",
-                plan.hash()
-            ),
-        });
+    if let Some(planned) = input.plan_hash.filter(|planned| !input.more && planned.whole() != plan.hash().whole()) {
+        return Err(Error::PlanChanged { reason: plan.difference_to(&planned) });
     }
     Ok(plan)
 }

@@ -92,6 +92,21 @@ impl Plan {
         &self.plan_hash
     }
 
+    /// In what the plan that was to be applied is not this one.
+    pub(crate) fn difference_to(&self, planned: &PlanHash) -> String {
+        if self.summary.calls == 0 && planned.has_parts() {
+            return format!(
+                "plan {planned} was carried out, or the request is another: nothing that it names would be taken back"
+            );
+        }
+        plan::difference(
+            planned,
+            &self.plan_hash,
+            &PARTS.map(|(part, _)| part),
+            "what it would take back is no longer the same",
+        )
+    }
+
     /// The accounts that the rounds so far take out of the policy of each key.
     pub(crate) fn lost(&self) -> &BTreeMap<KeyArn, Vec<AccountId>> {
         &self.keys
@@ -107,7 +122,8 @@ impl Plan {
         calls: Vec<Call>,
         policies: &[PolicyChange],
     ) -> Result<(), Error> {
-        self.plan_hash = plan::hash(&json!([self.plan_hash, rests_on(take_back, policies, &calls)]));
+        let round = rests_on(take_back, policies, &calls);
+        self.plan_hash = plan::hash_after(&self.plan_hash, &round, &parts(&round["takeBack"], &round["policies"]));
         self.targets.extend(take_back.launch_permissions.iter().cloned());
         self.targets.extend(take_back.targets.iter().map(|target| target.account_id.clone()));
         for KeyChange { key_arn, account_ids, .. } in take_back.grant_changes.iter().chain(&take_back.key_changes) {
@@ -147,7 +163,9 @@ impl Plan {
     /// Adds what stays whatever the rounds take.
     pub(crate) fn stays(&mut self, left: &[Left]) {
         if !left.is_empty() {
-            self.plan_hash = plan::hash(&json!([self.plan_hash, without_causes(left)]));
+            let left_out = without_causes(left);
+            let parts = parts(&json!({ "left": left_out }), &Value::Null);
+            self.plan_hash = plan::hash_after(&self.plan_hash, &left_out, &parts);
             self.left.extend(left.iter().map(ToString::to_string));
             self.unlisted += fit(&mut self.left, &mut { MOST_OF_REST });
         }
@@ -188,6 +206,30 @@ fn message(calls: usize, targets: usize) -> String {
 /// Causes have request ids, and the names of sessions.
 fn without_causes(left: &[Left]) -> Value {
     left.iter().map(|left| json!([left.account_id, left.state, left.error])).collect()
+}
+
+/// The parts of what a plan rests on, by which a plan that is no longer true tells what is another now; and the fields of a
+/// take-back that each is of.
+const PARTS: [(&str, &[&str]); 6] = [
+    ("what was noted of targets", &["notes"]),
+    ("who loses launch permissions and copies of snapshots", &["launchPermissions", "snapshotChanges"]),
+    ("what is taken in the targets", &["targets"]),
+    ("grants on keys", &["grantChanges"]),
+    (POLICIES, &["keyChanges"]),
+    ("what stays", &["kept", "left"]),
+];
+
+/// Among [`PARTS`].
+const POLICIES: &str = "the keys' policies";
+
+/// What is hashed of a round for each of [`PARTS`]; nothing where the round has none of it.
+fn parts(take_back: &Value, policies: &Value) -> [Option<Value>; PARTS.len()] {
+    PARTS.map(|(part, fields)| {
+        let found: Vec<&Value> = fields.iter().map(|field| &take_back[*field]).collect();
+        let is_there = found.iter().any(|value| value.as_array().is_some_and(|list| !list.is_empty()));
+        let policies = if part == POLICIES { policies } else { &Value::Null };
+        is_there.then(|| json!([take_back["imageId"], found, policies]))
+    })
 }
 
 /// Everything that decides what is taken back: not who asks or when, and not how a policy is laid out.

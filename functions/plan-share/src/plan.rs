@@ -129,15 +129,7 @@ impl Plan {
                  asks for"
             );
         }
-        let now = &self.plan_hash;
-        let differing: Vec<&str> = differing.into_iter().filter_map(|part| PARTS.get(part).copied()).collect();
-        if differing.is_empty() {
-            return format!(
-                "the request is not the one of plan {planned}, or what it would change was changed by somebody since; the \
-                 plan is now {now}"
-            );
-        }
-        format!("since plan {planned}, these are others: {}; the plan is now {now}", differing.join(", "))
+        plan::difference(planned, &self.plan_hash, &PARTS, "what it would change was changed by somebody since")
     }
 
     /// Says which keys must have the tag first, where the source is deployed with `OnlyTaggedKeys`. The calls are the same.
