@@ -18,7 +18,7 @@ use aws_sdk_kms::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use undo::{UNDO_ACTIONS, UndoInput, undo_grant_keys};
+pub use undo::{UNDO_ACTIONS, UndoInput, Undone, undo_grant_keys};
 
 pub const ACTIONS: Actions = Actions { source: &[CREATE_GRANT], ..Actions::NONE };
 

@@ -1,21 +1,26 @@
-//! UndoGrantKeys: retires the grants that GrantKeys was to give.
+//! UndoGrantKeys: retires the grants that GrantKeys was to give. Of a revoke, it says what the targets passed on by them.
+
+use std::collections::BTreeSet;
 
 use ami_share_core::{
     Error, Hub, aws,
     hub::Actions,
-    ids::ExecutionName,
+    ids::{ExecutionName, KeyArn},
     share::{KeyChange, Source},
-    take_back::{Taken, Undone},
+    take_back::{Foreign, Left, Taken},
 };
-use ami_share_key_grants::{KeyGrant, LIST_GRANTS, only_administrators_end};
+use ami_share_key_grants::{GET_KEY_POLICY, KeyGrant, LIST_GRANTS, foreign_grants, only_administrators_end, that_stay};
 use aws_sdk_kms::{Client, error::ProvideErrorMetadata, types::GrantListEntry};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Not kms:RevokeGrant, which would let the role end anybody's grants: the grant itself says that this
 /// role may retire it ("Retiring and revoking grants", KMS developer guide).
-pub const UNDO_ACTIONS: Actions = Actions { source: &[LIST_GRANTS, RETIRE_GRANT], ..Actions::NONE };
+pub const UNDO_ACTIONS: Actions = Actions { source: &[LIST_GRANTS, RETIRE_GRANT, GET_KEY_POLICY], ..Actions::NONE };
 
 const RETIRE_GRANT: &str = "kms:RetireGrant";
+
+/// The longest cause, in characters, as the states cut theirs.
+const MAX_CAUSE: usize = 500;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -29,6 +34,16 @@ pub struct UndoInput {
     pub of_execution: bool,
     /// When the state was entered, in ISO 8601, from Step Functions' context.
     pub entered: String,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Undone {
+    pub taken: Vec<Taken>,
+    /// What nobody could say of grants that the targets passed on.
+    pub left: Vec<Left>,
+    /// Those that they did, and that stay.
+    pub foreign: Foreign,
 }
 
 /// Retires the grants of ours to the accounts. One that is not there is as good as retired; one that
@@ -75,7 +90,36 @@ pub async fn undo_grant_keys(hub: &Hub, input: UndoInput) -> Result<Undone, Erro
         });
     }
     Error::all_of(errors)?;
-    Ok(Undone { taken })
+    let mut undone = Undone { taken, ..Undone::default() };
+    if !input.of_execution {
+        for change in &input.keys {
+            undone.look_for_foreign(&kms, &retiring, change).await?;
+        }
+    }
+    Ok(undone)
+}
+
+impl Undone {
+    /// What cannot be told is left: it must not look as if there were nothing.
+    async fn look_for_foreign(&mut self, kms: &Client, retiring: &str, change: &KeyChange) -> Result<(), Error> {
+        let going: BTreeSet<_> = change.account_ids.iter().cloned().collect();
+        match foreign_grants(kms, &change.key_arn, retiring, &going).await {
+            Ok(found) => self.foreign.add(that_stay(&change.key_arn, &found, false)),
+            Err(error) if error.passes() => return Err(error),
+            Err(error) => self.left.push(not_told(&change.key_arn, &error)),
+        }
+        Ok(())
+    }
+}
+
+fn not_told(key: &KeyArn, error: &Error) -> Left {
+    let cause = format!("nobody can say which grants on key {key} the targets passed on: {error}");
+    Left {
+        account_id: None,
+        state: "UndoGrantKeys".to_owned(),
+        error: error.name().to_owned(),
+        cause: cause.chars().take(MAX_CAUSE).collect(),
+    }
 }
 
 /// What became of an account's grants.

@@ -155,8 +155,8 @@ impl Stage {
     /// Lets time go by.
     fn pass(&self, ms: u64) {
         let at = self.machine.now() + ms;
-        let wait =
-            json!({ "execution": "wait", "imageId": "ami-0123abcd", "notes": [], "taken": [], "left": [], "kept": [] });
+        let wait = json!({ "execution": "wait", "imageId": "ami-0123abcd", "notes": [], "taken": [], "left": [], "kept": [],
+                "foreign": { "grants": [], "unlisted": 0 } });
         let arn = self.machine.start("RewriteNotes", &format!("wait-{at}"), wait, ms).unwrap();
         self.machine.run().unwrap();
         assert_eq!(self.machine.record(&arn).status, Status::Succeeded);
