@@ -42,6 +42,8 @@ pub struct Settings {
     /// The template that sources deploy, and that of targets.
     pub source_template: String,
     pub target_template: String,
+    /// `RevokeForeignGrants`
+    pub revoke_foreign_grants: bool,
     /// `IamPath`, of every stack.
     pub iam_path: String,
     /// `AuditSchedule`
@@ -68,6 +70,7 @@ impl Default for Settings {
             only_tagged_images: false,
             source_template: "accounts/source.yaml".to_owned(),
             target_template: "accounts/target.yaml".to_owned(),
+            revoke_foreign_grants: false,
             iam_path: "/".to_owned(),
             audit_schedule: String::new(),
             image_schedule: String::new(),
@@ -165,6 +168,7 @@ async fn deploy_source(engine: &Engine, account: &str, targets: &str, settings: 
         ("ExternalId", EXTERNAL_ID),
         ("AllowedTargetAccounts", targets),
         ("OnlyTaggedImages", if settings.only_tagged_images { "true" } else { "false" }),
+        ("RevokeForeignGrants", if settings.revoke_foreign_grants { "true" } else { "false" }),
         ("IamPath", &settings.iam_path),
     ];
     deploy_account(engine, account, "ami-share-source", &settings.source_template, &parameters).await

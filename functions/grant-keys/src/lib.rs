@@ -1,6 +1,7 @@
 //! GrantKeys: gives each target a grant on each key under the image's volumes, and leaves the keys'
 //! policies alone.
 
+mod foreign;
 mod undo;
 
 use std::collections::BTreeSet;

@@ -1,26 +1,24 @@
-//! UndoGrantKeys: retires the grants that GrantKeys was to give. Of a revoke, it says what the targets passed on by them.
-
-use std::collections::BTreeSet;
+//! UndoGrantKeys: retires the grants that GrantKeys was to give. Of a revoke, it says what the targets passed on by them, or
+//! revokes it.
 
 use ami_share_core::{
     Error, Hub, aws,
     hub::Actions,
-    ids::{ExecutionName, KeyArn},
+    ids::ExecutionName,
     share::{KeyChange, Source},
     take_back::{Foreign, Left, Taken},
 };
-use ami_share_key_grants::{GET_KEY_POLICY, KeyGrant, LIST_GRANTS, foreign_grants, only_administrators_end, that_stay};
+use ami_share_key_grants::{GET_KEY_POLICY, KeyGrant, LIST_GRANTS, only_administrators_end};
 use aws_sdk_kms::{Client, error::ProvideErrorMetadata, types::GrantListEntry};
 use serde::{Deserialize, Serialize};
 
-/// Not kms:RevokeGrant, which would let the role end anybody's grants: the grant itself says that this
-/// role may retire it ("Retiring and revoking grants", KMS developer guide).
-pub const UNDO_ACTIONS: Actions = Actions { source: &[LIST_GRANTS, RETIRE_GRANT, GET_KEY_POLICY], ..Actions::NONE };
+use crate::foreign::{self, Asked};
+
+/// Ours need no kms:RevokeGrant, which would let the role end anybody's: the grant itself says that this role may retire it
+/// ("Retiring and revoking grants", KMS developer guide). Others' need it, and a role of its own.
+pub const UNDO_ACTIONS: Actions = Actions { source: &[LIST_GRANTS, RETIRE_GRANT, GET_KEY_POLICY], ..foreign::ACTIONS };
 
 const RETIRE_GRANT: &str = "kms:RetireGrant";
-
-/// The longest cause, in characters, as the states cut theirs.
-const MAX_CAUSE: usize = 500;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -32,6 +30,8 @@ pub struct UndoInput {
     /// Whether it is what one execution of share-ami gave: then grants of earlier versions were there before it. A revoke takes
     /// them too.
     pub of_execution: bool,
+    /// Whether grants that the accounts passed on are revoked, or only told.
+    pub revoke_foreign: bool,
     /// When the state was entered, in ISO 8601, from Step Functions' context.
     pub entered: String,
 }
@@ -40,7 +40,7 @@ pub struct UndoInput {
 #[serde(rename_all = "camelCase")]
 pub struct Undone {
     pub taken: Vec<Taken>,
-    /// What nobody could say of grants that the targets passed on.
+    /// What nobody could say of grants that the targets passed on, and which could not be revoked.
     pub left: Vec<Left>,
     /// Those that they did, and that stay.
     pub foreign: Foreign,
@@ -90,36 +90,14 @@ pub async fn undo_grant_keys(hub: &Hub, input: UndoInput) -> Result<Undone, Erro
         });
     }
     Error::all_of(errors)?;
-    let mut undone = Undone { taken, ..Undone::default() };
-    if !input.of_execution {
-        for change in &input.keys {
-            undone.look_for_foreign(&kms, &retiring, change).await?;
-        }
+    if input.of_execution {
+        return Ok(Undone { taken, ..Undone::default() });
     }
-    Ok(undone)
-}
-
-impl Undone {
-    /// What cannot be told is left: it must not look as if there were nothing.
-    async fn look_for_foreign(&mut self, kms: &Client, retiring: &str, change: &KeyChange) -> Result<(), Error> {
-        let going: BTreeSet<_> = change.account_ids.iter().cloned().collect();
-        match foreign_grants(kms, &change.key_arn, retiring, &going).await {
-            Ok(found) => self.foreign.add(that_stay(&change.key_arn, &found, false)),
-            Err(error) if error.passes() => return Err(error),
-            Err(error) => self.left.push(not_told(&change.key_arn, &error)),
-        }
-        Ok(())
-    }
-}
-
-fn not_told(key: &KeyArn, error: &Error) -> Left {
-    let cause = format!("nobody can say which grants on key {key} the targets passed on: {error}");
-    Left {
-        account_id: None,
-        state: "UndoGrantKeys".to_owned(),
-        error: error.name().to_owned(),
-        cause: cause.chars().take(MAX_CAUSE).collect(),
-    }
+    let UndoInput { execution, source, keys, revoke_foreign, .. } = &input;
+    let asked = Asked { execution, source, keys, revokes: *revoke_foreign };
+    let seen = foreign::see_to(hub, &kms, &retiring, asked).await?;
+    taken.extend(seen.taken);
+    Ok(Undone { taken, left: seen.left, foreign: seen.staying })
 }
 
 /// What became of an account's grants.

@@ -8,7 +8,7 @@ use ami_share_core::{
     key_policy::KeyPolicy,
     plan,
     share::{Kept, KeyChange},
-    take_back::{Left, TakeBack},
+    take_back::{ForeignGrants, Left, TakeBack},
 };
 use ami_share_plan::{Call, written};
 use serde::{Deserialize, Serialize};
@@ -50,7 +50,9 @@ pub struct Plan {
     kept: Vec<Kept>,
     /// What would stay for other reasons.
     left: Vec<String>,
-    /// How many calls, and entries of the last two lists, were left out so that the plan fits.
+    /// Grants that the targets passed on, and that would stay.
+    foreign_grants: Vec<ForeignGrants>,
+    /// How many calls, and entries of the last three lists, were left out so that the plan fits.
     unlisted: usize,
     /// Shares that one execution has no room for: they are not in this plan.
     remaining: usize,
@@ -81,6 +83,7 @@ impl Default for Plan {
             keys: BTreeMap::new(),
             kept: Vec::new(),
             left: Vec::new(),
+            foreign_grants: Vec::new(),
             unlisted: 0,
             remaining: 0,
         }
@@ -121,6 +124,7 @@ impl Plan {
         take_back: &TakeBack,
         calls: Vec<Call>,
         policies: &[PolicyChange],
+        foreign: Vec<ForeignGrants>,
     ) -> Result<(), Error> {
         let round = rests_on(take_back, policies, &calls);
         self.plan_hash = plan::hash_after(&self.plan_hash, &round, &parts(&round["takeBack"], &round["policies"]));
@@ -149,8 +153,10 @@ impl Plan {
         let left = take_back.left.iter().map(ToString::to_string);
         let new: Vec<String> = left.filter(|left| !self.left.contains(left)).collect();
         self.left.extend(new);
+        self.foreign_grants.extend(foreign);
         let mut room = MOST_OF_REST;
         self.unlisted += fit(&mut self.left, &mut room) + fit(&mut self.kept, &mut room);
+        self.unlisted += fit(&mut self.foreign_grants, &mut room);
         self.calls.extend(calls);
         for diff in self.calls.iter_mut().filter_map(|call| call.policy.as_mut()) {
             diff.cut(MOST_OF_DIFF);

@@ -60,8 +60,8 @@ fn policies(take_back: &TakeBack, there: std::ops::Range<usize>) -> Vec<PolicyCh
 fn add(plan: &mut Plan, take_back: &TakeBack, there: std::ops::Range<usize>) -> Result<(), ami_share_core::Error> {
     let names = Names { key_access_policy: "AmiShareKeyAccess", source_role: "arn:aws:iam::111111111111:role/s" };
     let policies = policies(take_back, there);
-    let calls = calls(names, take_back, &policies).unwrap();
-    plan.add(take_back, calls, &policies)
+    let calls = calls(names, take_back, &policies, &[]).unwrap();
+    plan.add(take_back, calls, &policies, vec![])
 }
 
 fn plan(rounds: &[(std::ops::Range<usize>, std::ops::Range<usize>)]) -> Plan {

@@ -27,6 +27,7 @@ const ENVIRONMENT: [(&str, &str); 19] = [
     ("AWS_LAMBDA_LOG_GROUP_NAME", "log"),
     ("SOURCE_ROLE_NAME", "AmiShareSource"),
     ("SOURCE_READER_ROLE_NAME", "AmiShareSourceReader"),
+    ("SOURCE_GRANT_REVOKER_ROLE_NAME", "AmiShareGrantRevoker"),
     ("TARGET_ROLE_NAME", "AmiShareTarget"),
     ("LAUNCHER_ROLE_NAME", "AmiShareLauncher"),
     ("KEY_ACCESS_POLICY_NAME", "AmiShareKeyAccess"),

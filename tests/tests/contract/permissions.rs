@@ -131,6 +131,31 @@ fn no_function_is_both_a_reader_and_a_writer_of_the_source() {
     }
 }
 
+/// It is not made unless its owner asks for it, is for tagged keys whatever the rest is for, and serves one function.
+#[test]
+fn the_role_that_revokes_grants_is_off_by_default_and_for_tagged_keys_and_for_one_function() {
+    let source = template(SOURCE);
+    assert_eq!(source["Parameters"]["RevokeForeignGrants"]["Default"], "false");
+    assert_eq!(
+        source["Conditions"]["RevokeForeignGrants"],
+        json!({ "Fn::Equals": [{ "Ref": "RevokeForeignGrants" }, "true"] })
+    );
+    assert_eq!(source["Resources"]["SourceGrantRevokerRole"]["Condition"], "RevokeForeignGrants");
+    let role = properties(&source, "SourceGrantRevokerRole");
+    let statements = inline(&role);
+    assert_exactly("SourceGrantRevokerRole", &allowed(&statements), &named(|actions| actions.source_grant_revoker));
+    assert_eq!(statements.len(), 1);
+    let tagged = json!({ "StringEquals": { "aws:ResourceTag/ami-share:shareable": "true" } });
+    assert_eq!(statements[0]["Condition"], tagged);
+    let calling = functions().into_iter().filter(|(_, actions)| !actions.source_grant_revoker.is_empty());
+    assert_eq!(calling.map(|(name, _)| name).collect::<Vec<_>>(), ["UndoGrantKeys"]);
+    let hub = template(HUB);
+    let document = properties(&hub, "AssumeAnySourceGrantRevokerRolePolicy")["PolicyDocument"].clone();
+    let arn = "arn:${AWS::Partition}:iam::*:role${IamPath}${SourceGrantRevokerRoleName}";
+    let expected = json!([{ "Effect": "Allow", "Action": "sts:AssumeRole", "Resource": { "Fn::Sub": arn } }]);
+    assert_eq!(document["Statement"], expected);
+}
+
 #[test]
 fn the_target_role_allows_exactly_what_steps_call_as_it() {
     let role = properties(&template(TARGET), "TargetRole");
@@ -238,9 +263,10 @@ fn whoever_acts_on_a_targets_resources_may_have_refusals_decoded_where_the_owner
 
 /// The roles of the accounts' templates, and what each is called as for.
 type Called = fn(&Actions) -> &'static [&'static str];
-const ACCOUNT_ROLES: [(&str, &str, Called); 4] = [
+const ACCOUNT_ROLES: [(&str, &str, Called); 5] = [
     (SOURCE, "SourceRole", |actions| actions.source),
     (SOURCE, "SourceReaderRole", |actions| actions.source_reader),
+    (SOURCE, "SourceGrantRevokerRole", |actions| actions.source_grant_revoker),
     (TARGET, "TargetRole", |actions| actions.target),
     (TARGET, "LauncherRole", |actions| actions.launcher),
 ];
@@ -411,6 +437,7 @@ fn each_functions_role_assumes_exactly_the_roles_that_its_step_calls_as() {
         let mut expected: Vec<Value> = [
             ("WriteLogsAndTracesPolicy".to_owned(), true),
             (format!("Assume{any}SourceRolePolicy"), !actions.source.is_empty()),
+            (format!("Assume{any}SourceGrantRevokerRolePolicy"), !actions.source_grant_revoker.is_empty()),
             (format!("Assume{any}SourceReaderRolePolicy"), !actions.source_reader.is_empty()),
             ("LockKeyPoliciesPolicy".to_owned(), takes_the_lock(name)),
             (format!("Assume{any}TargetRolePolicy"), !actions.target.is_empty()),
@@ -1022,7 +1049,9 @@ fn a_source_sends_the_events_that_the_hub_takes_and_hears() {
 /// Whoever may pass a role may become it.
 #[test]
 fn nobody_may_pass_a_role_in_another_account() {
-    for (path, roles) in [(SOURCE, &["SourceRole"][..]), (TARGET, &["TargetRole", "LauncherRole"])] {
+    for (path, roles) in
+        [(SOURCE, &["SourceRole", "SourceGrantRevokerRole"][..]), (TARGET, &["TargetRole", "LauncherRole"])]
+    {
         for role in roles {
             let allowed = allowed(&inline(&properties(&template(path), role)));
             assert!(!allowed.iter().any(|pattern| matches(pattern, "iam:PassRole")), "{role}");
@@ -1054,7 +1083,7 @@ fn nobody_is_allowed_every_action_of_a_service() {
 fn the_templates_parameters_agree() {
     let hub = template(HUB);
     for (path, names) in [
-        (SOURCE, ["SourceRoleName", "SourceReaderRoleName"].as_slice()),
+        (SOURCE, ["SourceRoleName", "SourceReaderRoleName", "SourceGrantRevokerRoleName"].as_slice()),
         (TARGET, &["TargetRoleName", "LauncherRoleName", "KeyAccessPolicyName"]),
         (ORGANIZATION, &[]),
     ] {

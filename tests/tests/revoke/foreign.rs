@@ -1,7 +1,11 @@
 //! Grants that a target passed on while it had one of ours: they outlive it.
 
 use ami_share_tests::{Result, SOURCE, TARGET, clients::root_of, local::Settings};
-use aws_sdk_kms::{Client, primitives::Blob, types::GrantOperation};
+use aws_sdk_kms::{
+    Client,
+    primitives::Blob,
+    types::{GrantOperation, Tag},
+};
 use serde_json::{Value, json};
 
 use crate::Stage;
@@ -9,6 +13,7 @@ use crate::Stage;
 /// They exist in the sandbox because they are targets; nobody shares anything with them.
 const THIRD: &str = "444444444444";
 const FOURTH: &str = "555555555555";
+const SHAREABLE_TAG: &str = "ami-share:shareable";
 
 fn settings() -> Settings {
     Settings { targets: [TARGET, THIRD, FOURTH].map(str::to_owned).to_vec(), ..Settings::default() }
@@ -60,5 +65,94 @@ async fn a_revoke_says_what_the_target_passed_on_and_what_was_passed_on_from_tha
     assert!(!decrypts(&stage, TARGET, &encrypted).await);
     // That is why it is told.
     assert!(decrypts(&stage, THIRD, &encrypted).await && decrypts(&stage, FOURTH, &encrypted).await);
+
+    // The source has no role that could revoke them.
+    let revoked = stage.revoke("revoke-them", &revoking(&stage)).await?;
+    assert_eq!(revoked.error(), "RevokeIncomplete", "{}", revoked.summary());
+    assert!(revoked.cause().contains("RevokeForeignGrants=true"), "{}", revoked.cause());
+    assert!(decrypts(&stage, THIRD, &encrypted).await);
+    Ok(())
+}
+
+fn revoking(stage: &Stage) -> Value {
+    let mut request = stage.request(json!([TARGET]));
+    request["foreignGrants"] = json!("revoke");
+    request
+}
+
+/// The calls of a report that revoked grants, by whom they were to.
+fn revoked_from(report: &Value) -> Vec<Value> {
+    let taken = report["takenBack"].as_array().into_iter().flatten();
+    taken.filter(|taken| taken["call"] == "kms:RevokeGrant").map(|taken| taken["from"].clone()).collect()
+}
+
+fn both() -> [Value; 1] {
+    [json!([FOURTH, THIRD].map(|account| format!("arn:aws:iam::{account}:root")))]
+}
+
+#[tokio::test]
+async fn what_was_passed_on_is_revoked_where_that_is_asked_for_and_ebs_own_grants_stay() -> Result<()> {
+    let stage = Stage::start(Settings { revoke_foreign_grants: true, ..settings() }).await?;
+    let (key, encrypted, [first, second]) = passed_on(&stage).await?;
+    stage.launch(TARGET)?.send().await?;
+    let mut request = revoking(&stage);
+    request["force"] = json!(true);
+    let mut plan = request.clone();
+    plan["action"] = json!("plan");
+    let planned = stage.revoke("plan", &plan).await?;
+    assert!(planned.succeeded(), "{}", planned.summary());
+    let calls = planned.report()["calls"].as_array().into_iter().flatten();
+    let planned_calls = calls.filter(|call| call["call"] == "kms:RevokeGrant").map(|call| call["parameters"].clone());
+    let expected = [second, first].map(|grant| json!({ "keyId": key, "grantId": grant }));
+    assert_eq!(planned_calls.collect::<Vec<_>>(), expected, "the last in the row first");
+    assert!(decrypts(&stage, THIRD, &encrypted).await, "a plan revokes nothing");
+
+    let mut planned_request = request.clone();
+    planned_request["planHash"] = planned.report()["planHash"].clone();
+    let revoked = stage.revoke("revoke", &planned_request).await?;
+    assert!(revoked.succeeded(), "{}", revoked.summary());
+    for account in [TARGET, THIRD, FOURTH] {
+        assert!(!decrypts(&stage, account, &encrypted).await, "{account}");
+    }
+    assert_eq!(revoked_from(revoked.report()), both());
+    // What runs goes on running.
+    let stay = revoked.report()["foreignGrants"].as_array().cloned().unwrap_or_default();
+    assert!(!stay.is_empty() && stay.iter().all(|of| of["kind"] == "ebs" && of["stay"] == "inUse"), "{stay:?}");
+    assert_eq!(planned.report()["foreignGrants"], json!(stay));
+    let again = stage.revoke("again", &request).await?;
+    assert_eq!(again.report()["status"], "nothingToRevoke", "{}", again.summary());
+    Ok(())
+}
+
+/// A revoke that only tells of them takes our grants and the notes. The next one finds what was passed on all the same.
+#[tokio::test]
+async fn what_one_revoke_told_the_next_one_revokes_and_on_tagged_keys_only() -> Result<()> {
+    let stage = Stage::start(Settings { revoke_foreign_grants: true, ..settings() }).await?;
+    let (key, encrypted, _) = passed_on(&stage).await?;
+    let told = stage.revoke("tell", &stage.request(json!([TARGET]))).await?;
+    assert!(told.succeeded(), "{}", told.summary());
+    assert!(revoked_from(told.report()).is_empty(), "{:#}", told.report());
+
+    kms(&stage, SOURCE).untag_resource().key_id(&key).tag_keys(SHAREABLE_TAG).send().await?;
+    let mut plan = revoking(&stage);
+    plan["action"] = json!("plan");
+    let planned = stage.revoke("plan", &plan).await?;
+    let left = planned.report()["left"].to_string();
+    assert!(left.contains(&key) && left.contains(SHAREABLE_TAG), "{}", planned.summary());
+    let refused = stage.revoke("untagged", &revoking(&stage)).await?;
+    assert_eq!(refused.error(), "RevokeIncomplete", "{}", refused.summary());
+    for said in [&key, SHAREABLE_TAG, "aws kms revoke-grant --region eu-west-1"] {
+        assert!(refused.cause().contains(said), "{}", refused.cause());
+    }
+    assert!(decrypts(&stage, THIRD, &encrypted).await);
+
+    let tag = Tag::builder().tag_key(SHAREABLE_TAG).tag_value("true").build()?;
+    kms(&stage, SOURCE).tag_resource().key_id(&key).tags(tag).send().await?;
+    let revoked = stage.revoke("tagged", &revoking(&stage)).await?;
+    assert!(revoked.succeeded(), "{}", revoked.summary());
+    assert_eq!(revoked_from(revoked.report()), both());
+    for account in [THIRD, FOURTH] {
+        assert!(!decrypts(&stage, account, &encrypted).await, "{account}");
+    }
     Ok(())
 }

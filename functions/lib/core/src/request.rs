@@ -432,7 +432,7 @@ fn read_tags(fields: &Fields) -> Option<BTreeMap<String, String>> {
 }
 
 /// `Err` holds a rule to follow "must be", or a whole sentence from `refused`.
-fn one_of<T: Copy>(value: &str, known: &[(&str, T)], refused: &[(&str, &str)]) -> Result<T, String> {
+pub(crate) fn one_of<T: Copy>(value: &str, known: &[(&str, T)], refused: &[(&str, &str)]) -> Result<T, String> {
     if let Some((_, found)) = known.iter().find(|(name, _)| *name == value) {
         return Ok(*found);
     }
@@ -492,7 +492,7 @@ impl<'a> Fields<'a> {
         if self.get(field).is_none() { Some(None) } else { self.required(field, parse).map(Some) }
     }
 
-    fn or<T>(&self, field: &str, default: T, parse: impl FnOnce(String) -> Result<T, String>) -> Option<T> {
+    pub(crate) fn or<T>(&self, field: &str, default: T, parse: impl FnOnce(String) -> Result<T, String>) -> Option<T> {
         self.optional(field, parse).map(|value| value.unwrap_or(default))
     }
 

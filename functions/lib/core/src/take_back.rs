@@ -276,7 +276,7 @@ pub struct Foreign {
 }
 
 /// The longest list of [`Foreign`], in bytes of JSON: states hand it on beside what is taken.
-const MOST_OF_FOREIGN: usize = 20_000;
+const MOST_OF_FOREIGN: usize = 10_000;
 
 impl Foreign {
     /// Adds these, as far as there is room.
@@ -472,6 +472,34 @@ mod tests {
             whole.add(TakenBack { left: (0..10).map(|n| left(n, 500)).collect(), ..TakenBack::default() });
             assert_eq!(whole.left.len(), 10);
         }
+    }
+
+    #[test]
+    fn grants_that_stay_are_listed_as_far_as_there_is_room_and_the_rest_is_counted() {
+        let grants = |n| {
+            let grantee = format!("arn:aws:iam::{}:role/{}", account(n), "r".repeat(60));
+            ForeignGrants {
+                key_arn: KeyArn::parse("arn:aws:kms:eu-west-1:111111111111:key/1").unwrap(),
+                account_id: account(n),
+                kind: PassedOn::Other,
+                stay: Stay::NotAsked,
+                grants: vec![ForeignGrant { grant_id: "f".repeat(64), grantee }; 5],
+                more: 7,
+            }
+        };
+        let mut foreign = Foreign::default();
+        for _ in 0..3 {
+            foreign.add((0..50).map(grants).collect());
+            assert!(bytes_of(&foreign.grants) <= MOST_OF_FOREIGN, "{}", bytes_of(&foreign.grants));
+        }
+        assert!(foreign.grants.len() > 5);
+        assert_eq!(foreign.grants.len() + foreign.unlisted, 150);
+        let mut whole = TakenBack { foreign_grants: foreign.grants.clone(), ..TakenBack::default() };
+        for _ in 0..10 {
+            whole.add(TakenBack { foreign_grants: foreign.grants.clone(), ..TakenBack::default() });
+            assert!(bytes_of(&whole) <= MOST_TO_TELL, "{}", bytes_of(&whole));
+        }
+        assert_eq!(whole.foreign_grants.len() + whole.unlisted.foreign_grants, 11 * foreign.grants.len());
     }
 
     #[test]
