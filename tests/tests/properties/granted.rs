@@ -6,7 +6,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use ami_share_machine::root::Caller;
 use ami_share_sandbox::{
     faults::{Fault, FaultKind, Matcher},
     policy::{Policy, PolicyKind},
@@ -131,12 +130,6 @@ fn everything_is_done(stage: &Stage, request: &Value, stopped_at: u64) {
         stage.machine.world().faults.add(Fault::always(Matcher::action(action), kind));
     }
     run(stage, "ShareAmi", "fails", request.clone());
-    for account in deployed::TARGETS {
-        let owner = Caller::root(account).in_region(source["region"].as_str().unwrap());
-        let setting = [("AllowedImagesSettingsState", "enabled")];
-        owner.call(&mut stage.machine.world(), "ec2", "EnableAllowedImagesSettings", &setting).unwrap();
-    }
-    run(stage, "ShareAmi", "hidden", request.clone());
 }
 
 #[test]
