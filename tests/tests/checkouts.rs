@@ -34,7 +34,14 @@ impl Machine {
 
     fn check_out(&self, name: &str) {
         let root = self.0.join(name);
-        for file in ["Makefile", ".ci/run", "rust-toolchain.toml", "tests/requirements.txt", "tests/src/checkout.rs"] {
+        for file in [
+            "Makefile",
+            ".ci/run",
+            "rust-toolchain.toml",
+            "tests/requirements.txt",
+            "tests/requirements-checkov.txt",
+            "tests/src/checkout.rs",
+        ] {
             fs::create_dir_all(root.join(file).parent().unwrap()).unwrap();
             fs::copy(checkout().join(file), root.join(file)).unwrap();
         }

@@ -7,8 +7,9 @@ use ami_share_core::{
     ids::{AccountId, KeyArn},
     key_policy::{KeyPolicy, Others, account_in},
     share::Source,
+    take_back::PassedOn,
 };
-use ami_share_key_grants::{PassedOn, all, is_shareable, only_administrators_end, passed_on, target_of};
+use ami_share_key_grants::{all, is_shareable, only_administrators_end, passed_on, target_of};
 use ami_share_key_policies::state;
 use aws_sdk_kms::{Client, types::GrantListEntry};
 use futures_util::{StreamExt, TryStreamExt, stream};

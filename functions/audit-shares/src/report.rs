@@ -9,8 +9,8 @@ use ami_share_core::{
     ids::{ImageId, KeyArn, SnapshotId},
     request::AuditRequest,
     share::Source,
+    take_back::PassedOn,
 };
-use ami_share_key_grants::PassedOn;
 use serde::{Deserialize, Serialize};
 
 use crate::{grantee::Grantee, keys::Way, public_access::BlockPublicAccess};

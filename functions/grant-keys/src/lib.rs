@@ -1,6 +1,7 @@
 //! GrantKeys: gives each target a grant on each key under the image's volumes, and leaves the keys'
 //! policies alone.
 
+mod foreign;
 mod undo;
 
 use std::collections::BTreeSet;
@@ -18,7 +19,7 @@ use aws_sdk_kms::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use undo::{UNDO_ACTIONS, UndoInput, undo_grant_keys};
+pub use undo::{UNDO_ACTIONS, UndoInput, Undone, undo_grant_keys};
 
 pub const ACTIONS: Actions = Actions { source: &[CREATE_GRANT], ..Actions::NONE };
 

@@ -1,19 +1,22 @@
-//! UndoGrantKeys: retires the grants that GrantKeys was to give.
+//! UndoGrantKeys: retires the grants that GrantKeys was to give. Of a revoke, it says what the targets passed on by them, or
+//! revokes it.
 
 use ami_share_core::{
     Error, Hub, aws,
     hub::Actions,
     ids::ExecutionName,
     share::{KeyChange, Source},
-    take_back::{Taken, Undone},
+    take_back::{Foreign, Left, Taken},
 };
-use ami_share_key_grants::{KeyGrant, LIST_GRANTS, only_administrators_end};
+use ami_share_key_grants::{GET_KEY_POLICY, KeyGrant, LIST_GRANTS, only_administrators_end};
 use aws_sdk_kms::{Client, error::ProvideErrorMetadata, types::GrantListEntry};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-/// Not kms:RevokeGrant, which would let the role end anybody's grants: the grant itself says that this
-/// role may retire it ("Retiring and revoking grants", KMS developer guide).
-pub const UNDO_ACTIONS: Actions = Actions { source: &[LIST_GRANTS, RETIRE_GRANT], ..Actions::NONE };
+use crate::foreign::{self, Asked};
+
+/// Ours need no kms:RevokeGrant, which would let the role end anybody's: the grant itself says that this role may retire it
+/// ("Retiring and revoking grants", KMS developer guide). Others' need it, and a role of its own.
+pub const UNDO_ACTIONS: Actions = Actions { source: &[LIST_GRANTS, RETIRE_GRANT, GET_KEY_POLICY], ..foreign::ACTIONS };
 
 const RETIRE_GRANT: &str = "kms:RetireGrant";
 
@@ -27,8 +30,20 @@ pub struct UndoInput {
     /// Whether it is what one execution of share-ami gave: then grants of earlier versions were there before it. A revoke takes
     /// them too.
     pub of_execution: bool,
+    /// Whether grants that the accounts passed on are revoked, or only told.
+    pub revoke_foreign: bool,
     /// When the state was entered, in ISO 8601, from Step Functions' context.
     pub entered: String,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Undone {
+    pub taken: Vec<Taken>,
+    /// What nobody could say of grants that the targets passed on, and which could not be revoked.
+    pub left: Vec<Left>,
+    /// Those that they did, and that stay.
+    pub foreign: Foreign,
 }
 
 /// Retires the grants of ours to the accounts. One that is not there is as good as retired; one that
@@ -75,7 +90,14 @@ pub async fn undo_grant_keys(hub: &Hub, input: UndoInput) -> Result<Undone, Erro
         });
     }
     Error::all_of(errors)?;
-    Ok(Undone { taken })
+    if input.of_execution {
+        return Ok(Undone { taken, ..Undone::default() });
+    }
+    let UndoInput { execution, source, keys, revoke_foreign, .. } = &input;
+    let asked = Asked { execution, source, keys, revokes: *revoke_foreign };
+    let seen = foreign::see_to(hub, &kms, &retiring, asked).await?;
+    taken.extend(seen.taken);
+    Ok(Undone { taken, left: seen.left, foreign: seen.staying })
 }
 
 /// What became of an account's grants.

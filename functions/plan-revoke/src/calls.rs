@@ -3,7 +3,7 @@
 use ami_share_core::{
     Error,
     arns::policy_arn,
-    ids::{PrincipalArn, PrincipalKind, Region},
+    ids::{KeyArn, PrincipalArn, PrincipalKind, Region},
     key_policy::MAX_BYTES,
     principal_policy::inline_policy_name,
     take_back::{FromTarget, TakeBack},
@@ -16,7 +16,12 @@ use crate::policies::PolicyChange;
 
 /// # Errors
 /// As [`KeyPolicy::to_text`](ami_share_core::key_policy::KeyPolicy::to_text).
-pub(crate) fn calls(names: Names<'_>, take_back: &TakeBack, policies: &[PolicyChange]) -> Result<Vec<Call>, Error> {
+pub(crate) fn calls(
+    names: Names<'_>,
+    take_back: &TakeBack,
+    policies: &[PolicyChange],
+    revoked: &[(KeyArn, String)],
+) -> Result<Vec<Call>, Error> {
     let TakeBack { source, image_id, .. } = take_back;
     let call = |call: &str, parameters| Call::new(&source.account_id, Some(&source.region), call, parameters);
     let mut calls = Vec::new();
@@ -43,6 +48,9 @@ pub(crate) fn calls(names: Names<'_>, take_back: &TakeBack, policies: &[PolicyCh
             let grant = KeyGrant { key: &change.key_arn, account, retiring: names.source_role };
             calls.push(call("kms:RetireGrant", json!({ "keyId": change.key_arn, "name": grant.name() })));
         }
+    }
+    for (key, grant_id) in revoked {
+        calls.push(call("kms:RevokeGrant", json!({ "keyId": key, "grantId": grant_id })));
     }
     for PolicyChange { key, text, after, .. } in policies {
         if let Some(after) = after {

@@ -5,6 +5,7 @@
 //! has lost since it was noted is called for all the same, and found gone.
 
 mod calls;
+mod foreign;
 mod plan;
 mod policies;
 
@@ -14,13 +15,14 @@ use ami_share_core::{
     ids::{ExecutionName, PlanHash},
     take_back::{Left, TakeBack},
 };
+use ami_share_key_grants::{LIST_GRANTS, LIST_TAGS};
 use ami_share_key_policies::GET_KEY_POLICY;
 use ami_share_plan::Names;
 use serde::Deserialize;
 
 use plan::Plan;
 
-pub const ACTIONS: Actions = Actions { source_reader: &[GET_KEY_POLICY], ..Actions::NONE };
+pub const ACTIONS: Actions = Actions { source_reader: &[GET_KEY_POLICY, LIST_GRANTS, LIST_TAGS], ..Actions::NONE };
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -51,27 +53,22 @@ pub async fn plan_revoke(hub: &Hub, input: Input) -> Result<Plan, Error> {
     plan.stays(&input.left);
     if let Some(take_back) = &input.take_back {
         let source = &take_back.source;
-        let policies = if take_back.key_changes.is_empty() {
-            vec![]
+        let source_role = &hub.source_role(&source.account_id, &source.region);
+        let (policies, passed_on) = if take_back.key_changes.is_empty() && take_back.grant_changes.is_empty() {
+            (vec![], foreign::PassedOn::default())
         } else {
             let config = hub.as_source_reader(&source.account_id, &source.region, &input.execution, ACTIONS).await?;
-            policies::read(&aws_sdk_kms::Client::new(&config), take_back, plan.lost()).await?
+            let kms = aws_sdk_kms::Client::new(&config);
+            let passed_on = foreign::find(&kms, take_back, source_role).await?;
+            (policies::read(&kms, take_back, plan.lost()).await?, passed_on)
         };
-        let names = Names {
-            key_access_policy: &hub.settings.key_access_policy,
-            source_role: &hub.source_role(&source.account_id, &source.region),
-        };
-        plan.add(take_back, calls::calls(names, take_back, &policies)?, &policies)?;
+        let names = Names { key_access_policy: &hub.settings.key_access_policy, source_role };
+        plan.stays(&passed_on.left);
+        plan.add(take_back, calls::calls(names, take_back, &policies, &passed_on.revoked)?, &policies, passed_on.stay)?;
     }
     plan.remaining(input.remaining);
-    if let Some(planned) = input.plan_hash.filter(|planned| !input.more && planned != plan.hash()) {
-        return Err(Error::PlanChanged {
-            reason: format!(
-                "the request is not the one of plan {planned}, or what it would take back is no longer the same; the \
-                 plan is now {}",
-                plan.hash()
-            ),
-        });
+    if let Some(planned) = input.plan_hash.filter(|planned| !input.more && planned.whole() != plan.hash().whole()) {
+        return Err(Error::PlanChanged { reason: plan.difference_to(&planned) });
     }
     Ok(plan)
 }

@@ -8,7 +8,7 @@ use ami_share_core::{
     key_policy::KeyPolicy,
     plan,
     share::{Kept, KeyChange},
-    take_back::{Left, TakeBack},
+    take_back::{ForeignGrants, Left, TakeBack},
 };
 use ami_share_plan::{Call, written};
 use serde::{Deserialize, Serialize};
@@ -50,7 +50,9 @@ pub struct Plan {
     kept: Vec<Kept>,
     /// What would stay for other reasons.
     left: Vec<String>,
-    /// How many calls, and entries of the last two lists, were left out so that the plan fits.
+    /// Grants that the targets passed on, and that would stay.
+    foreign_grants: Vec<ForeignGrants>,
+    /// How many calls, and entries of the last three lists, were left out so that the plan fits.
     unlisted: usize,
     /// Shares that one execution has no room for: they are not in this plan.
     remaining: usize,
@@ -81,6 +83,7 @@ impl Default for Plan {
             keys: BTreeMap::new(),
             kept: Vec::new(),
             left: Vec::new(),
+            foreign_grants: Vec::new(),
             unlisted: 0,
             remaining: 0,
         }
@@ -90,6 +93,22 @@ impl Default for Plan {
 impl Plan {
     pub(crate) fn hash(&self) -> &PlanHash {
         &self.plan_hash
+    }
+
+    /// In what the plan that was to be applied is not this one.
+    pub(crate) fn difference_to(&self, planned: &PlanHash) -> String {
+        if self.summary.calls == 0 && planned.has_parts() {
+            return format!(
+                "plan {planned} was carried out, or the request is another: nothing that it names would be taken back"
+            );
+        }
+        plan::difference(
+            planned,
+            &self.plan_hash,
+            &PARTS.map(|(part, _)| part),
+            "what it would take back is no longer the same",
+            false,
+        )
     }
 
     /// The accounts that the rounds so far take out of the policy of each key.
@@ -106,8 +125,10 @@ impl Plan {
         take_back: &TakeBack,
         calls: Vec<Call>,
         policies: &[PolicyChange],
+        foreign: Vec<ForeignGrants>,
     ) -> Result<(), Error> {
-        self.plan_hash = plan::hash(&json!([self.plan_hash, rests_on(take_back, policies, &calls)]));
+        let round = rests_on(take_back, policies, &calls);
+        self.plan_hash = plan::hash_after(&self.plan_hash, &round, &parts(&round["takeBack"], &round["policies"]));
         self.targets.extend(take_back.launch_permissions.iter().cloned());
         self.targets.extend(take_back.targets.iter().map(|target| target.account_id.clone()));
         for KeyChange { key_arn, account_ids, .. } in take_back.grant_changes.iter().chain(&take_back.key_changes) {
@@ -133,8 +154,10 @@ impl Plan {
         let left = take_back.left.iter().map(ToString::to_string);
         let new: Vec<String> = left.filter(|left| !self.left.contains(left)).collect();
         self.left.extend(new);
+        self.foreign_grants.extend(foreign);
         let mut room = MOST_OF_REST;
         self.unlisted += fit(&mut self.left, &mut room) + fit(&mut self.kept, &mut room);
+        self.unlisted += fit(&mut self.foreign_grants, &mut room);
         self.calls.extend(calls);
         for diff in self.calls.iter_mut().filter_map(|call| call.policy.as_mut()) {
             diff.cut(MOST_OF_DIFF);
@@ -147,7 +170,9 @@ impl Plan {
     /// Adds what stays whatever the rounds take.
     pub(crate) fn stays(&mut self, left: &[Left]) {
         if !left.is_empty() {
-            self.plan_hash = plan::hash(&json!([self.plan_hash, without_causes(left)]));
+            let left_out = without_causes(left);
+            let parts = parts(&json!({ "left": left_out }), &Value::Null);
+            self.plan_hash = plan::hash_after(&self.plan_hash, &left_out, &parts);
             self.left.extend(left.iter().map(ToString::to_string));
             self.unlisted += fit(&mut self.left, &mut { MOST_OF_REST });
         }
@@ -188,6 +213,30 @@ fn message(calls: usize, targets: usize) -> String {
 /// Causes have request ids, and the names of sessions.
 fn without_causes(left: &[Left]) -> Value {
     left.iter().map(|left| json!([left.account_id, left.state, left.error])).collect()
+}
+
+/// The parts of what a plan rests on, by which a plan that is no longer true tells what is another now; and the fields of a
+/// take-back that each is of.
+const PARTS: [(&str, &[&str]); 6] = [
+    ("what was noted of targets", &["notes"]),
+    ("who loses launch permissions and copies of snapshots", &["launchPermissions", "snapshotChanges"]),
+    ("what is taken in the targets", &["targets"]),
+    ("grants on keys", &["grantChanges"]),
+    (POLICIES, &["keyChanges"]),
+    ("what stays", &["kept", "left"]),
+];
+
+/// Among [`PARTS`].
+const POLICIES: &str = "the keys' policies";
+
+/// What is hashed of a round for each of [`PARTS`]; nothing where the round has none of it.
+fn parts(take_back: &Value, policies: &Value) -> [Option<Value>; PARTS.len()] {
+    PARTS.map(|(part, fields)| {
+        let found: Vec<&Value> = fields.iter().map(|field| &take_back[*field]).collect();
+        let is_there = found.iter().any(|value| value.as_array().is_some_and(|list| !list.is_empty()));
+        let policies = if part == POLICIES { policies } else { &Value::Null };
+        is_there.then(|| json!([take_back["imageId"], found, policies]))
+    })
 }
 
 /// Everything that decides what is taken back: not who asks or when, and not how a policy is laid out.

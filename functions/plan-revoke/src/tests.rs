@@ -60,8 +60,8 @@ fn policies(take_back: &TakeBack, there: std::ops::Range<usize>) -> Vec<PolicyCh
 fn add(plan: &mut Plan, take_back: &TakeBack, there: std::ops::Range<usize>) -> Result<(), ami_share_core::Error> {
     let names = Names { key_access_policy: "AmiShareKeyAccess", source_role: "arn:aws:iam::111111111111:role/s" };
     let policies = policies(take_back, there);
-    let calls = calls(names, take_back, &policies).unwrap();
-    plan.add(take_back, calls, &policies)
+    let calls = calls(names, take_back, &policies, &[]).unwrap();
+    plan.add(take_back, calls, &policies, vec![])
 }
 
 fn plan(rounds: &[(std::ops::Range<usize>, std::ops::Range<usize>)]) -> Plan {
@@ -112,6 +112,48 @@ fn who_asks_and_when_do_not_change_the_hash_and_what_is_taken_does() {
     others.push(hash(&first));
     let distinct: std::collections::BTreeSet<String> = others.iter().map(Value::to_string).collect();
     assert_eq!(distinct.len(), others.len());
+}
+
+#[test]
+fn a_plan_that_is_no_longer_true_says_what_is_another_now() {
+    let planned = plan(&[(0..2, 0..3)]);
+    for (now, parts) in [
+        // The policy names somebody else, too.
+        (plan(&[(0..2, 0..4)]), "the keys' policies"),
+        (
+            plan(&[(0..3, 0..3)]),
+            "what was noted of targets, who loses launch permissions and copies of snapshots, what is taken in the \
+             targets, the keys' policies",
+        ),
+    ] {
+        let said = now.difference_to(planned.hash());
+        let expected =
+            format!("since plan {}, these are others: {parts}; the plan is now {}", planned.hash(), now.hash());
+        assert_eq!(said, expected);
+    }
+    let mut stays = plan(&[]);
+    let left = json!([{ "accountId": account(7), "state": "ResolveRevoke", "error": "AccessDenied", "cause": "c" }]);
+    stays.stays(&serde_json::from_value::<Vec<_>>(left).unwrap());
+    add(&mut stays, &take_back(0..2, 2, 1), 0..3).unwrap();
+    let said = stays.difference_to(planned.hash());
+    assert!(said.contains("these are others: what stays; "), "{said}");
+}
+
+#[test]
+fn a_plan_that_was_carried_out_says_so() {
+    let planned = plan(&[(0..2, 0..3)]);
+    let said = Plan::default().difference_to(planned.hash());
+    assert!(said.starts_with(&format!("plan {} was carried out", planned.hash())), "{said}");
+}
+
+/// Earlier versions have made hashes without parts.
+#[test]
+fn a_plan_of_an_earlier_version_is_still_compared() {
+    let now = plan(&[(0..2, 0..3)]);
+    let earlier = ami_share_core::ids::PlanHash::parse(now.hash().whole()).unwrap();
+    assert_eq!(earlier.whole(), now.hash().whole());
+    let other = plan(&[(0..3, 0..3)]).difference_to(&earlier);
+    assert!(other.contains("or what it would take back is no longer the same"), "{other}");
 }
 
 /// It is handed back beside the next round's take-back.

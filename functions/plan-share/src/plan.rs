@@ -130,14 +130,8 @@ impl Plan {
                  asks for"
             );
         }
-        let now = if is_secret { String::new() } else { format!("; the plan is now {}", self.plan_hash) };
-        let differing: Vec<&str> = differing.into_iter().filter_map(|part| PARTS.get(part).copied()).collect();
-        if differing.is_empty() {
-            return format!(
-                "the request is not the one of plan {planned}, or what it would change was changed by somebody since{now}"
-            );
-        }
-        format!("since plan {planned}, these are others: {}{now}", differing.join(", "))
+        let otherwise = "what it would change was changed by somebody since";
+        plan::difference(planned, &self.plan_hash, &PARTS, otherwise, is_secret)
     }
 
     /// Says which keys must have the tag first, where the source is deployed with `OnlyTaggedKeys`. The calls are the same.

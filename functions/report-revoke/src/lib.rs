@@ -8,7 +8,7 @@ use ami_share_core::{
     revoke::{Phase, Progress},
     room::MOST_OF_CAUSE,
     share::Kept,
-    take_back::{Failure, Taken, TakenBack, bytes_of},
+    take_back::{Failure, ForeignGrants, Taken, TakenBack, bytes_of},
     words,
 };
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,8 @@ pub struct Output {
     given_since: Vec<AccountId>,
     /// Targets that could not be asked whether anybody has the managed policy without a note.
     not_asked: Vec<AccountId>,
+    /// Grants that targets passed on while they had the use of keys, and that stay.
+    foreign_grants: Vec<ForeignGrants>,
     /// What could not be taken back.
     left: Vec<String>,
     /// How many more entries there are than all lists have room for.
@@ -136,8 +138,9 @@ fn summary(input: Input) -> Output {
         copies_or_instances_stay: progress.stays,
         given_since: progress.given_since,
         not_asked: progress.not_asked,
+        foreign_grants: done.foreign_grants,
         left,
-        unlisted: progress.unlisted + done.unlisted.taken + done.unlisted.left + done.unlisted.kept,
+        unlisted: progress.unlisted + done.unlisted.all(),
         remaining: progress.remaining,
         error,
         cause,

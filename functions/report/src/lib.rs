@@ -262,7 +262,7 @@ fn summary(input: Input) -> Output {
         left: ending.done.left.iter().map(ToString::to_string).collect(),
         taken_back: ending.done.taken,
         kept: ending.done.kept,
-        unlisted: ending.done.unlisted.taken + ending.done.unlisted.left + ending.done.unlisted.kept,
+        unlisted: ending.done.unlisted.all(),
     };
     fitted(output)
 }

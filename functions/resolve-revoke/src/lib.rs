@@ -97,7 +97,7 @@ pub async fn resolve_revoke(hub: &Hub, input: Input) -> Result<Round, Error> {
     let notes = notes::at_hand(record, known, &ahead.accounts, at_hand, progress.phase == Phase::Revoke).await?;
     progress.add_given_since(notes.given_since.clone());
     let looking = Looking { hub, execution: &execution, region: &image.source.region };
-    let (needs, state) = match look(&looking, image, &notes.by_target).await {
+    let (needs, state) = match look(&looking, image, &notes.by_target, request.revoke_foreign_grants).await {
         Ok(found) => found,
         // One source that cannot be asked does not keep the others'.
         Err(error @ Error::AccessDenied { .. }) if matches!(request.images, RevokedImages::All(_)) => {
@@ -140,11 +140,12 @@ async fn left_of_no_share(
     Ok(unread.chain(unnoted.left).collect())
 }
 
-/// What the targets need, and how the source account is.
+/// What the targets need, and how the source account is; with issuers, also on which keys the targets made grants.
 async fn look(
     looking: &Looking<'_>,
     image: &SourceImage,
     notes: &NotesByTarget,
+    with_issuers: bool,
 ) -> Result<(BTreeMap<AccountId, Need>, SourceState), Error> {
     let Looking { hub, execution, .. } = *looking;
     let SourceImage { source, image_id } = image;
@@ -152,7 +153,7 @@ async fn look(
     let needs = needs(&asking, notes).await?;
     let config = hub.as_source_reader(&source.account_id, &source.region, execution, ACTIONS).await?;
     let role = hub.source_role(&source.account_id, &source.region);
-    let state = source::find(&config, &role, image, notes, &needs).await?;
+    let state = source::find(&config, &role, image, notes, &needs, with_issuers).await?;
     Ok((needs, state))
 }
 
@@ -184,7 +185,8 @@ impl Looked<'_> {
         let Self { request, left, place, ahead, notes, state } = self;
         let image = progress.order[place].clone();
         let revoking = progress.phase == Phase::Revoke;
-        let (take_back, fitting) = gather(&execution, &image.source, &image.image_id, taken);
+        let (mut take_back, fitting) = gather(&execution, &image.source, &image.image_id, taken);
+        take_back.revoke_foreign_grants = request.revoke_foreign_grants;
         let taken = &taken[..fitting];
         let something = taken.iter().filter(|taken| taken.is_something());
         let accounts: Vec<AccountId> = something.map(|taken| taken.account_id.clone()).collect();

@@ -39,7 +39,7 @@ pub(crate) struct SourceState {
     pub(crate) permitted: BTreeSet<AccountId>,
     /// Accounts that our statements name in the policy of a key of theirs.
     pub(crate) statements: BTreeSet<(AccountId, KeyArn)>,
-    /// Accounts with grants of ours on a key of theirs.
+    /// Accounts with grants of ours on a key of theirs, and those that made grants there, where that is looked for.
     pub(crate) grants: BTreeSet<(AccountId, KeyArn)>,
     /// Keys that are not there any more, and nothing can be taken from.
     pub(crate) gone_keys: BTreeSet<KeyArn>,
@@ -73,6 +73,7 @@ pub(crate) async fn find(
     image: &SourceImage,
     notes: &NotesByTarget,
     needs: &BTreeMap<AccountId, Need>,
+    with_issuers: bool,
 ) -> Result<SourceState, Error> {
     let source = &image.source;
     let (ec2, kms) = (aws_sdk_ec2::Client::new(config), aws_sdk_kms::Client::new(config));
@@ -107,8 +108,17 @@ pub(crate) async fn find(
     };
     state.statements = pairs.iter().filter(in_policy).cloned().collect();
     let (kms, gone_keys) = (&kms, &state.gone_keys);
+    let mut issuers: BTreeSet<(AccountId, KeyArn)> = BTreeSet::new();
+    for key in policies.keys().filter(|key| with_issuers && !gone_keys.contains(*key)) {
+        match ami_share_key_grants::issuers(kms, key).await {
+            Ok(accounts) => issuers.extend(accounts.into_iter().map(|account| (account, key.clone()))),
+            // As below.
+            Err(Error::AccessDenied { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
     let granted: Vec<Option<(AccountId, KeyArn)>> =
-        stream::iter(pairs.into_iter().filter(|(_, key)| !gone_keys.contains(key)))
+        stream::iter(pairs.clone().into_iter().filter(|(_, key)| !gone_keys.contains(key)))
             .map(|(account, key)| async move {
                 let found = KeyGrant { key: &key, account: &account, retiring }.find(kms).await;
                 match found {
@@ -121,7 +131,8 @@ pub(crate) async fn find(
             .buffered(CONCURRENCY)
             .try_collect()
             .await?;
-    state.grants = granted.into_iter().flatten().collect();
+    let made = pairs.into_iter().filter(|pair| issuers.contains(pair));
+    state.grants = granted.into_iter().flatten().chain(made).collect();
     Ok(state)
 }
 

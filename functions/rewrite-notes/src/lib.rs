@@ -5,7 +5,7 @@ use ami_share_core::{
     hub::Actions,
     ids::{ExecutionName, ImageId},
     share::Kept,
-    take_back::{Left, NoteChange, Taken, TakenBack},
+    take_back::{Foreign, Left, NoteChange, Taken, TakenBack, Unlisted},
 };
 use ami_share_record::Record;
 use futures_util::{StreamExt, stream};
@@ -34,6 +34,8 @@ pub struct Input {
     pub taken: Vec<Taken>,
     pub left: Vec<Left>,
     pub kept: Vec<Kept>,
+    /// Grants that targets passed on, and that stay.
+    pub foreign: Foreign,
 }
 
 /// What is to be done to a note.
@@ -53,10 +55,11 @@ enum Rewrite {
 /// [`Error::Throttled`] and [`Error::Unavailable`]: everything can be done again.
 #[tracing::instrument(skip_all, fields(execution = %input.execution))]
 pub async fn rewrite_notes(hub: &Hub, input: Input) -> Result<TakenBack, Error> {
-    let Input { execution, image_id, notes, taken, mut left, kept } = input;
+    let Input { execution, image_id, notes, taken, mut left, kept, foreign } = input;
     left.extend(write(hub, &execution, &image_id, &notes, &left).await?);
     let mut answer = TakenBack::default();
-    answer.add(TakenBack { taken, left, kept, ..TakenBack::default() });
+    let unlisted = Unlisted { foreign_grants: foreign.unlisted, ..Unlisted::default() };
+    answer.add(TakenBack { taken, left, kept, foreign_grants: foreign.grants, unlisted });
     Ok(answer)
 }
 
@@ -212,6 +215,7 @@ mod tests {
             taken: vec![taken()],
             left,
             kept: vec![kept()],
+            foreign: Foreign::default(),
         };
         rewrite_notes(&aws.hub, input).await
     }

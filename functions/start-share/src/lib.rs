@@ -1,34 +1,48 @@
-//! StartShare: starts share-ami for a new image whose tag asks for it.
+//! StartShare: starts share-ami for images whose tag asks for it.
 //!
-//! EC2 says that an image has become available (EventBridge, "EC2 AMI State Change"; best effort);
-//! the event has no tags, so the image is described. The tag `ami-share:profile` names the request,
-//! which is kept, without the image, in an SSM parameter.
+//! It hears three things: EC2 says that an image has become available, somebody has tagged an image, and it is time to look
+//! at all of them. The first two come by EventBridge as best they can ("Events from AWS services", EventBridge user guide),
+//! so what must not be missed is found by the third. Events are believed in that something happened; the image is described.
+//! Its tag `ami-share:profile` names the request, which is kept, without the image, in an SSM parameter.
 
+mod event;
 mod profile;
+mod starts;
 
 use ami_share_core::{
-    Error, Hub, Problem, aws,
+    Error, Hub, aws,
     hub::Actions,
     ids::{AccountId, ExecutionName, ImageId, Region},
     share::{EXECUTION_TAG, Source},
 };
 use ami_share_record::Record;
 use aws_lambda_events::eventbridge::EventBridgeEvent;
-use aws_sdk_ec2::{error::ProvideErrorMetadata, types::Image};
-use serde::{Deserialize, Serialize};
+use aws_sdk_ec2::{
+    Client,
+    error::ProvideErrorMetadata,
+    types::{Filter, Image, ImageState},
+};
+use serde::Serialize;
+use serde_json::Value;
 
+use event::Event;
 use profile::Profile;
+use starts::Starts;
 
+pub use event::{IMAGE_STATE, SCHEDULE, TAGS};
 pub use profile::PROFILE_TAG;
 
 pub const ACTIONS: Actions = Actions { source_reader: &[DESCRIBE_IMAGES], ..Actions::NONE };
 
 /// What it calls in the hub account, as its own role.
-pub const HUB_ACTIONS: [&str; 2] = [GET_PARAMETER, START_EXECUTION];
+pub const HUB_ACTIONS: [&str; 4] = [GET_PARAMETER, START_EXECUTION, starts::QUERY, starts::UPDATE];
 
 const DESCRIBE_IMAGES: &str = "ec2:DescribeImages";
 const GET_PARAMETER: &str = "ssm:GetParameter";
 const START_EXECUTION: &str = "states:StartExecution";
+
+/// How many executions one look starts. Those that change the policy of one key wait for each other, and not for ever.
+const MOST_STARTS: usize = 50;
 
 /// What only this function is told by the template.
 #[derive(Debug, Clone)]
@@ -55,88 +69,152 @@ impl Settings {
     }
 }
 
-/// What the event says of the image (EC2 user guide, "Monitor AMI events").
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Detail {
-    pub image_id: ImageId,
-    pub state: String,
-}
-
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Output {
-    pub image_id: ImageId,
-    /// The name of the execution; nothing when the image does not ask to be shared, or is of no source.
-    pub execution: Option<ExecutionName>,
+    /// The names of the executions that were started now.
+    pub started: Vec<ExecutionName>,
 }
 
-/// Starts one execution for an image and its profile, however often the event comes.
-///
-/// The execution is named after both, and Step Functions keeps a name for 90 days: an image that
-/// is disabled and enabled again within that time is not shared again.
+/// Starts one execution for an image, its profile, and each time that it becomes available, whatever tells of it, and
+/// however often.
 ///
 /// # Errors
-/// [`Error::InvalidRequest`] for an event without account or Region, a tag that cannot be a
-/// profile's name, and a profile that is not there, is no request, or is for another image or source.
-#[tracing::instrument(skip_all, fields(image = %event.detail.image_id))]
-pub async fn start_share(hub: &Hub, settings: &Settings, event: EventBridgeEvent<Detail>) -> Result<Output, Error> {
-    let source = source_of(&event)?;
-    let Detail { image_id, state } = event.detail;
-    if state != "available" {
-        return Ok(Output { image_id, execution: None });
-    }
-    // The bus of a hub that is not the source has the hub's own images on it, too.
-    if let Err(error) = hub.settings.sources.check(&source.account_id) {
-        tracing::info!(%error, "not shared");
-        return Ok(Output { image_id, execution: None });
-    }
-    let image = describe_image(hub, &source, &image_id).await?;
-    let Some(profile) = profile_of(&image)? else {
-        return Ok(Output { image_id, execution: None });
+/// [`Error::InvalidRequest`] for an event that is none of ours, a tag that cannot be a profile's name, and a profile that
+/// is not there, is no request, or is for another image or source. A look goes on with the other images, and ends with one
+/// of the errors.
+#[tracing::instrument(skip_all)]
+pub async fn start_share(hub: &Hub, settings: &Settings, event: EventBridgeEvent<Value>) -> Result<Output, Error> {
+    let started = match Event::read(event)? {
+        Event::Look { region } => return look(hub, settings, &region).await,
+        Event::State { source, .. } | Event::Tagged { source, .. } if is_elsewhere(hub, &source) => None,
+        Event::State { source, image_id, state } => match state.as_str() {
+            "available" => {
+                let image = describe_image(hub, &source, &image_id).await?;
+                let image = image.ok_or_else(|| not_found(&source, &image_id))?;
+                start_if_due(hub, settings, &source, &image_id, &image).await?
+            }
+            "disabled" => {
+                Starts::open(hub)?.disabled(&image_id).await?;
+                None
+            }
+            _ => None,
+        },
+        // The tag may have gone, and the image with it. One that is not available yet will be told of.
+        Event::Tagged { source, image_id } => match describe_image(hub, &source, &image_id).await? {
+            Some(image) if image.state() == Some(&ImageState::Available) => {
+                start_if_due(hub, settings, &source, &image_id, &image).await?
+            }
+            _ => None,
+        },
     };
-    let text = load(hub, settings, &profile).await?;
-    let request = profile.request(&settings.profile_prefix, &text, &image_id, &source)?;
-    let execution = profile.execution_name(&image_id)?;
-    Record::open(hub)?.note_start(&execution, &request, hub.now_ms()).await?;
-    start(hub, settings, &execution, request.to_string()).await?;
-    Ok(Output { image_id, execution: Some(execution) })
+    Ok(Output { started: started.into_iter().collect() })
 }
 
-fn source_of(event: &EventBridgeEvent<Detail>) -> Result<Source, Error> {
-    let problem = |field: &str, value: &Option<String>, rule| Problem {
-        field: field.to_owned(),
-        value: value.clone(),
-        rule: format!("must be {rule}"),
-    };
-    let account_id = AccountId::parse(event.account.clone().unwrap_or_default());
-    let region = Region::parse(event.region.clone().unwrap_or_default());
-    match (account_id, region) {
-        (Ok(account_id), Ok(region)) => Ok(Source { account_id, region }),
-        (account_id, region) => {
-            let account_problem = account_id.err().map(|rule| problem("account", &event.account, rule));
-            let region_problem = region.err().map(|rule| problem("region", &event.region, rule));
-            Err(Error::InvalidRequest(account_problem.into_iter().chain(region_problem).collect()))
+/// The bus of a hub that is not the source has the hub's own images on it, too.
+fn is_elsewhere(hub: &Hub, source: &Source) -> bool {
+    let checked = hub.settings.sources.check(&source.account_id);
+    if let Err(error) = &checked {
+        tracing::info!(%error, "not shared");
+    }
+    checked.is_err()
+}
+
+/// Finds what no event told of: images that ask to be shared and that nothing was started for, and those that were disabled.
+async fn look(hub: &Hub, settings: &Settings, region: &Region) -> Result<Output, Error> {
+    let starts = Starts::open(hub)?;
+    let mut started = Vec::new();
+    let mut errors = Vec::new();
+    for account_id in hub.settings.sources.accounts() {
+        let source = Source { account_id: account_id.clone(), region: region.clone() };
+        let images = tagged_images(hub, &source).await.unwrap_or_else(|error| {
+            errors.push(error);
+            Vec::new()
+        });
+        for (image_id, image) in images {
+            let looked = match image.state() {
+                Some(ImageState::Disabled) => starts.disabled(&image_id).await.map(|()| None),
+                Some(ImageState::Available) if started.len() < MOST_STARTS => {
+                    start_if_due(hub, settings, &source, &image_id, &image).await
+                }
+                _ => Ok(None),
+            };
+            match looked {
+                Ok(execution) => started.extend(execution),
+                Err(error) => errors.push(error),
+            }
         }
+    }
+    if started.len() == MOST_STARTS {
+        tracing::warn!("as many executions were started as one look may start; the next look goes on");
+    }
+    let Some(last) = errors.pop() else { return Ok(Output { started }) };
+    for error in errors {
+        tracing::error!(%error, "an image was not looked at");
+    }
+    Err(last)
+}
+
+/// The execution that was started for the image, if it asks for one and none was before.
+async fn start_if_due(
+    hub: &Hub,
+    settings: &Settings,
+    source: &Source,
+    image_id: &ImageId,
+    image: &Image,
+) -> Result<Option<ExecutionName>, Error> {
+    let Some(profile) = profile_of(image)? else { return Ok(None) };
+    let starts = Starts::open(hub)?;
+    let Some(enabling) = starts.due(image_id, &profile).await? else { return Ok(None) };
+    let text = load(hub, settings, &profile).await?;
+    let request = profile.request(&settings.profile_prefix, &text, image_id, source)?;
+    let execution = profile.execution_name(image_id, enabling)?;
+    starts.begin(image_id, &profile, enabling).await?;
+    Record::open(hub)?.note_start(&execution, &request, hub.now_ms()).await?;
+    let is_new = start(hub, settings, &execution, request.to_string()).await?;
+    starts.started(image_id, &profile, enabling, &execution).await?;
+    Ok(is_new.then_some(execution))
+}
+
+fn not_found(source: &Source, image_id: &ImageId) -> Error {
+    Error::ImageNotFound {
+        image: image_id.clone(),
+        account: source.account_id.clone(),
+        region: source.region.to_string(),
     }
 }
 
 /// The session is named after the image, as the execution is, whose name is not known yet.
-async fn describe_image(hub: &Hub, source: &Source, image_id: &ImageId) -> Result<Image, Error> {
-    let session = ExecutionName::parse(image_id.as_str())
-        .map_err(|rule| Error::invalid("detail.ImageId", image_id.as_str(), format!("must be {rule}")))?;
+async fn describe_image(hub: &Hub, source: &Source, image_id: &ImageId) -> Result<Option<Image>, Error> {
+    let ec2 = as_reader(hub, source, image_id.as_str()).await?;
+    match ec2.describe_images().image_ids(image_id.as_str()).include_disabled(true).send().await {
+        Ok(answer) => Ok(answer.images.unwrap_or_default().pop()),
+        Err(error) if error.code().is_some_and(|code| code.starts_with("InvalidAMIID")) => Ok(None),
+        Err(error) => Err(aws::failure(&source.account_id, DESCRIBE_IMAGES, error)),
+    }
+}
+
+/// Every image of the account that has a profile's tag, also those that are disabled.
+async fn tagged_images(hub: &Hub, source: &Source) -> Result<Vec<(ImageId, Image)>, Error> {
+    let ec2 = as_reader(hub, source, "new-images").await?;
+    let tagged = Filter::builder().name("tag-key").values(PROFILE_TAG).build();
+    let request = ec2.describe_images().owners("self").filters(tagged).include_disabled(true);
+    let mut pages = request.into_paginator().page_size(1000).items().send();
+    let mut images = Vec::new();
+    while let Some(image) = pages.next().await {
+        let image = image.map_err(|error| aws::failure(&source.account_id, DESCRIBE_IMAGES, error))?;
+        if let Some(Ok(image_id)) = image.image_id().map(ImageId::parse) {
+            images.push((image_id, image));
+        }
+    }
+    Ok(images)
+}
+
+async fn as_reader(hub: &Hub, source: &Source, session: &str) -> Result<Client, Error> {
+    let session = ExecutionName::parse(session)
+        .map_err(|rule| Error::invalid("detail.ImageId", session, format!("must be {rule}")))?;
     let config = hub.as_source_reader(&source.account_id, &source.region, &session, ACTIONS).await?;
-    let answer = aws_sdk_ec2::Client::new(&config).describe_images().image_ids(image_id.as_str()).send().await;
-    let image = match answer {
-        Ok(answer) => answer.images.unwrap_or_default().pop(),
-        Err(error) if error.code().is_some_and(|code| code.starts_with("InvalidAMIID")) => None,
-        Err(error) => return Err(aws::failure(&source.account_id, DESCRIBE_IMAGES, error)),
-    };
-    image.ok_or_else(|| Error::ImageNotFound {
-        image: image_id.clone(),
-        account: source.account_id.clone(),
-        region: source.region.to_string(),
-    })
+    Ok(Client::new(&config))
 }
 
 /// Nothing for an image without the tag, and for a copy that ami-share itself made: sharing it
@@ -165,7 +243,8 @@ async fn load(hub: &Hub, settings: &Settings, profile: &Profile) -> Result<Strin
     })
 }
 
-async fn start(hub: &Hub, settings: &Settings, execution: &ExecutionName, request: String) -> Result<(), Error> {
+/// Whether it was not started before.
+async fn start(hub: &Hub, settings: &Settings, execution: &ExecutionName, request: String) -> Result<bool, Error> {
     let answer = aws_sdk_sfn::Client::new(hub.config())
         .start_execution()
         .state_machine_arn(&settings.state_machine_arn)
@@ -174,97 +253,17 @@ async fn start(hub: &Hub, settings: &Settings, execution: &ExecutionName, reques
         .send()
         .await;
     match answer {
-        Ok(_) => tracing::info!(%execution, "execution started"),
+        Ok(_) => {
+            tracing::info!(%execution, "execution started");
+            Ok(true)
+        }
         Err(error) if error.as_service_error().is_some_and(|error| error.is_execution_already_exists()) => {
             tracing::info!(%execution, "execution was started before");
+            Ok(false)
         }
-        Err(error) => return Err(aws::failure(&settings.account, START_EXECUTION, error)),
+        Err(error) => Err(aws::failure(&settings.account, START_EXECUTION, error)),
     }
-    Ok(())
 }
 
 #[cfg(test)]
-mod tests {
-    use ami_share_core::step;
-    use aws_sdk_ec2::types::Tag;
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    /// As EC2 sends it (EC2 user guide, "Monitor AMI events").
-    fn event() -> Value {
-        json!({
-            "version": "0",
-            "id": "example-9f07-51db-246b-d8b8441bcdf0",
-            "detail-type": "EC2 AMI State Change",
-            "source": "aws.ec2",
-            "account": "111111111111",
-            "time": "2026-11-24T03:00:00Z",
-            "region": "eu-west-1",
-            "resources": ["arn:aws:ec2:eu-west-1::image/ami-0123456789abcdef0"],
-            "detail": {
-                "RequestId": "example-9dcc-40a6-aa77-7ce457d5442b",
-                "ImageId": "ami-0123456789abcdef0",
-                "State": "available",
-                "ErrorMessage": ""
-            }
-        })
-    }
-
-    fn image(tags: &[(&str, &str)]) -> Image {
-        let tags = tags.iter().map(|(key, value)| Tag::builder().key(*key).value(*value).build()).collect();
-        Image::builder().set_tags(Some(tags)).build()
-    }
-
-    #[test]
-    fn the_event_says_which_image_where() {
-        let event: EventBridgeEvent<Detail> = step::decode(event()).unwrap();
-        assert_eq!(event.detail.image_id.as_str(), "ami-0123456789abcdef0");
-        assert_eq!(event.detail.state, "available");
-        let source = source_of(&event).unwrap();
-        assert_eq!((source.account_id.as_str(), source.region.as_str()), ("111111111111", "eu-west-1"));
-    }
-
-    #[test]
-    fn an_event_without_account_and_region_is_refused_with_both_named() {
-        let mut event = event();
-        event["account"] = json!("1");
-        event.as_object_mut().unwrap().remove("region");
-        let error = source_of(&step::decode(event).unwrap()).unwrap_err().to_string();
-        assert!(error.contains("account = 1") && error.contains("region"), "{error}");
-    }
-
-    #[test]
-    fn an_event_of_something_else_is_an_invalid_request() {
-        let mut event = event();
-        event["detail"]["ImageId"] = json!("i-0123456789abcdef0");
-        assert_eq!(step::decode::<EventBridgeEvent<Detail>>(event).unwrap_err().name(), "InvalidRequest");
-    }
-
-    #[test]
-    fn an_image_without_the_tag_asks_for_nothing() {
-        assert!(profile_of(&image(&[])).unwrap().is_none());
-        assert!(profile_of(&image(&[("Name", "web")])).unwrap().is_none());
-    }
-
-    #[test]
-    fn the_tag_names_the_profile() {
-        let profile = profile_of(&image(&[("Name", "x"), (PROFILE_TAG, "web")])).unwrap().unwrap();
-        assert_eq!(profile.as_str(), "web");
-        assert_eq!(profile_of(&image(&[(PROFILE_TAG, "../x")])).unwrap_err().name(), "InvalidRequest");
-    }
-
-    #[test]
-    fn a_copy_that_ami_share_made_starts_nothing() {
-        let copy = image(&[(PROFILE_TAG, "web"), (EXECUTION_TAG, "ami-0123456789abcdef0-web")]);
-        assert!(profile_of(&copy).unwrap().is_none());
-    }
-
-    #[test]
-    fn the_hub_is_the_account_of_the_state_machine() {
-        let arn = "arn:aws:states:eu-west-1:333333333333:stateMachine:share-ami";
-        let settings = Settings::new(arn.to_owned(), "/p".to_owned()).unwrap();
-        assert_eq!(settings.account.as_str(), "333333333333");
-        assert!(Settings::new("share-ami".to_owned(), "/p".to_owned()).is_err());
-    }
-}
+mod tests;

@@ -43,12 +43,16 @@ impl Profile {
         format!("{prefix}/{}", self.0)
     }
 
-    /// The same for the same image and profile, and no other.
+    /// The same for the same image, profile and enabling, and no other. From the second enabling on its number is told
+    /// by what is in no id of an image, and follows that.
     ///
     /// # Errors
     /// [`Error::InvalidRequest`], never with an image id and a profile that are well-formed.
-    pub(crate) fn execution_name(&self, image: &ImageId) -> Result<ExecutionName, Error> {
-        let mut name = format!("{image}-{}", self.0);
+    pub(crate) fn execution_name(&self, image: &ImageId, enabling: u32) -> Result<ExecutionName, Error> {
+        let mut name = match enabling {
+            1 => format!("{image}-{}", self.0),
+            _ => format!("{image}_{enabling}-{}", self.0),
+        };
         if name.len() > EXECUTION_NAME_LENGTH {
             let hash = digest::sha256(&name);
             name.truncate(EXECUTION_NAME_LENGTH - HASH_LENGTH - 1);
@@ -135,14 +139,24 @@ mod tests {
 
     #[test]
     fn an_execution_is_named_after_image_and_profile() {
-        assert_eq!(profile("web").execution_name(&image()).unwrap().as_str(), "ami-0123456789abcdef0-web");
+        assert_eq!(profile("web").execution_name(&image(), 1).unwrap().as_str(), "ami-0123456789abcdef0-web");
         let fits = "p".repeat(58);
-        assert_eq!(profile(&fits).execution_name(&image()).unwrap().as_str().len(), 80);
+        assert_eq!(profile(&fits).execution_name(&image(), 1).unwrap().as_str().len(), 80);
+    }
+
+    #[test]
+    fn each_enabling_has_an_execution_of_its_own() {
+        let name = |profile_name: &str, enabling| profile(profile_name).execution_name(&image(), enabling).unwrap();
+        assert_eq!(name("web", 2).as_str(), "ami-0123456789abcdef0_2-web");
+        let mut names: Vec<_> = (1..=3).flat_map(|n| [name("web", n), name("2-web", n), name("_2-web", n)]).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 9);
     }
 
     #[test]
     fn a_long_name_is_cut_and_stays_distinct() {
-        let name = |profile_name: String| profile(&profile_name).execution_name(&image()).unwrap();
+        let name = |profile_name: String| profile(&profile_name).execution_name(&image(), 1).unwrap();
         let (one, two) = (name(format!("{}1", "p".repeat(100))), name(format!("{}2", "p".repeat(100))));
         assert_eq!(one.as_str().len(), 80);
         assert_ne!(one, two);

@@ -239,7 +239,9 @@ fn read(request: &HttpRequest) -> Call {
 fn write(service: &str, answer: Answer) -> HttpResponse {
     let (status, body) = match (answer, service) {
         (Ok(body), _) => (200, body),
-        (Err(code), "dynamodb" | "kms") => (400, json!({ "__type": code, "message": code }).to_string()),
+        (Err(code), "dynamodb" | "kms" | "ssm" | "states") => {
+            (400, json!({ "__type": code, "message": code }).to_string())
+        }
         (Err(code), "ec2") => (
             400,
             format!(

@@ -16,7 +16,7 @@ use ami_share_tests::Result;
 const RUNS: usize = 11;
 
 /// What a deployed function is told by its environment, as far as it must be there.
-const ENVIRONMENT: [(&str, &str); 19] = [
+const ENVIRONMENT: [(&str, &str); 20] = [
     ("AWS_ACCESS_KEY_ID", "333333333333"),
     ("AWS_SECRET_ACCESS_KEY", "secret"),
     ("AWS_REGION", "eu-west-1"),
@@ -27,6 +27,7 @@ const ENVIRONMENT: [(&str, &str); 19] = [
     ("AWS_LAMBDA_LOG_GROUP_NAME", "log"),
     ("SOURCE_ROLE_NAME", "AmiShareSource"),
     ("SOURCE_READER_ROLE_NAME", "AmiShareSourceReader"),
+    ("SOURCE_GRANT_REVOKER_ROLE_NAME", "AmiShareGrantRevoker"),
     ("TARGET_ROLE_NAME", "AmiShareTarget"),
     ("LAUNCHER_ROLE_NAME", "AmiShareLauncher"),
     ("KEY_ACCESS_POLICY_NAME", "AmiShareKeyAccess"),

@@ -113,6 +113,7 @@ fn hub(endpoint: &str, allowed: &BTreeSet<String>) -> Result<Hub> {
         allow_unencrypted: false,
         source_role: "AmiShareSource".to_owned(),
         source_reader_role: "AmiShareSourceReader".to_owned(),
+        source_grant_revoker_role: "AmiShareGrantRevoker".to_owned(),
         target_role: "AmiShareTarget".to_owned(),
         launcher_role: "AmiShareLauncher".to_owned(),
         key_access_policy: "AmiShareKeyAccess".to_owned(),

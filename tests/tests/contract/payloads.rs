@@ -113,6 +113,7 @@ fn take_back() -> Value {
         "snapshotChanges": [{ "snapshotId": "snap-0123456789abcdef0", "accountIds": ["222222222222"] }],
         "targets": [from_target()],
         "grantChanges": [change.clone()],
+        "revokeForeignGrants": false,
         "keyChanges": [change],
         "notes": [{
             "accountId": "222222222222",
@@ -149,13 +150,25 @@ fn taken() -> Value {
     })
 }
 
+fn foreign_grants() -> Value {
+    json!({
+        "keyArn": "arn:aws:kms:eu-west-1:111111111111:key/1234",
+        "accountId": "222222222222",
+        "kind": "other",
+        "stay": "notAsked",
+        "grants": [{ "grantId": "0123", "grantee": "arn:aws:iam::555555555555:root" }],
+        "more": 1
+    })
+}
+
 /// What take-back answers; [`the_sample_is_a_take_back`] holds it to that.
 fn taken_back() -> Value {
     json!({
         "taken": [taken()],
         "left": [left()],
         "kept": [kept()],
-        "unlisted": { "taken": 1, "left": 0, "kept": 2 }
+        "foreignGrants": [foreign_grants()],
+        "unlisted": { "taken": 1, "left": 0, "kept": 2, "foreignGrants": 0 }
     })
 }
 
@@ -265,6 +278,7 @@ fn variables() -> Value {
         },
         "reports": [usage_report()],
         "plan": null,
+        "foreign": { "grants": [foreign_grants()], "unlisted": 0 },
         "targetFailure": failure(),
         "startedAt": "2026-11-24T03:00:00.000Z",
         "launchImageId": "ami-0123456789abcdef1",
@@ -638,6 +652,7 @@ fn every_answer_has_what_its_state_reads() {
             }),
         ),
         ("AuditShares", json(audit_shares::Output { progress: None, report: None, table: None })),
+        ("UndoGrantKeys", json(grant_keys::Undone::default())),
     ];
     for (name, task) in definition::machines().iter().flat_map(Machine::tasks) {
         for text in definition::strings(&task["Assign"]) {

@@ -131,6 +131,31 @@ fn no_function_is_both_a_reader_and_a_writer_of_the_source() {
     }
 }
 
+/// It is not made unless its owner asks for it, is for tagged keys whatever the rest is for, and serves one function.
+#[test]
+fn the_role_that_revokes_grants_is_off_by_default_and_for_tagged_keys_and_for_one_function() {
+    let source = template(SOURCE);
+    assert_eq!(source["Parameters"]["RevokeForeignGrants"]["Default"], "false");
+    assert_eq!(
+        source["Conditions"]["RevokeForeignGrants"],
+        json!({ "Fn::Equals": [{ "Ref": "RevokeForeignGrants" }, "true"] })
+    );
+    assert_eq!(source["Resources"]["SourceGrantRevokerRole"]["Condition"], "RevokeForeignGrants");
+    let role = properties(&source, "SourceGrantRevokerRole");
+    let statements = inline(&role);
+    assert_exactly("SourceGrantRevokerRole", &allowed(&statements), &named(|actions| actions.source_grant_revoker));
+    assert_eq!(statements.len(), 1);
+    let tagged = json!({ "StringEquals": { "aws:ResourceTag/ami-share:shareable": "true" } });
+    assert_eq!(statements[0]["Condition"], tagged);
+    let calling = functions().into_iter().filter(|(_, actions)| !actions.source_grant_revoker.is_empty());
+    assert_eq!(calling.map(|(name, _)| name).collect::<Vec<_>>(), ["UndoGrantKeys"]);
+    let hub = template(HUB);
+    let document = properties(&hub, "AssumeAnySourceGrantRevokerRolePolicy")["PolicyDocument"].clone();
+    let arn = "arn:${AWS::Partition}:iam::*:role${IamPath}${SourceGrantRevokerRoleName}";
+    let expected = json!([{ "Effect": "Allow", "Action": "sts:AssumeRole", "Resource": { "Fn::Sub": arn } }]);
+    assert_eq!(document["Statement"], expected);
+}
+
 #[test]
 fn the_target_role_allows_exactly_what_steps_call_as_it() {
     let role = properties(&template(TARGET), "TargetRole");
@@ -238,9 +263,10 @@ fn whoever_acts_on_a_targets_resources_may_have_refusals_decoded_where_the_owner
 
 /// The roles of the accounts' templates, and what each is called as for.
 type Called = fn(&Actions) -> &'static [&'static str];
-const ACCOUNT_ROLES: [(&str, &str, Called); 4] = [
+const ACCOUNT_ROLES: [(&str, &str, Called); 5] = [
     (SOURCE, "SourceRole", |actions| actions.source),
     (SOURCE, "SourceReaderRole", |actions| actions.source_reader),
+    (SOURCE, "SourceGrantRevokerRole", |actions| actions.source_grant_revoker),
     (TARGET, "TargetRole", |actions| actions.target),
     (TARGET, "LauncherRole", |actions| actions.launcher),
 ];
@@ -411,6 +437,7 @@ fn each_functions_role_assumes_exactly_the_roles_that_its_step_calls_as() {
         let mut expected: Vec<Value> = [
             ("WriteLogsAndTracesPolicy".to_owned(), true),
             (format!("Assume{any}SourceRolePolicy"), !actions.source.is_empty()),
+            (format!("Assume{any}SourceGrantRevokerRolePolicy"), !actions.source_grant_revoker.is_empty()),
             (format!("Assume{any}SourceReaderRolePolicy"), !actions.source_reader.is_empty()),
             ("LockKeyPoliciesPolicy".to_owned(), takes_the_lock(name)),
             (format!("Assume{any}TargetRolePolicy"), !actions.target.is_empty()),
@@ -598,6 +625,11 @@ fn with_the_notes(name: &str) -> Set {
     actions.concat().into_iter().map(str::to_owned).collect()
 }
 
+/// StartShare notes what it has started, in items of its own.
+fn notes_starts(name: &str) -> bool {
+    uses(name, "Starts::open(")
+}
+
 /// Whether the function takes the lock on key policies.
 fn takes_the_lock(name: &str) -> bool {
     let package = kebab(name.trim_start_matches("Undo"));
@@ -627,7 +659,7 @@ fn functions_that_use_the_table_are_told_where_it_is_and_no_others() {
     let hub = template(HUB);
     for (name, _) in functions() {
         let table = &properties(&hub, &format!("{name}Function"))["Environment"]["Variables"]["RECORD_TABLE_ARN"];
-        let expected = if uses_the_notes(name) || takes_the_lock(name) {
+        let expected = if uses_the_notes(name) || takes_the_lock(name) || notes_starts(name) {
             json!({ "Fn::GetAtt": ["RecordTable", "Arn"] })
         } else {
             Value::Null
@@ -658,7 +690,8 @@ fn functions_write_logs_and_traces() {
     assert_eq!(hub["Globals"]["Function"]["LoggingConfig"]["LogGroup"], json!({ "Ref": "FunctionsLogGroup" }));
 }
 
-/// Beyond assuming roles, logs and traces: the notes; and for StartShare what it calls in the hub.
+/// Beyond assuming roles, logs and traces: the notes; and for StartShare what it calls in the hub, among it the notes of
+/// what it has started.
 #[test]
 fn a_functions_role_may_do_nothing_else() {
     let hub = template(HUB);
@@ -679,7 +712,11 @@ fn a_functions_role_may_do_nothing_else() {
             assert_ne!(statement["Resource"], "*", "{name}");
             let actions = definition::strings(&statement["Action"]);
             if actions.iter().any(|action| action.starts_with("dynamodb:")) {
-                assert_limited_to_notes(name, statement);
+                if notes_starts(name) {
+                    assert_limited_to(&json!("start#*"), name, statement);
+                } else {
+                    assert_limited_to_notes(name, statement);
+                }
             }
         }
         let function = properties(&hub, &format!("{name}Function"));
@@ -693,19 +730,20 @@ fn assert_limited_to_notes(name: &str, statement: &Value) {
     let table = json!({ "Fn::GetAtt": ["RecordTable", "Arn"] });
     let index = json!({ "Fn::Sub": "${RecordTable.Arn}/index/ByImage" });
     if statement["Resource"] == table {
-        let keys = match name {
-            "StartShare" => json!("start#*"),
-            "ResolveImage" => json!(["target#*", "start#*"]),
-            _ => json!("target#*"),
-        };
-        let limited = json!({ "ForAllValues:StringLike": { "dynamodb:LeadingKeys": keys } });
-        assert_eq!(statement["Condition"], limited, "{name}");
+        let keys = if name == "ResolveImage" { json!(["target#*", "start#*"]) } else { json!("target#*") };
+        assert_limited_to(&keys, name, statement);
         return;
     }
     assert!(["ResolveRevoke", "AuditShares"].contains(&name), "{name}: {statement}");
     assert_eq!(statement["Resource"], index, "{name}: {statement}");
     let read = if name == "AuditShares" { "dynamodb:Scan" } else { "dynamodb:Query" };
     assert_eq!(statement["Action"], read, "{name}");
+}
+
+fn assert_limited_to(keys: &Value, name: &str, statement: &Value) {
+    assert_eq!(statement["Resource"], json!({ "Fn::GetAtt": ["RecordTable", "Arn"] }), "{name}");
+    let keys = json!({ "ForAllValues:StringLike": { "dynamodb:LeadingKeys": keys } });
+    assert_eq!(statement["Condition"], keys, "{name}");
 }
 
 /// It is the only thing that says what to take back.
@@ -946,10 +984,80 @@ fn an_audit_is_started_by_the_schedule_that_is_asked_for_and_by_nothing_else() {
     assert!(properties(&hub, "AuditSharesStateMachine")["Events"].is_null());
 }
 
+/// The event is EventBridge's own: no input replaces it.
+#[test]
+fn images_are_looked_for_by_the_schedule_that_is_asked_for() {
+    let hub = template(HUB);
+    assert_eq!(hub["Parameters"]["ImageSchedule"]["Default"], "");
+    assert_eq!(
+        hub["Parameters"]["ImageSchedule"]["AllowedPattern"],
+        hub["Parameters"]["AuditSchedule"]["AllowedPattern"]
+    );
+    let empty = json!({ "Fn::Not": [{ "Fn::Equals": [{ "Ref": "ImageSchedule" }, ""] }] });
+    assert_eq!(hub["Conditions"]["ScheduleImages"], empty);
+    for id in ["ImageScheduleRule", "ImageSchedulePermission"] {
+        assert_eq!(hub["Resources"][id]["Condition"], "ScheduleImages", "{id}");
+    }
+    let rule = properties(&hub, "ImageScheduleRule");
+    assert_eq!(rule["ScheduleExpression"], json!({ "Ref": "ImageSchedule" }));
+    assert_eq!(rule["Targets"].as_array().unwrap().len(), 1);
+    let target = &rule["Targets"][0];
+    assert_eq!(
+        (&target["Arn"], &target["Input"]),
+        (&json!({ "Fn::GetAtt": ["StartShareFunction", "Arn"] }), &Value::Null)
+    );
+    let expected = json!({
+        "FunctionName": { "Ref": "StartShareFunction" },
+        "Action": "lambda:InvokeFunction",
+        "Principal": "events.amazonaws.com",
+        "SourceArn": { "Fn::GetAtt": ["ImageScheduleRule", "Arn"] },
+    });
+    assert_eq!(properties(&hub, "ImageSchedulePermission"), expected);
+}
+
+/// What the source's rules send, the hub's bus takes, and the hub's rules want: the same events of the same images.
+#[test]
+fn a_source_sends_the_events_that_the_hub_takes_and_hears() {
+    let (hub, source) = (template(HUB), template(SOURCE));
+    let function = properties(&hub, "StartShareFunction");
+    let mut sent = Set::new();
+    for (theirs, ours, parameter) in
+        [("ImageEventsRule", "ImageState", "ImageEventSource"), ("ImageTagsRule", "ImageTagged", "TagEventSource")]
+    {
+        let sending = properties(&source, theirs);
+        assert_eq!(source["Resources"][theirs]["Condition"], "ForwardEvents");
+        assert_eq!(sending["Targets"][0]["Arn"], json!({ "Ref": "HubEventBusArn" }));
+        let mut heard = function["Events"][ours]["Properties"]["Pattern"].clone();
+        assert_eq!(heard["source"], json!([{ "Ref": parameter }]));
+        heard["source"] = json!([hub["Parameters"][parameter]["Default"]]);
+        assert_eq!(sending["EventPattern"], heard, "{theirs}");
+        let queue = &function["Events"][ours]["Properties"]["DeadLetterConfig"]["Arn"];
+        assert_eq!(*queue, json!({ "Fn::GetAtt": ["LostImageEventsQueue", "Arn"] }));
+        for key in ["source", "detail-type"] {
+            sent.extend(definition::strings(&heard[key]).into_iter().map(|value| format!("{key} {value}")));
+        }
+    }
+    let taken = properties(&hub, "ForwardedImageEventsPolicy")["Statement"]["Condition"]["StringEquals"].clone();
+    let taken: Set = taken
+        .as_object()
+        .unwrap()
+        .iter()
+        .flat_map(|(key, values)| {
+            let key = key.trim_start_matches("events:");
+            definition::strings(values).into_iter().map(move |value| format!("{key} {value}"))
+        })
+        .collect();
+    assert_eq!(taken, sent);
+    let types = [start_share::IMAGE_STATE, start_share::TAGS].map(|kind| format!("detail-type {kind}"));
+    assert!(types.iter().all(|kind| sent.contains(kind)), "{sent:?}");
+}
+
 /// Whoever may pass a role may become it.
 #[test]
 fn nobody_may_pass_a_role_in_another_account() {
-    for (path, roles) in [(SOURCE, &["SourceRole"][..]), (TARGET, &["TargetRole", "LauncherRole"])] {
+    for (path, roles) in
+        [(SOURCE, &["SourceRole", "SourceGrantRevokerRole"][..]), (TARGET, &["TargetRole", "LauncherRole"])]
+    {
         for role in roles {
             let allowed = allowed(&inline(&properties(&template(path), role)));
             assert!(!allowed.iter().any(|pattern| matches(pattern, "iam:PassRole")), "{role}");
@@ -981,7 +1089,7 @@ fn nobody_is_allowed_every_action_of_a_service() {
 fn the_templates_parameters_agree() {
     let hub = template(HUB);
     for (path, names) in [
-        (SOURCE, ["SourceRoleName", "SourceReaderRoleName"].as_slice()),
+        (SOURCE, ["SourceRoleName", "SourceReaderRoleName", "SourceGrantRevokerRoleName"].as_slice()),
         (TARGET, &["TargetRoleName", "LauncherRoleName", "KeyAccessPolicyName"]),
         (ORGANIZATION, &[]),
     ] {

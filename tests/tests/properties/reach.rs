@@ -204,8 +204,13 @@ fn the_launcher_uses_own_keys_only_that_are_tagged_or_named() {
 fn the_target_role_asks_about_principals_that_may_be_named_only() {
     let mut accounts = Accounts::new();
     let key = format!("arn:aws:kms:{REGION}:{TARGET}:key/k");
-    for (name, may) in [("AmiShareLauncher", true), ("AmiShareTarget", true), ("app-deployer", true), ("admin", false)]
-    {
+    // What no function asks is not allowed.
+    for (name, listed, simulated) in [
+        ("AmiShareLauncher", true, true),
+        ("AmiShareTarget", false, true),
+        ("app-deployer", true, false),
+        ("admin", false, false),
+    ] {
         if name == "admin" {
             make_role(&mut accounts.world, TARGET, name);
         }
@@ -215,10 +220,10 @@ fn the_target_role_asks_about_principals_that_may_be_named_only() {
             ("ActionNames.member.1", "kms:Decrypt"),
             ("ResourceArns.member.1", key.as_str()),
         ];
-        for (action, parameters) in [
-            ("ListAttachedRolePolicies", &[("RoleName", name)][..]),
-            ("ListRolePolicies", &[("RoleName", name)][..]),
-            ("SimulatePrincipalPolicy", &simulate[..]),
+        for (action, parameters, may) in [
+            ("ListAttachedRolePolicies", &[("RoleName", name)][..], listed),
+            ("ListRolePolicies", &[("RoleName", name)][..], listed),
+            ("SimulatePrincipalPolicy", &simulate[..], simulated),
         ] {
             let answer = accounts.target.call(&mut accounts.world, "iam", action, parameters);
             assert_eq!(answer.is_ok(), may, "{action} of {name}: {answer:?}");

@@ -233,6 +233,30 @@ fn where_only_tagged_images_are_shared_no_other_is() {
     }
 }
 
+/// It can end any grant on a key with the tag, and none on another.
+#[test]
+fn the_role_that_revokes_grants_is_for_one_function_and_for_tagged_keys() {
+    let mut without = Accounts::new();
+    assert_eq!(without.assuming(SOURCE, "AmiShareGrantRevoker"), Names::new(), "its owner has not asked for it");
+    let mut accounts = Accounts::of(&deployed::start(Settings { revoke_foreign_grants: true, ..Settings::default() }));
+    assert_eq!(accounts.assuming(SOURCE, "AmiShareGrantRevoker"), Names::from(["UndoGrantKeys"]));
+    let revoker = accounts.assume("UndoGrantKeys", SOURCE, "AmiShareGrantRevoker").unwrap();
+    for (call, answer) in accounts.give(&revoker, TARGET) {
+        assert!(answer.is_err(), "{call}");
+    }
+    let Accounts { world, key, .. } = &mut accounts;
+    let root = Caller::root(SOURCE);
+    let grant =
+        json!({ "KeyId": key, "GranteePrincipal": format!("arn:aws:iam::{TARGET}:root"), "Operations": ["Decrypt"] });
+    let made = root.call_kms(world, "CreateGrant", &grant).unwrap();
+    let revoke = json!({ "KeyId": key, "GrantId": made["GrantId"] });
+    let tag = |value: &str| json!({ "KeyId": key, "Tags": [{ "TagKey": "ami-share:shareable", "TagValue": value }] });
+    for (value, revoked) in [("false", false), ("true", true)] {
+        root.call_kms(world, "TagResource", &tag(value)).unwrap();
+        assert_eq!(revoker.call_kms(world, "RevokeGrant", &revoke).is_ok(), revoked, "{value}");
+    }
+}
+
 /// Whatever it holds.
 #[test]
 fn nothing_is_made_public_and_no_key_loses_its_administrators() {

@@ -134,6 +134,7 @@ async fn a_plan_that_is_no_longer_true_takes_nothing_back() -> Result<()> {
         let run = stage.revoke(name, &apply).await?;
         assert_eq!(run.error(), "PlanChanged", "{}", run.summary());
         assert!(run.cause().contains("Nothing was changed"), "{}", run.cause());
+        assert!(run.cause().contains("these are others: ") && run.cause().contains("what stays"), "{}", run.cause());
         assert_eq!(differences(&without, &stage.snapshots()), "", "{name}");
     }
     let now = stage.plan_revoke("plan-now", &one).await?;

@@ -5,6 +5,7 @@
 
 mod all_images;
 mod everything;
+mod foreign;
 mod in_use;
 mod left;
 mod others;

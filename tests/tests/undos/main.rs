@@ -57,6 +57,7 @@ impl Stage {
         let variables = [
             ("SOURCE_ROLE_NAME", "AmiShareSource"),
             ("SOURCE_READER_ROLE_NAME", "AmiShareSourceReader"),
+            ("SOURCE_GRANT_REVOKER_ROLE_NAME", "AmiShareGrantRevoker"),
             ("TARGET_ROLE_NAME", "AmiShareTarget"),
             ("LAUNCHER_ROLE_NAME", "AmiShareLauncher"),
             ("KEY_ACCESS_POLICY_NAME", "AmiShareKeyAccess"),
@@ -155,8 +156,8 @@ impl Stage {
     /// Lets time go by.
     fn pass(&self, ms: u64) {
         let at = self.machine.now() + ms;
-        let wait =
-            json!({ "execution": "wait", "imageId": "ami-0123abcd", "notes": [], "taken": [], "left": [], "kept": [] });
+        let wait = json!({ "execution": "wait", "imageId": "ami-0123abcd", "notes": [], "taken": [], "left": [], "kept": [],
+                "foreign": { "grants": [], "unlisted": 0 } });
         let arn = self.machine.start("RewriteNotes", &format!("wait-{at}"), wait, ms).unwrap();
         self.machine.run().unwrap();
         assert_eq!(self.machine.record(&arn).status, Status::Succeeded);
@@ -214,6 +215,7 @@ fn who_has_nothing_to_do_calls_nobody() {
     let of_keys = json!({ "execution": "undo", "source": source(), "keys": [] });
     let mut of_grants = of_keys.clone();
     of_grants["ofExecution"] = json!(false);
+    of_grants["revokeForeign"] = json!(false);
     of_grants["entered"] = json!("2026-11-27T20:00:00.000Z");
     let stage = Stage::new();
     stage.machine.world().journal.clear();

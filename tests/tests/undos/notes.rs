@@ -43,7 +43,10 @@ fn input(accounts: &[&str], gift: Option<&str>, left: Value) -> Value {
     let taken = json!([{ "call": "kms:PutKeyPolicy", "accountId": SOURCE, "resource": "key", "from": accounts }]);
     let kept = json!([{ "accountId": TARGET, "imageId": IMAGE }]);
     let notes: Vec<Value> = notes.collect();
-    json!({ "execution": "undo", "imageId": IMAGE, "notes": notes, "taken": taken, "left": left, "kept": kept })
+    let foreign = json!({ "grants": [], "unlisted": 0 });
+    json!({
+        "execution": "undo", "imageId": IMAGE, "notes": notes, "taken": taken, "left": left, "kept": kept, "foreign": foreign
+    })
 }
 
 fn marked(gift: &str, going: &str) -> Option<(String, Option<String>)> {

@@ -93,7 +93,8 @@ fn the_accounts_that_had_a_grant_are_told() {
     let keys = json!([{ "keyArn": key, "accountIds": [TARGET, BYSTANDER] }]);
     // Long ago: what is not listed will not come any more.
     let mut input = json!({
-        "execution": "undo", "source": source(), "keys": keys, "ofExecution": true, "entered": "2020-01-01T00:00:00.000Z",
+        "execution": "undo", "source": source(), "keys": keys, "ofExecution": true, "revokeForeign": false,
+        "entered": "2020-01-01T00:00:00.000Z",
     });
     // They are of an earlier version, so no execution of this one gave them. A revoke takes them.
     assert_eq!(stage.undo("UndoGrantKeys", &input), []);

@@ -26,6 +26,8 @@ pub struct Actions {
     pub source: &'static [&'static str],
     /// As the role of `accounts/source.yaml` that changes nothing.
     pub source_reader: &'static [&'static str],
+    /// As the role of `accounts/source.yaml` that ends others' grants on keys, where its owner asked for one.
+    pub source_grant_revoker: &'static [&'static str],
     /// As the role of `accounts/target.yaml` that manages principals.
     pub target: &'static [&'static str],
     /// As the role of `accounts/target.yaml` that launches and copies.
@@ -34,7 +36,8 @@ pub struct Actions {
 
 impl Actions {
     /// Nothing at all.
-    pub const NONE: Self = Self { source: &[], source_reader: &[], target: &[], launcher: &[] };
+    pub const NONE: Self =
+        Self { source: &[], source_reader: &[], source_grant_revoker: &[], target: &[], launcher: &[] };
 }
 
 /// One run of a function.
@@ -176,6 +179,24 @@ impl Hub {
             actions.source_reader,
         )
         .await
+    }
+
+    /// The source account's role that ends others' grants on keys, allowed its part of `actions` and nothing else.
+    ///
+    /// # Errors
+    /// As [`Hub::assume_role`].
+    pub async fn as_source_grant_revoker(
+        &self,
+        account: &AccountId,
+        region: &Region,
+        execution: &ExecutionName,
+        actions: Actions,
+    ) -> Result<SdkConfig, Error> {
+        let role = role_arn(account, region, &self.settings.source_grant_revoker_role);
+        let remedy = "deploy accounts/source.yaml there with RevokeForeignGrants=true, which makes it, or revoke without \
+                      foreignGrants";
+        let config = self.assume_role(account, &role, execution, actions.source_grant_revoker, remedy).await?;
+        Ok(config.to_builder().region(aws_config::Region::new(region.to_string())).build())
     }
 
     /// The target account's role that manages principals, allowed its part of `actions` and nothing else.

@@ -209,8 +209,24 @@ impl PlanHash {
     }
 
     pub(crate) fn with_parts(&self, parts: &[String]) -> Self {
-        let digits = parts.iter().map(|part| digest::sha256(part)[..Self::DIGITS_OF_PART].to_owned());
-        Self(format!("{}-{}", self.whole(), digits.collect::<String>()))
+        let digits: String = parts.iter().map(|part| Self::digits_of(part)).collect();
+        Self(format!("{}-{digits}", self.whole()))
+    }
+
+    /// The same of a plan that goes on with one of `earlier`: a part that nothing was added to keeps its hash.
+    pub(crate) fn with_more_of_parts(&self, earlier: &Self, parts: &[Option<String>]) -> Self {
+        let before = earlier.parts().unwrap_or_default();
+        let of = |(n, part): (usize, &Option<String>)| {
+            let before =
+                before.get(n).map_or_else(|| Self::digits_of(""), |digits| String::from_utf8_lossy(digits).into());
+            part.as_ref().map_or(before.clone(), |part| Self::digits_of(&format!("{before} {part}")))
+        };
+        let digits: String = parts.iter().enumerate().map(of).collect();
+        Self(format!("{}-{digits}", self.whole()))
+    }
+
+    fn digits_of(part: &str) -> String {
+        digest::sha256(part)[..Self::DIGITS_OF_PART].to_owned()
     }
 
     /// What decides whether it is the same plan.

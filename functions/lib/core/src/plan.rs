@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     Error,
@@ -19,6 +19,26 @@ pub fn hash(plan: &Value) -> PlanHash {
 /// The same, with short hashes of the plan's parts behind it: so a plan that is no longer true says in what.
 pub fn hash_with_parts(plan: &Value, parts: &[Value]) -> PlanHash {
     hash(plan).with_parts(&parts.iter().map(|part| canonical(part).to_string()).collect::<Vec<_>>())
+}
+
+/// The hash of a plan that goes on with the one of `earlier`, round by round. A part of a round is nothing where that has
+/// none of it.
+pub fn hash_after(earlier: &PlanHash, round: &Value, parts: &[Option<Value>]) -> PlanHash {
+    let parts: Vec<Option<String>> =
+        parts.iter().map(|part| part.as_ref().map(|part| canonical(part).to_string())).collect();
+    hash(&json!([earlier.whole(), round])).with_more_of_parts(earlier, &parts)
+}
+
+/// In what `now` is not the plan that was `planned`, by the names of its parts, for [`Error::PlanChanged`]; `otherwise`
+/// where neither tells. Where plans are required `is_secret`: nobody learns the hash of one that nobody has read.
+pub fn difference(planned: &PlanHash, now: &PlanHash, parts: &[&str], otherwise: &str, is_secret: bool) -> String {
+    let hash = if is_secret { String::new() } else { format!("; the plan is now {now}") };
+    let differing = planned.differing_parts(now);
+    let differing: Vec<&str> = differing.into_iter().filter_map(|part| parts.get(part).copied()).collect();
+    if differing.is_empty() {
+        return format!("the request is not the one of plan {planned}, or {otherwise}{hash}");
+    }
+    format!("since plan {planned}, these are others: {}{hash}", differing.join(", "))
 }
 
 /// The key policies that a plan was made from and those that it leads to, as digests. Empty where
@@ -97,6 +117,30 @@ mod tests {
         assert_eq!((one.differing_parts(&other), one.differing_parts(&one)), (vec![1], vec![]));
         assert_eq!(one.differing_parts(&hash(&json!("of an earlier version"))), [0; 0]);
         assert!(PlanHash::parse(format!("{}-latest", one.whole())).is_err());
+    }
+
+    #[test]
+    fn a_hash_that_goes_on_tells_in_which_parts_two_plans_differ() {
+        let begun = hash(&Value::Null);
+        let round = |before: &PlanHash, n: u32, second: Option<Value>| {
+            hash_after(before, &json!([n, second]), &[Some(json!(n)), second, None])
+        };
+        let one = round(&round(&begun, 1, Some(json!("a"))), 2, None);
+        assert_eq!(PlanHash::parse(one.as_str()).unwrap(), one);
+        assert_eq!(one, round(&round(&begun, 1, Some(json!("a"))), 2, None));
+        for (other, differing) in [
+            (round(&round(&begun, 1, Some(json!("b"))), 2, None), vec![1]),
+            (round(&round(&begun, 1, Some(json!("a"))), 2, Some(json!("b"))), vec![1]),
+            (round(&round(&begun, 1, None), 2, Some(json!("b"))), vec![1]),
+            (round(&begun, 1, Some(json!("a"))), vec![0]),
+            (round(&round(&begun, 2, Some(json!("a"))), 1, None), vec![0]),
+        ] {
+            assert_ne!(one.whole(), other.whole());
+            assert_eq!(one.differing_parts(&other), differing);
+        }
+        // As earlier versions, whose hashes have no parts, have hashed it.
+        let first = hash(&json!([begun, [1, "a"]]));
+        assert_eq!(round(&begun, 1, Some(json!("a"))).whole(), first.whole());
     }
 
     #[test]

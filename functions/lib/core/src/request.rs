@@ -432,7 +432,7 @@ fn read_tags(fields: &Fields) -> Option<BTreeMap<String, String>> {
 }
 
 /// `Err` holds a rule to follow "must be", or a whole sentence from `refused`.
-fn one_of<T: Copy>(value: &str, known: &[(&str, T)], refused: &[(&str, &str)]) -> Result<T, String> {
+pub(crate) fn one_of<T: Copy>(value: &str, known: &[(&str, T)], refused: &[(&str, &str)]) -> Result<T, String> {
     if let Some((_, found)) = known.iter().find(|(name, _)| *name == value) {
         return Ok(*found);
     }
@@ -492,7 +492,7 @@ impl<'a> Fields<'a> {
         if self.get(field).is_none() { Some(None) } else { self.required(field, parse).map(Some) }
     }
 
-    fn or<T>(&self, field: &str, default: T, parse: impl FnOnce(String) -> Result<T, String>) -> Option<T> {
+    pub(crate) fn or<T>(&self, field: &str, default: T, parse: impl FnOnce(String) -> Result<T, String>) -> Option<T> {
         self.optional(field, parse).map(|value| value.unwrap_or(default))
     }
 
@@ -809,23 +809,25 @@ mod tests {
 
     #[test]
     fn where_plans_are_made_only_a_request_is_for_one_and_may_not_be_applied() {
-        let parse = |action: Value| {
+        let parse = |action: Option<&str>| {
             let source = Source {
                 account_id: AccountId::parse("111111111111").unwrap(),
                 region: Region::parse("eu-west-1").unwrap(),
             };
             let mut request = with_target(json!({ "accountId": "222222222222" }));
-            request["action"] = action;
+            if let Some(action) = action {
+                request["action"] = json!(action);
+            }
             let other = parse(request.clone()).map(|request| request.asked());
             let parsed = Request::parse_plan(&request, &source);
             (parsed.as_ref().map(Request::asked).ok(), other.ok(), parsed)
         };
-        for action in [Value::Null, json!("plan")] {
+        for action in [None, Some("plan")] {
             let (asked, by_share_ami, parsed) = parse(action);
             assert_eq!(parsed.unwrap().action, Action::Plan);
             assert_eq!(asked, by_share_ami);
         }
-        let problem = parse(json!("apply")).2.unwrap_err().remove(0);
+        let problem = parse(Some("apply")).2.unwrap_err().remove(0);
         assert_eq!(problem.field, "action");
         assert!(problem.rule.contains("apply is what share-ami does"), "{problem}");
     }

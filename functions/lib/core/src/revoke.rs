@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{
     error::Problem,
     ids::{AccountId, ExecutionName, ImageId, PlanHash},
-    request::{Fields, Problems, collected, read_action, read_source},
+    request::{Fields, Problems, collected, one_of, read_action, read_source},
     share::{Action, Source},
     take_back::{Left, TakeBack, TakenBack},
 };
@@ -62,6 +62,8 @@ pub struct RevokeRequest {
     pub instances: bool,
     /// Whether it is taken back even where it is in use.
     pub force: bool,
+    /// Whether grants on keys that targets passed on are revoked, or only told.
+    pub revoke_foreign_grants: bool,
     /// Whether it is taken back, or only said.
     pub action: Action,
     /// The plan that is applied, and none other.
@@ -130,6 +132,8 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
         }
     };
     let [copies, instances, force] = ["copies", "instances", "force"].map(|field| fields.flag(field));
+    let revoke_foreign_grants =
+        fields.or("foreignGrants", false, |v: String| one_of(&v, &[("report", false), ("revoke", true)], &[]));
     let (action, plan_hash) = read_action(&fields, Action::Apply);
     fields.refuse_others(&[
         "imageId",
@@ -139,6 +143,7 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
         "copies",
         "instances",
         "force",
+        "foreignGrants",
         "action",
         "planHash",
     ]);
@@ -148,6 +153,7 @@ fn read_request(request: &Value, default_source: &Source, problems: &Problems) -
         copies: copies?,
         instances: instances?,
         force: force?,
+        revoke_foreign_grants: revoke_foreign_grants?,
         action: action?,
         plan_hash: plan_hash?,
     })
@@ -382,6 +388,9 @@ mod tests {
         assert_eq!(request.targets, RevokedTargets::Listed(vec![AccountId::parse("222222222222").unwrap()]));
         assert_eq!(request.images, RevokedImages::One(image("eu-west-1", "ami-0123abcd")));
         assert!(!request.copies && !request.instances && !request.force && !request.is_planned());
+        assert!(!request.revoke_foreign_grants);
+        let revoking = json!({ "imageId": "ami-0123abcd", "targets": "all", "foreignGrants": "revoke" });
+        assert!(parse(revoking).unwrap().revoke_foreign_grants);
         let request = parse(json!({ "imageId": "ami-0123abcd", "targets": "all", "copies": true })).unwrap();
         assert_eq!((request.targets, request.copies), (RevokedTargets::All, true));
     }
@@ -455,6 +464,7 @@ mod tests {
             "targets": ["22", "333333333333", "333333333333", 4],
             "copies": "yes",
             "instances": 1,
+            "foreignGrants": true,
             "onFailure": "undo"
         }));
         let expected = [
@@ -465,6 +475,7 @@ mod tests {
             "targets[3]",
             "copies",
             "instances",
+            "foreignGrants",
             "onFailure",
         ];
         assert_eq!(problems, expected);

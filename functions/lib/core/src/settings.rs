@@ -16,6 +16,8 @@ pub struct Settings {
     pub source_role: String,
     /// The role of `accounts/source.yaml` that changes nothing.
     pub source_reader_role: String,
+    /// The role of `accounts/source.yaml` that ends others' grants on keys.
+    pub source_grant_revoker_role: String,
     /// The role of `accounts/target.yaml` that manages principals.
     pub target_role: String,
     /// The role of `accounts/target.yaml` that copies, launches, describes and terminates.
@@ -114,6 +116,7 @@ impl Settings {
         let [
             source_role,
             source_reader_role,
+            source_grant_revoker_role,
             target_role,
             launcher_role,
             key_access_policy,
@@ -122,6 +125,7 @@ impl Settings {
         ] = [
             "SOURCE_ROLE_NAME",
             "SOURCE_READER_ROLE_NAME",
+            "SOURCE_GRANT_REVOKER_ROLE_NAME",
             "TARGET_ROLE_NAME",
             "LAUNCHER_ROLE_NAME",
             "KEY_ACCESS_POLICY_NAME",
@@ -130,8 +134,9 @@ impl Settings {
         ]
         .map(&mut read);
         let in_path = |name: String| name.trim_start_matches('/').to_owned();
-        let [source_role, source_reader_role, target_role, launcher_role, key_access_policy] =
-            [source_role, source_reader_role, target_role, launcher_role, key_access_policy].map(in_path);
+        let [source_role, source_reader_role, source_grant_revoker_role, target_role, launcher_role, key_access_policy] =
+            [source_role, source_reader_role, source_grant_revoker_role, target_role, launcher_role, key_access_policy]
+                .map(in_path);
         if !problems.is_empty() {
             return Err(problems.join("; "));
         }
@@ -147,6 +152,7 @@ impl Settings {
         Ok(Self {
             source_role,
             source_reader_role,
+            source_grant_revoker_role,
             target_role,
             launcher_role,
             key_access_policy,

@@ -19,6 +19,11 @@ impl Sources {
         accounts.collect::<Result<_, _>>().map(Self)
     }
 
+    /// Every account of the list.
+    pub fn accounts(&self) -> &[AccountId] {
+        &self.0
+    }
+
     /// Refuses an account that is not listed: whoever may start an execution would run an image of their own in a target.
     ///
     /// # Errors

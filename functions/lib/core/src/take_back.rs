@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
-    ids::{AccountId, ExecutionName, ImageId, InstanceId},
+    ids::{AccountId, ExecutionName, ImageId, InstanceId, KeyArn},
     mark::Mark,
     share::{Kept, KeyChange, PrincipalChange, SnapshotChange, Source},
     words,
@@ -43,6 +43,9 @@ pub struct TakeBack {
     pub targets: Vec<FromTarget>,
     /// Our grants to retire.
     pub grant_changes: Vec<KeyChange>,
+    /// Whether grants that these accounts passed on are revoked too.
+    #[serde(default)]
+    pub revoke_foreign_grants: bool,
     /// Accounts to take out of key policies.
     pub key_changes: Vec<KeyChange>,
     /// Notes that say less from now on.
@@ -207,6 +210,82 @@ impl fmt::Display for Left {
     }
 }
 
+/// What a grant is for that somebody made who had the use of a key, and not the key's account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PassedOn {
+    /// EBS's own, for a volume that is attached ("How Amazon EBS uses AWS KMS", KMS developer guide).
+    Ebs,
+    /// To a service-linked role, such as Auto Scaling's.
+    ServiceLinkedRole,
+    /// To a service.
+    Service,
+    /// To anybody else.
+    Other,
+}
+
+/// Grants of one account on one key that stay, though the target that passed its own on loses that: it made them itself, or
+/// somebody did whom only these let use the key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ForeignGrants {
+    /// In the source account.
+    pub key_arn: KeyArn,
+    /// Who made them.
+    pub account_id: AccountId,
+    /// What they are for.
+    pub kind: PassedOn,
+    /// Why they stay.
+    pub stay: Stay,
+    /// The first of them; none of EBS's.
+    pub grants: Vec<ForeignGrant>,
+    /// How many more there are.
+    pub more: usize,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ForeignGrant {
+    /// As kms:RevokeGrant takes it.
+    pub grant_id: String,
+    /// Whom it is to.
+    pub grantee: String,
+}
+
+/// Why grants stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Stay {
+    /// Nobody asked to revoke them.
+    NotAsked,
+    /// A volume is attached by each of them: without it, what runs there would fail.
+    InUse,
+    /// Whoever made them has the use of the key in another way too.
+    OtherAccess,
+}
+
+/// The grants that stay, as far as one look has room for them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Foreign {
+    /// By key, account and kind.
+    pub grants: Vec<ForeignGrants>,
+    /// How many more of these there are.
+    pub unlisted: usize,
+}
+
+/// The longest list of [`Foreign`], in bytes of JSON: states hand it on beside what is taken.
+const MOST_OF_FOREIGN: usize = 10_000;
+
+impl Foreign {
+    /// Adds these, as far as there is room.
+    pub fn add(&mut self, grants: Vec<ForeignGrants>) {
+        let mut room = MOST_OF_FOREIGN.saturating_sub(bytes_of(&self.grants));
+        add(&mut self.grants, &mut self.unlisted, grants, &mut room, 0);
+    }
+}
+
 /// What became of it: the answer of one take-back, or of several one after the other.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -217,6 +296,9 @@ pub struct TakenBack {
     pub left: Vec<Left>,
     /// Targets that keep access to keys, each with an image that needs it.
     pub kept: Vec<Kept>,
+    /// Grants that targets passed on, and that stay.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub foreign_grants: Vec<ForeignGrants>,
     /// How many more of these there are than are listed.
     pub unlisted: Unlisted,
 }
@@ -231,6 +313,16 @@ pub struct Unlisted {
     pub left: usize,
     /// Of [`TakenBack::kept`].
     pub kept: usize,
+    /// Of [`TakenBack::foreign_grants`].
+    #[serde(default)]
+    pub foreign_grants: usize,
+}
+
+impl Unlisted {
+    /// Of all together.
+    pub fn all(self) -> usize {
+        self.taken + self.left + self.kept + self.foreign_grants
+    }
 }
 
 impl TakenBack {
@@ -245,10 +337,18 @@ impl TakenBack {
         add(&mut self.left, &mut self.unlisted.left, other.left, &mut room, 0);
         // What is listed last leaves room for what is left in the next one.
         add(&mut self.kept, &mut self.unlisted.kept, other.kept, &mut room, MOST_TO_TELL / 3);
+        add(
+            &mut self.foreign_grants,
+            &mut self.unlisted.foreign_grants,
+            other.foreign_grants,
+            &mut room,
+            MOST_TO_TELL / 3,
+        );
         add(&mut self.taken, &mut self.unlisted.taken, other.taken, &mut room, MOST_TO_TELL / 2);
         self.unlisted.taken += other.unlisted.taken;
         self.unlisted.left += other.unlisted.left;
         self.unlisted.kept += other.unlisted.kept;
+        self.unlisted.foreign_grants += other.unlisted.foreign_grants;
     }
 }
 
@@ -375,12 +475,42 @@ mod tests {
     }
 
     #[test]
+    fn grants_that_stay_are_listed_as_far_as_there_is_room_and_the_rest_is_counted() {
+        let grants = |n| {
+            let grantee = format!("arn:aws:iam::{}:role/{}", account(n), "r".repeat(60));
+            ForeignGrants {
+                key_arn: KeyArn::parse("arn:aws:kms:eu-west-1:111111111111:key/1").unwrap(),
+                account_id: account(n),
+                kind: PassedOn::Other,
+                stay: Stay::NotAsked,
+                grants: vec![ForeignGrant { grant_id: "f".repeat(64), grantee }; 5],
+                more: 7,
+            }
+        };
+        let mut foreign = Foreign::default();
+        for _ in 0..3 {
+            foreign.add((0..50).map(grants).collect());
+            assert!(bytes_of(&foreign.grants) <= MOST_OF_FOREIGN, "{}", bytes_of(&foreign.grants));
+        }
+        assert!(foreign.grants.len() > 5);
+        assert_eq!(foreign.grants.len() + foreign.unlisted, 150);
+        let mut whole = TakenBack { foreign_grants: foreign.grants.clone(), ..TakenBack::default() };
+        for _ in 0..10 {
+            whole.add(TakenBack { foreign_grants: foreign.grants.clone(), ..TakenBack::default() });
+            assert!(bytes_of(&whole) <= MOST_TO_TELL, "{}", bytes_of(&whole));
+        }
+        assert_eq!(whole.foreign_grants.len() + whole.unlisted.foreign_grants, 11 * foreign.grants.len());
+    }
+
+    #[test]
     fn what_others_could_not_list_is_counted_on() {
         let mut whole = TakenBack::default();
-        let other = TakenBack { unlisted: Unlisted { taken: 1, left: 2, kept: 3 }, ..TakenBack::default() };
+        let unlisted = Unlisted { taken: 1, left: 2, kept: 3, foreign_grants: 4 };
+        let other = TakenBack { unlisted, ..TakenBack::default() };
         whole.add(other.clone());
         whole.add(other);
-        assert_eq!(whole.unlisted, Unlisted { taken: 2, left: 4, kept: 6 });
+        assert_eq!(whole.unlisted, Unlisted { taken: 2, left: 4, kept: 6, foreign_grants: 8 });
+        assert_eq!(whole.unlisted.all(), 20);
         assert!(!whole.is_whole());
     }
 }

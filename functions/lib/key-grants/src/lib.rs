@@ -8,6 +8,7 @@
 
 #![warn(missing_docs)]
 
+mod foreign;
 mod tag;
 
 use std::collections::BTreeSet;
@@ -18,13 +19,14 @@ use ami_share_core::{
     aws,
     ids::{AccountId, KeyArn},
     key_policy::account_in,
+    take_back::PassedOn,
 };
 use aws_sdk_kms::{
     Client,
     types::{GrantConstraints, GrantListEntry, GrantOperation},
 };
-use serde::{Deserialize, Serialize};
 
+pub use foreign::{Foreign, GET_KEY_POLICY, foreign_grants, issuers, that_stay};
 pub use tag::{LIST_TAGS, SHAREABLE_TAG, is_shareable, tags};
 
 /// What finding grants calls in the source account.
@@ -132,20 +134,6 @@ pub fn only_administrators_end(key: &KeyArn, grant: &GrantListEntry) -> Option<S
 /// What an administrator of `key` ends a grant with.
 pub fn revoke_command(key: &KeyArn, grant_id: &str) -> String {
     format!("aws kms revoke-grant --region {} --key-id {} --grant-id {grant_id}", key.region(), key.key_id())
-}
-
-/// What a grant is for that somebody made who had the use of a key, and not the key's account.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum PassedOn {
-    /// EBS's own, for a volume that is attached ("How Amazon EBS uses AWS KMS", KMS developer guide).
-    Ebs,
-    /// To a service-linked role, such as Auto Scaling's.
-    ServiceLinkedRole,
-    /// To a service.
-    Service,
-    /// To anybody else: it stays when the access of whoever made it is taken back.
-    Other,
 }
 
 /// Who made `grant` and what it is for, where that was not the account of `key`.

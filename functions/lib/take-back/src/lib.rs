@@ -49,6 +49,7 @@ pub fn gather(execution: &ExecutionName, source: &Source, image: &ImageId, taken
             .collect(),
         targets: taken.iter().filter_map(|taken| taken.target.clone()).collect(),
         grant_changes: key_changes(taken, |taken| &taken.grant_key_arns),
+        revoke_foreign_grants: false,
         key_changes: key_changes(taken, |taken| &taken.key_arns),
         notes: taken.iter().flat_map(|taken| taken.notes.clone()).collect(),
         kept: taken.iter().filter_map(|taken| taken.kept.clone()).collect(),
