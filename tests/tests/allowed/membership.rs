@@ -124,6 +124,7 @@ fn hub(endpoint: &str, allowed: &BTreeSet<String>) -> Result<Hub> {
         organizations_reader: Some(OrganizationsReader::Hub(AccountId::parse(HUB)?)),
         record_table: None,
         stale_reads: std::time::Duration::ZERO,
+        require_plan: false,
     };
     Ok(Hub::new(settings, root_of(HUB, endpoint)))
 }
