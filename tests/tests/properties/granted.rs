@@ -106,6 +106,7 @@ fn everything_is_done(stage: &Stage, request: &Value, stopped_at: u64) {
     run(stage, "ShareAmi", "first", request.clone());
     run(stage, "ShareAmi", "again", request.clone());
     run(stage, "AuditShares", "audit", json!({ "source": source }));
+    run(stage, "AuditShares", "audit-one", json!({ "source": source, "imageId": image }));
     run(stage, "RevokeShare", "asked", json!({ "imageId": image, "source": source, "targets": "all" }));
     let forced = json!({
         "imageId": image, "source": source, "targets": "all", "force": true, "copies": true, "instances": true,
