@@ -92,7 +92,7 @@ pub async fn start_share(hub: &Hub, settings: &Settings, event: EventBridgeEvent
             "available" => {
                 let image = describe_image(hub, &source, &image_id).await?;
                 let image = image.ok_or_else(|| not_found(&source, &image_id))?;
-                start_if_due(hub, settings, &source, &image_id, &image).await?
+                start_if_due(hub, settings, &Starts::open(hub)?, &source, &image_id, &image).await?
             }
             "disabled" => {
                 Starts::open(hub)?.disabled(&image_id).await?;
@@ -103,7 +103,7 @@ pub async fn start_share(hub: &Hub, settings: &Settings, event: EventBridgeEvent
         // The tag may have gone, and the image with it. One that is not available yet will be told of.
         Event::Tagged { source, image_id } => match describe_image(hub, &source, &image_id).await? {
             Some(image) if image.state() == Some(&ImageState::Available) => {
-                start_if_due(hub, settings, &source, &image_id, &image).await?
+                start_if_due(hub, settings, &Starts::open(hub)?, &source, &image_id, &image).await?
             }
             _ => None,
         },
@@ -135,7 +135,7 @@ async fn look(hub: &Hub, settings: &Settings, region: &Region) -> Result<Output,
             let looked = match image.state() {
                 Some(ImageState::Disabled) => starts.disabled(&image_id).await.map(|()| None),
                 Some(ImageState::Available) if started.len() < MOST_STARTS => {
-                    start_if_due(hub, settings, &source, &image_id, &image).await
+                    start_if_due(hub, settings, &starts, &source, &image_id, &image).await
                 }
                 _ => Ok(None),
             };
@@ -159,12 +159,12 @@ async fn look(hub: &Hub, settings: &Settings, region: &Region) -> Result<Output,
 async fn start_if_due(
     hub: &Hub,
     settings: &Settings,
+    starts: &Starts,
     source: &Source,
     image_id: &ImageId,
     image: &Image,
 ) -> Result<Option<ExecutionName>, Error> {
     let Some(profile) = profile_of(image)? else { return Ok(None) };
-    let starts = Starts::open(hub)?;
     let Some(enabling) = starts.due(image_id, &profile).await? else { return Ok(None) };
     let text = load(hub, settings, &profile).await?;
     let request = profile.request(&settings.profile_prefix, &text, image_id, source)?;

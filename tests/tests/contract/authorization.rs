@@ -15,7 +15,7 @@ use ami_share_tests::engine::checkout;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::{Set, definition::strings, steps::functions, template, text};
+use crate::{Set, definition::strings, json_after, steps::functions, template, text};
 
 /// "AWS global condition context keys", IAM user guide: those that are in requests of every service. `aws:ResourceTag`,
 /// `aws:RequestTag` and `aws:TagKeys` are not: the data says which actions have them.
@@ -344,9 +344,7 @@ fn the_documents_policies_name_only_actions_resources_and_keys_that_aws_has() {
 #[test]
 fn the_policy_that_guards_the_hub_denies_what_would_make_somebody_a_function() {
     let page = text("docs/security.md");
-    let (_, guard) = page.split_once("## Guard the hub").unwrap();
-    let (_, guard) = guard.split_once("```json").unwrap();
-    let guard = Policy::parse(guard.split_once("```").unwrap().0, PolicyKind::Identity).unwrap();
+    let guard = Policy::parse(json_after(&page, "## Guard the hub"), PolicyKind::Identity).unwrap();
     let denied = |principal: &str, action: &str, resource: &str| {
         let caller = format!("arn:aws:iam::333333333333:role/{principal}");
         let context = BTreeMap::from([("aws:PrincipalArn".to_owned(), vec![caller])]);

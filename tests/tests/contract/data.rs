@@ -3,7 +3,7 @@
 use ami_share_tests::template::resources;
 use serde_json::{Value, json};
 
-use crate::{Set, definition::strings, template, text};
+use crate::{Set, definition::strings, json_after, template, text};
 
 fn hub() -> Value {
     template("template.yaml")
@@ -126,9 +126,7 @@ fn what_outlives_the_stack_is_under_no_key_of_the_stack() {
 
 /// The key policy of docs/permissions.md, by the names of its statements.
 fn documented_key_policy() -> Value {
-    let page = text("docs/permissions.md");
-    let (_, rest) = page.split_once("<!-- key policy of the hub -->").expect("the hub's key policy");
-    serde_json::from_str(rest.split("```json").nth(1).unwrap().split("```").next().unwrap()).unwrap()
+    serde_json::from_str(json_after(&text("docs/permissions.md"), "<!-- key policy of the hub -->")).unwrap()
 }
 
 /// Services that act for themselves: those that the policies of topic and queues let in, and CloudWatch Logs ("Encrypt

@@ -29,6 +29,13 @@ fn text(path: &str) -> String {
     fs::read_to_string(checkout().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
+/// The first JSON of a page after these words.
+fn json_after<'p>(page: &'p str, words: &str) -> &'p str {
+    let (_, rest) = page.split_once(words).unwrap_or_else(|| panic!("no {words}"));
+    let (_, json) = rest.split_once("```json").unwrap_or_else(|| panic!("no JSON after {words}"));
+    json.split_once("```").unwrap_or_else(|| panic!("the JSON after {words} has no end")).0
+}
+
 /// A CloudFormation template, its intrinsic functions in their long form.
 fn template(path: &str) -> Value {
     template::read(&checkout().join(path)).unwrap()

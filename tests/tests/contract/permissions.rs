@@ -961,21 +961,26 @@ fn undo_share_is_started_for_exactly_the_executions_that_did_not_succeed() {
     assert_eq!((&statements[0]["Action"], &statements[0]["Resource"]), (&json!("states:StartExecution"), &machine));
 }
 
+/// The one target of the rule by which that parameter is a schedule: there is nothing of it where that is empty.
+fn scheduled(hub: &Value, parameter: &str, condition: &str, made: [&str; 2]) -> Value {
+    assert_eq!(hub["Parameters"][parameter]["Default"], "");
+    let empty = json!({ "Fn::Not": [{ "Fn::Equals": [{ "Ref": parameter }, ""] }] });
+    assert_eq!(hub["Conditions"][condition], empty);
+    for id in made {
+        assert_eq!(hub["Resources"][id]["Condition"], condition, "{id}");
+    }
+    let rule = properties(hub, made[0]);
+    assert_eq!(rule["ScheduleExpression"], json!({ "Ref": parameter }));
+    assert_eq!(rule["Targets"].as_array().unwrap().len(), 1);
+    rule["Targets"][0].clone()
+}
+
 /// With an input of its own: what EventBridge would send otherwise is no request.
 #[test]
 fn an_audit_is_started_by_the_schedule_that_is_asked_for_and_by_nothing_else() {
     let hub = template(HUB);
-    assert_eq!(hub["Parameters"]["AuditSchedule"]["Default"], "");
-    let empty = json!({ "Fn::Not": [{ "Fn::Equals": [{ "Ref": "AuditSchedule" }, ""] }] });
-    assert_eq!(hub["Conditions"]["ScheduleAudits"], empty);
-    for id in ["AuditScheduleRule", "AuditScheduleRole"] {
-        assert_eq!(hub["Resources"][id]["Condition"], "ScheduleAudits", "{id}");
-    }
-    let rule = properties(&hub, "AuditScheduleRule");
-    assert_eq!(rule["ScheduleExpression"], json!({ "Ref": "AuditSchedule" }));
+    let target = scheduled(&hub, "AuditSchedule", "ScheduleAudits", ["AuditScheduleRule", "AuditScheduleRole"]);
     let machine = json!({ "Ref": "AuditSharesStateMachine" });
-    assert_eq!(rule["Targets"].as_array().unwrap().len(), 1);
-    let target = &rule["Targets"][0];
     assert_eq!((&target["Arn"], &target["Input"]), (&machine, &json!("{}")));
     assert_eq!(target["RoleArn"], json!({ "Fn::GetAtt": ["AuditScheduleRole", "Arn"] }));
     let statements = inline(&properties(&hub, "AuditScheduleRole"));
@@ -988,20 +993,11 @@ fn an_audit_is_started_by_the_schedule_that_is_asked_for_and_by_nothing_else() {
 #[test]
 fn images_are_looked_for_by_the_schedule_that_is_asked_for() {
     let hub = template(HUB);
-    assert_eq!(hub["Parameters"]["ImageSchedule"]["Default"], "");
     assert_eq!(
         hub["Parameters"]["ImageSchedule"]["AllowedPattern"],
         hub["Parameters"]["AuditSchedule"]["AllowedPattern"]
     );
-    let empty = json!({ "Fn::Not": [{ "Fn::Equals": [{ "Ref": "ImageSchedule" }, ""] }] });
-    assert_eq!(hub["Conditions"]["ScheduleImages"], empty);
-    for id in ["ImageScheduleRule", "ImageSchedulePermission"] {
-        assert_eq!(hub["Resources"][id]["Condition"], "ScheduleImages", "{id}");
-    }
-    let rule = properties(&hub, "ImageScheduleRule");
-    assert_eq!(rule["ScheduleExpression"], json!({ "Ref": "ImageSchedule" }));
-    assert_eq!(rule["Targets"].as_array().unwrap().len(), 1);
-    let target = &rule["Targets"][0];
+    let target = scheduled(&hub, "ImageSchedule", "ScheduleImages", ["ImageScheduleRule", "ImageSchedulePermission"]);
     assert_eq!(
         (&target["Arn"], &target["Input"]),
         (&json!({ "Fn::GetAtt": ["StartShareFunction", "Arn"] }), &Value::Null)

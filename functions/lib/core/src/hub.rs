@@ -192,11 +192,10 @@ impl Hub {
         execution: &ExecutionName,
         actions: Actions,
     ) -> Result<SdkConfig, Error> {
-        let role = role_arn(account, region, &self.settings.source_grant_revoker_role);
+        let role = &self.settings.source_grant_revoker_role;
         let remedy = "deploy accounts/source.yaml there with RevokeForeignGrants=true, which makes it, or revoke without \
                       foreignGrants";
-        let config = self.assume_role(account, &role, execution, actions.source_grant_revoker, remedy).await?;
-        Ok(config.to_builder().region(aws_config::Region::new(region.to_string())).build())
+        self.assume_in(account, region, role, execution, actions.source_grant_revoker, remedy).await
     }
 
     /// The target account's role that manages principals, allowed its part of `actions` and nothing else.
@@ -275,7 +274,23 @@ impl Hub {
              ExternalId, FunctionRolePrefix and {parameter} (and the hub stack must list the account, as a source or as a \
              target)"
         );
-        let config = self.assume_role(account, &role_arn(account, region, role), execution, actions, &remedy).await?;
+        self.assume_in(account, region, role, execution, actions, &remedy).await
+    }
+
+    /// The same as the role of that name, with what to do where it cannot be assumed.
+    ///
+    /// # Errors
+    /// As [`Hub::assume_role`].
+    async fn assume_in(
+        &self,
+        account: &AccountId,
+        region: &Region,
+        role: &str,
+        execution: &ExecutionName,
+        actions: &[&str],
+        remedy: &str,
+    ) -> Result<SdkConfig, Error> {
+        let config = self.assume_role(account, &role_arn(account, region, role), execution, actions, remedy).await?;
         Ok(config.to_builder().region(aws_config::Region::new(region.to_string())).build())
     }
 
