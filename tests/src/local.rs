@@ -46,6 +46,8 @@ pub struct Settings {
     pub target_template: String,
     /// `RevokeForeignGrants`
     pub revoke_foreign_grants: bool,
+    /// `SourceIdentity`
+    pub source_identity: bool,
     /// `IamPath`, of every stack.
     pub iam_path: String,
     /// `AuditSchedule`
@@ -74,6 +76,7 @@ impl Default for Settings {
             source_template: "accounts/source.yaml".to_owned(),
             target_template: "accounts/target.yaml".to_owned(),
             revoke_foreign_grants: false,
+            source_identity: false,
             iam_path: "/".to_owned(),
             audit_schedule: String::new(),
             image_schedule: String::new(),
@@ -137,6 +140,7 @@ impl Local {
             ("AuditSchedule", &settings.audit_schedule),
             ("ImageSchedule", &settings.image_schedule),
             ("AllowUnencrypted", if settings.allow_unencrypted { "true" } else { "false" }),
+            ("SourceIdentity", if settings.source_identity { "true" } else { "false" }),
             ("RequirePlan", if settings.require_plan { "true" } else { "false" }),
             ("ImageEventSource", IMAGE_EVENT_SOURCE),
             ("TagEventSource", TAG_EVENT_SOURCE),

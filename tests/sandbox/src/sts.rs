@@ -259,6 +259,13 @@ fn assume_role(world: &mut World, caller: &Caller, params: &Params) -> Reply {
     if !tags.is_empty() {
         authorize_assume(world, caller, "sts:TagSession", role_arn, &context)?;
     }
+    let source_identity = params.get("SourceIdentity");
+    if let Some(identity) = source_identity {
+        check_session_name(identity)?;
+        // It has this key, and not those of AssumeRole ("Actions, resources, and condition keys for AWS STS").
+        let context = Context::from([("sts:SourceIdentity".to_owned(), vec![identity.to_owned()])]);
+        authorize_assume(world, caller, "sts:SetSourceIdentity", role_arn, &context)?;
+    }
     let policy = session_policy(params)?;
     let seconds = duration(world, caller, role_arn, params)?;
     let key = issue(world, role_arn, session_name, policy, Some(caller.arn.clone()), tags)
@@ -276,7 +283,8 @@ fn assume_role(world: &mut World, caller: &Caller, params: &Params) -> Reply {
     })
     .nest("AssumedRoleUser", |xml| {
         xml.elem("AssumedRoleId", format!("{}:{session_name}", assumed.principal_id)).elem("Arn", &assumed.session_arn);
-    });
+    })
+    .opt("SourceIdentity", source_identity);
     Ok(xml.finish())
 }
 
@@ -358,6 +366,9 @@ fn assume_context(params: &Params, session_name: &str, tags: &BTreeMap<String, S
     let mut context = Context::from([("sts:RoleSessionName".to_owned(), vec![session_name.to_owned()])]);
     if let Some(external_id) = params.get("ExternalId") {
         context.insert("sts:ExternalId".to_owned(), vec![external_id.to_owned()]);
+    }
+    if let Some(identity) = params.get("SourceIdentity") {
+        context.insert("sts:SourceIdentity".to_owned(), vec![identity.to_owned()]);
     }
     for (tag, value) in tags {
         context.insert(format!("aws:RequestTag/{tag}"), vec![value.clone()]);

@@ -104,6 +104,34 @@ async fn across_accounts_trust_and_identity_policy_must_both_allow() {
     assert!(message(refused).contains("no resource-based policy allows"));
 }
 
+/// "Permissions required to set source identity" (IAM user guide): both sides allow it, besides that the role is assumed.
+#[tokio::test]
+async fn a_source_identity_is_set_where_trust_policy_and_caller_both_allow_it() {
+    let sandbox = sandbox().await;
+    let (function, target) = hub_and_target(&sandbox).await;
+    let caller = as_role(&sandbox, &function);
+    let principal = json!({ "AWS": format!("arn:aws:iam::{HUB}:root") });
+    let statement = |action: &str| json!({ "Effect": "Allow", "Action": action, "Principal": principal });
+    let condition = json!({ "StringEquals": { "sts:ExternalId": "word" } });
+    let mut with_external_id = statement("sts:SetSourceIdentity");
+    with_external_id["Condition"] = condition;
+    for (named, allowed, expected) in [
+        (json!([]), "sts:*", "AccessDenied"),
+        (json!([with_external_id]), "sts:*", "AccessDenied"),
+        (json!([statement("sts:SetSourceIdentity")]), "sts:AssumeRole", "AccessDenied"),
+        (json!([statement("sts:SetSourceIdentity")]), "sts:*", "no error"),
+    ] {
+        let mut trust = vec![statement("sts:AssumeRole")];
+        trust.extend(named.as_array().unwrap().iter().cloned());
+        set_trust(&sandbox, json!(trust)).await;
+        let policy = json!([{ "Effect": "Allow", "Action": allowed, "Resource": "*" }]);
+        allow(&root(&sandbox, HUB), "function", policy).await;
+        assert_eq!(try_assume(&caller, &target).await, "no error", "{trust:?}");
+        let call = caller.sts.assume_role().role_arn(&target).role_session_name("run-1").external_id("word");
+        assert_eq!(code(call.source_identity("run-1").send().await), expected, "{trust:?}, {allowed}");
+    }
+}
+
 #[tokio::test]
 async fn in_one_account_a_trust_policy_that_names_the_role_is_enough() {
     let sandbox = sandbox().await;

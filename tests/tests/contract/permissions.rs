@@ -296,6 +296,12 @@ fn assert_trusts(path: &str, role: &str, functions: impl Iterator<Item = &'stati
             "ArnEquals": { "aws:PrincipalArn": expected },
             "StringEquals": { "sts:ExternalId": { "Ref": "ExternalId" } }
         }
+    }, {
+        // It has no key for an external id, and lets nobody in.
+        "Sid": "NameTheExecution",
+        "Effect": "Allow",
+        "Principal": { "AWS": { "Fn::Sub": "arn:${AWS::Partition}:iam::${HubAccountId}:root" } },
+        "Action": "sts:SetSourceIdentity"
     }]);
     assert_eq!(trust, expected, "{role}");
 }
@@ -681,10 +687,13 @@ fn functions_write_logs_and_traces() {
     let group = json!({ "Fn::GetAtt": ["FunctionsLogGroup", "Arn"] });
     let everything = json!("*");
     let own_key = json!({ "Ref": "FunctionsKeyArn" });
+    let any_role = json!({ "Fn::Sub": "arn:${AWS::Partition}:iam::*:role/*" });
+    assert_eq!(policy["PolicyDocument"]["Statement"][3]["Fn::If"][0], "NameExecutions");
     let expected = [
         (vec!["logs:CreateLogStream", "logs:PutLogEvents"], &group),
         (vec!["xray:PutTelemetryRecords", "xray:PutTraceSegments"], &everything),
         (vec!["kms:Decrypt"], &own_key),
+        (vec!["sts:SetSourceIdentity"], &any_role),
     ];
     assert_eq!(found, expected);
     assert_eq!(hub["Globals"]["Function"]["LoggingConfig"]["LogGroup"], json!({ "Ref": "FunctionsLogGroup" }));

@@ -1,4 +1,4 @@
-//! Roles and policies with an IAM path, as guardrails of some organizations ask for.
+//! Roles and policies with an IAM path, and sessions with a source identity, as guardrails of some organizations ask for.
 
 use std::collections::BTreeSet;
 
@@ -8,8 +8,13 @@ use serde_json::json;
 use crate::{Stage, merge};
 
 #[tokio::test]
-async fn roles_and_policies_may_have_a_path() -> Result<()> {
-    let stage = Stage::start(Settings { iam_path: "/platform/ami-share/".to_owned(), ..Settings::default() }).await?;
+async fn roles_and_policies_may_have_a_path_and_sessions_the_name_of_their_execution() -> Result<()> {
+    let stage = Stage::start(Settings {
+        iam_path: "/platform/ami-share/".to_owned(),
+        source_identity: true,
+        ..Settings::default()
+    })
+    .await?;
     let audit = &stage.local.hub.stack.resources["AuditSharesStateMachine"];
     for access in ["policy", "grant"] {
         let mut request = stage.request(json!({ "principals": [stage.target().principal] }));
@@ -23,6 +28,14 @@ async fn roles_and_policies_may_have_a_path() -> Result<()> {
             let caller = format!(":role/platform/ami-share/{role}");
             assert!(callers.iter().any(|arn| arn.ends_with(&caller)), "{access}: {role} of {callers:?}");
         }
+        let assumed: Vec<_> = shared.journal.iter().filter(|entry| entry.action == "sts:AssumeRole").collect();
+        assert!(assumed.len() > 5, "{access}: {}", assumed.len());
+        for entry in assumed {
+            let sent = &entry.parameters;
+            let identity = sent["SourceIdentity"].as_str().unwrap();
+            assert!(identity.starts_with(&format!("{access}-")) && sent["RoleSessionName"] == identity, "{sent}");
+        }
+
         let audit = stage.run_on(audit, &format!("{access}-audit"), &json!({})).await?;
         assert_eq!(audit.report()["findings"], json!([]), "{access}: {}", audit.summary());
 

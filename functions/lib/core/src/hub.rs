@@ -297,7 +297,8 @@ impl Hub {
     /// Configuration for clients that act as the role of that ARN in the hub's Region.
     ///
     /// The session is named after the execution, so that CloudTrail in any account points back to
-    /// it, and its session policy allows `actions` only. The call goes to STS in the hub's Region:
+    /// it, and its session policy allows `actions` only. The same name may be its source identity, which takes the same
+    /// characters (STS API reference, AssumeRole), and which CloudTrail tells of every call. The call goes to STS in the hub's Region:
     /// an opt-in Region's own STS may not be enabled.
     ///
     /// # Errors
@@ -316,6 +317,7 @@ impl Hub {
             .assume_role()
             .role_arn(role)
             .role_session_name(session_name(execution))
+            .set_source_identity(self.settings.source_identity.then(|| session_name(execution)))
             .external_id(&self.settings.external_id)
             .policy(session_policy(actions))
             .send()

@@ -26,6 +26,8 @@ pub struct Settings {
     pub key_access_policy: String,
     /// What the roles above ask for in `sts:ExternalId`.
     pub external_id: String,
+    /// Whether sessions have the execution's name as their source identity.
+    pub source_identity: bool,
     /// The source account of a request that names none.
     pub source_account: AccountId,
     /// Whose images may be shared.
@@ -157,6 +159,7 @@ impl Settings {
             launcher_role,
             key_access_policy,
             external_id,
+            source_identity: get("SOURCE_IDENTITY").is_some_and(|named| named == "true"),
             source_account: AccountId::parse(source_account)
                 .map_err(|rule| format!("SOURCE_ACCOUNT_ID must be {rule}"))?,
             sources,
