@@ -3,6 +3,8 @@
 
 mod foreseen;
 
+use std::collections::BTreeMap;
+
 use ami_share_core::{
     Error, Hub,
     arns::policy_arn,
@@ -23,7 +25,7 @@ use aws_sdk_kms::types::KeySpec;
 use futures_util::{StreamExt, stream};
 
 /// What is asked in a target by the role that manages principals.
-pub(crate) const ACTIONS: [&str; 10] = [
+pub(crate) const ACTIONS: [&str; 12] = [
     "iam:ListAttachedRolePolicies",
     "iam:ListAttachedUserPolicies",
     "iam:ListRolePolicies",
@@ -31,6 +33,8 @@ pub(crate) const ACTIONS: [&str; 10] = [
     DEFAULT_KEY,
     BY_DEFAULT,
     foreseen::SIMULATE,
+    foreseen::ENTITIES,
+    foreseen::SUMMARY,
     "kms:DescribeKey",
     GET_KEY_POLICY,
     LIST_TAGS,
@@ -109,16 +113,19 @@ async fn find_one(
     let mut principals = vec![launcher.clone()];
     principals.extend(target.principals.iter().filter(|principal| **principal != launcher).cloned());
     let keys = image.keys();
+    let mut attached = BTreeMap::new();
     for principal in principals {
         if let Some(error) = foreseen::own_role(hub, request, &principal) {
             errors.push(error);
             continue;
         }
         let lacking = match request.principal_access {
-            PrincipalAccess::Attach => {
+            PrincipalAccess::Attach => attached_policies(&iam, &principal).await.map(|policies| {
                 let policy = policy_arn(account, region, &hub.settings.key_access_policy);
-                lacks_policy(&iam, &principal, &policy).await.map(|lacks| lacks.then(Vec::new))
-            }
+                let lacks = !policies.contains(&policy);
+                attached.insert(principal.clone(), policies.len());
+                lacks.then(Vec::new)
+            }),
             PrincipalAccess::Inline => lacks_inline(&iam, &principal, &keys).await,
         };
         match lacking {
@@ -130,6 +137,13 @@ async fn find_one(
         }
     }
     match foreseen::refusals(hub, &iam, request, &launcher, &state.principal_changes).await {
+        // Who may not change them is not let ask more, either.
+        Ok(refusals) if refusals.is_empty() && request.principal_access == PrincipalAccess::Attach => {
+            let policy = policy_arn(account, region, &hub.settings.key_access_policy);
+            let lacking = state.principal_changes.iter().map(|change| &change.principal);
+            let lacking = lacking.map(|principal| (principal, attached[principal])).collect::<Vec<_>>();
+            errors.extend(foreseen::not_attachable(&iam, account, &policy, &lacking).await);
+        }
         Ok(refusals) => errors.extend(refusals),
         Err(error) => errors.push(error),
     }
@@ -162,30 +176,28 @@ async fn find_one(
     if errors.is_empty() { Ok(state) } else { Err(errors) }
 }
 
-async fn lacks_policy(iam: &aws_sdk_iam::Client, principal: &PrincipalArn, policy: &str) -> Result<bool, Error> {
-    let attached: Vec<String> = match principal.kind() {
+/// The ARNs of the managed policies that `principal` has.
+async fn attached_policies(iam: &aws_sdk_iam::Client, principal: &PrincipalArn) -> Result<Vec<String>, Error> {
+    let mut arns = Vec::new();
+    match principal.kind() {
         PrincipalKind::Role => {
             let mut pages =
                 iam.list_attached_role_policies().role_name(principal.name()).into_paginator().items().send();
-            let mut arns = Vec::new();
             while let Some(found) = pages.next().await {
                 let found = found.map_err(|error| failure(principal, "iam:ListAttachedRolePolicies", error))?;
                 arns.extend(found.policy_arn().map(str::to_owned));
             }
-            arns
         }
         PrincipalKind::User => {
             let mut pages =
                 iam.list_attached_user_policies().user_name(principal.name()).into_paginator().items().send();
-            let mut arns = Vec::new();
             while let Some(found) = pages.next().await {
                 let found = found.map_err(|error| failure(principal, "iam:ListAttachedUserPolicies", error))?;
                 arns.extend(found.policy_arn().map(str::to_owned));
             }
-            arns
         }
-    };
-    Ok(!attached.iter().any(|arn| arn == policy))
+    }
+    Ok(arns)
 }
 
 /// The keys that `principal` has no inline policy of ours for; nothing when it has them all.

@@ -17,7 +17,8 @@ const TRUST_POLICY_LIMIT: usize = 2_048;
 const USER_INLINE_LIMIT: usize = 2_048;
 const ROLE_INLINE_LIMIT: usize = 10_240;
 const MANAGED_POLICY_LIMIT: usize = 6_144;
-const ATTACHED_LIMIT: usize = 10;
+/// An account may ask for more.
+const ATTACHED_QUOTA: usize = 10;
 const VERSION_LIMIT: usize = 5;
 
 /// IAM of one account.
@@ -30,11 +31,19 @@ pub struct Iam {
     pub users: BTreeMap<String, User>,
     /// By ARN.
     pub policies: BTreeMap<String, ManagedPolicy>,
+    /// How many managed policies a role may have, and a user.
+    pub attached_quota: usize,
 }
 
 impl Iam {
     pub fn new(account: &str) -> Self {
-        Self { account: account.to_owned(), roles: BTreeMap::new(), users: BTreeMap::new(), policies: BTreeMap::new() }
+        Self {
+            account: account.to_owned(),
+            roles: BTreeMap::new(),
+            users: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            attached_quota: ATTACHED_QUOTA,
+        }
     }
 
     /// The user or role of that ARN.
@@ -255,6 +264,7 @@ pub fn handle(world: &mut World, caller: &Caller, action: &str, params: &Params)
         "UntagRole" | "UntagUser" => call.untag(),
         "ListRoleTags" | "ListUserTags" => call.list_tags(),
         "SimulatePrincipalPolicy" => call.simulate(),
+        "GetAccountSummary" => call.get_account_summary(),
         _ => Err(ApiError::bad_request("InvalidAction", format!("The sandbox has no iam:{action}"))),
     }
 }
@@ -532,6 +542,21 @@ impl Call<'_> {
         page(self.params, "Users", &users, |xml, user| {
             write_user(xml, user);
         })
+    }
+
+    /// The quotas that are known here, of all that it tells.
+    fn get_account_summary(&mut self) -> Reply {
+        self.authorize("*", &Context::new())?;
+        let quota = self.iam().map_or(ATTACHED_QUOTA, |iam| iam.attached_quota);
+        let mut xml = Xml::new();
+        xml.nest("SummaryMap", |xml| {
+            for key in ["AttachedPoliciesPerRoleQuota", "AttachedPoliciesPerUserQuota"] {
+                xml.nest("entry", |xml| {
+                    xml.elem("key", key).elem("value", quota);
+                });
+            }
+        });
+        Ok(xml.finish())
     }
 
     fn create_access_key(&mut self) -> Reply {
@@ -812,16 +837,17 @@ impl Call<'_> {
         }
         let (now, delay) = self.policy_times();
         let kind = if self.about_role() { "Role" } else { "User" };
+        let quota = self.iam()?.attached_quota;
         let entity = self.entity_mut()?;
         let mut attached = entity.attached.latest().clone();
         if attached.contains(&arn) {
             return Ok(String::new());
         }
-        if attached.len() >= ATTACHED_LIMIT {
+        if attached.len() >= quota {
             return Err(ApiError::new(
                 409,
                 "LimitExceeded",
-                format!("Cannot exceed quota for PoliciesPer{kind}: {ATTACHED_LIMIT}"),
+                format!("Cannot exceed quota for PoliciesPer{kind}: {quota}"),
             ));
         }
         attached.push(arn);

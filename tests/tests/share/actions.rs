@@ -91,6 +91,14 @@ async fn functions_call_exactly_the_actions_that_they_name() -> Result<()> {
     if let Some(snapshot) = ec2(&mut stage.local.sandbox.world(), SOURCE).snapshots.get_mut(&plain) {
         snapshot.key = None;
     }
+    // Whether there is room for another policy is asked where there are ten.
+    {
+        let mut world = stage.local.sandbox.world();
+        let iam = &mut world.account_mut(TARGET).iam;
+        iam.attached_quota = 2 * MANY;
+        let entity = &mut iam.users.get_mut("app-user").expect("it was made").entity;
+        entity.attached.set(crate::plan::other_policies(MANY), 0, 0);
+    }
     stage.keep();
     let copy = json!({ "mode": "copyImage", "kmsKeyId": "alias/app-volumes" });
     let at_launch = json!({ "mode": "atLaunch", "kmsKeyId": "alias/app-volumes" });

@@ -520,6 +520,11 @@ async fn what_cannot_be_shared_cannot_be_planned_either() -> Result<()> {
     Ok(())
 }
 
+/// Managed policies that somebody else has attached.
+pub(crate) fn other_policies(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("arn:aws:iam::aws:policy/Other{n}")).collect()
+}
+
 /// What the target's owner does not let ami-share do, each with the parameter that says so.
 #[tokio::test]
 async fn what_the_targets_owner_does_not_allow_is_foreseen() -> Result<()> {
@@ -553,7 +558,36 @@ async fn what_the_targets_owner_does_not_allow_is_foreseen() -> Result<()> {
         put.policy_document(text).send().await?;
         stage.local.sandbox.world().accounts.clone()
     };
-    let rows: [(&str, _, Value, &str, &[&str]); 6] = [
+    stage.reset();
+    let no_policy = {
+        let arn = format!("arn:aws:iam::{TARGET}:policy/AmiShareKeyAccess");
+        assert!(stage.local.sandbox.world().account_mut(TARGET).iam.policies.remove(&arn).is_some());
+        stage.local.sandbox.world().accounts.clone()
+    };
+    stage.reset();
+    let full = {
+        let mut world = stage.local.sandbox.world();
+        let iam = &mut world.account_mut(TARGET).iam;
+        iam.attached_quota = 12;
+        let name = app.rsplit('/').next().expect("a name");
+        iam.roles.get_mut(name).expect("it is there").entity.attached.set(other_policies(12), 0, 0);
+        world.accounts.clone()
+    };
+    let rows: [(&str, _, Value, &str, &[&str]); 8] = [
+        (
+            "no-policy",
+            &no_policy,
+            stage.request(json!({})),
+            "Aws",
+            &["AmiShareKeyAccess does not exist", "KeyAccessPolicyName"],
+        ),
+        (
+            "no-room",
+            &full,
+            principals(&[&app]),
+            "QuotaExceeded",
+            &[&app, "has 12, and AttachedPoliciesPerRoleQuota is 12"],
+        ),
         (
             "outside",
             &as_it_is,

@@ -7,17 +7,24 @@ use ami_share_core::{
     Error, Hub,
     arns::{policy_arn, role_arn},
     aws,
-    ids::PrincipalArn,
+    ids::{AccountId, PrincipalArn, PrincipalKind},
     request::Request,
     share::{PrincipalAccess, PrincipalChange},
 };
 use ami_share_explain::{is_refused_by_organization, refusal};
 use aws_sdk_iam::{
     Client,
-    types::{ContextEntry, ContextKeyTypeEnum},
+    error::ProvideErrorMetadata,
+    types::{ContextEntry, ContextKeyTypeEnum, SummaryKeyType},
 };
 
 pub(super) const SIMULATE: &str = "iam:SimulatePrincipalPolicy";
+pub(super) const ENTITIES: &str = "iam:ListEntitiesForPolicy";
+pub(super) const SUMMARY: &str = "iam:GetAccountSummary";
+
+/// How many managed policies a role or a user may have where nobody has asked for more ("IAM and AWS STS quotas", IAM user
+/// guide): the account's quotas are never fewer.
+const ATTACHED_BY_DEFAULT: usize = 10;
 
 const SAME_LAUNCHER: &str = "let LauncherRoleName be the same in the hub stack and in the target's";
 
@@ -98,6 +105,78 @@ pub(super) async fn refusals(
         source: None,
     };
     Ok(refused.into_iter().map(error).collect())
+}
+
+/// Why IAM will not attach the policy to those of `lacking` all the same, each with the number of managed policies that it
+/// has: the policy is gone, or there is no room for it.
+pub(super) async fn not_attachable(
+    iam: &Client,
+    account: &AccountId,
+    policy: &str,
+    lacking: &[(&PrincipalArn, usize)],
+) -> Vec<Error> {
+    if lacking.is_empty() {
+        return Vec::new();
+    }
+    let mut errors = Vec::new();
+    if let Err(error) = is_there(iam, account, policy).await {
+        errors.push(error);
+    }
+    let full = lacking.iter().filter(|(_, attached)| *attached >= ATTACHED_BY_DEFAULT).copied();
+    match without_room(iam, account, policy, &full.collect::<Vec<_>>()).await {
+        Ok(without_room) => errors.extend(without_room),
+        Err(error) => errors.push(error),
+    }
+    errors
+}
+
+async fn is_there(iam: &Client, account: &AccountId, policy: &str) -> Result<(), Error> {
+    match iam.list_entities_for_policy().policy_arn(policy).max_items(1).send().await {
+        Ok(_) => Ok(()),
+        Err(error) if error.code() == Some("NoSuchEntity") => Err(Error::Aws {
+            account: account.clone(),
+            call: ENTITIES,
+            reason: format!(
+                "policy {policy} does not exist; deploy accounts/target.yaml in account {account} again, with the hub's \
+                 KeyAccessPolicyName"
+            ),
+            source: Some(error.into()),
+        }),
+        Err(error) => Err(aws::failure(account, ENTITIES, error)),
+    }
+}
+
+/// The error for those of `full` that have as many policies as the account's quotas allow.
+async fn without_room(
+    iam: &Client,
+    account: &AccountId,
+    policy: &str,
+    full: &[(&PrincipalArn, usize)],
+) -> Result<Option<Error>, Error> {
+    if full.is_empty() {
+        return Ok(None);
+    }
+    let summary = iam.get_account_summary().send().await.map_err(|error| aws::failure(account, SUMMARY, error))?;
+    let quotas = summary.summary_map();
+    let quota = |key: &SummaryKeyType| quotas.and_then(|quotas| usize::try_from(*quotas.get(key)?).ok());
+    let says = |(principal, attached): &(&PrincipalArn, usize)| {
+        let key = match principal.kind() {
+            PrincipalKind::Role => SummaryKeyType::AttachedPoliciesPerRoleQuota,
+            PrincipalKind::User => SummaryKeyType::AttachedPoliciesPerUserQuota,
+        };
+        let quota = quota(&key).unwrap_or(ATTACHED_BY_DEFAULT);
+        (*attached >= quota).then(|| format!("{principal} has {attached}, and {key} is {quota}"))
+    };
+    let said: Vec<String> = full.iter().filter_map(says).collect();
+    Ok((!said.is_empty()).then(|| Error::QuotaExceeded {
+        account: account.clone(),
+        call: SUMMARY,
+        reason: format!(
+            "there is no room to attach {policy}: of managed policies, {}; detach one, or ask for a higher quota of IAM",
+            said.join("; ")
+        ),
+        source: None,
+    }))
 }
 
 /// For what nothing allows.
