@@ -1,7 +1,7 @@
 //! The hub: the roles that a step assumes in other accounts, and the clock.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -62,7 +62,8 @@ pub struct Hub {
     /// Shared by every run of the function: they are read once.
     pub settings: Arc<Settings>,
     config: SdkConfig,
-    sts: aws_sdk_sts::Client,
+    /// Made when a role is first assumed: making it takes more than all else that a start does.
+    sts: Arc<OnceLock<aws_sdk_sts::Client>>,
     invocation: Invocation,
 }
 
@@ -77,8 +78,7 @@ impl Hub {
 
     /// For tests and engines that make settings and clients' configuration themselves.
     pub fn new(settings: Settings, config: SdkConfig) -> Self {
-        let sts = aws_sdk_sts::Client::new(&config);
-        Self { settings: Arc::new(settings), config, sts, invocation: Invocation::default() }
+        Self { settings: Arc::new(settings), config, sts: Arc::default(), invocation: Invocation::default() }
     }
 
     /// The same hub, seen from one run of the function.
@@ -298,8 +298,8 @@ impl Hub {
     ///
     /// The session is named after the execution, so that CloudTrail in any account points back to
     /// it, and its session policy allows `actions` only. The same name may be its source identity, which takes the same
-    /// characters (STS API reference, AssumeRole), and which CloudTrail tells of every call. The call goes to STS in the hub's Region:
-    /// an opt-in Region's own STS may not be enabled.
+    /// characters (STS API reference, AssumeRole), and which CloudTrail tells of every call. The call goes to STS in the
+    /// hub's Region: an opt-in Region's own STS may not be enabled.
     ///
     /// # Errors
     /// [`Error::AccessDenied`] when the role is not there, does not trust this function, or asks
@@ -314,6 +314,7 @@ impl Hub {
     ) -> Result<SdkConfig, Error> {
         let assumed = self
             .sts
+            .get_or_init(|| aws_sdk_sts::Client::new(&self.config))
             .assume_role()
             .role_arn(role)
             .role_session_name(session_name(execution))
