@@ -14,8 +14,9 @@ async fn hub_and_target(sandbox: &Sandbox) -> (String, String) {
     (function, target)
 }
 
-async fn set_trust(sandbox: &Sandbox, statement: Value) {
-    let document = json!({ "Version": "2012-10-17", "Statement": [statement] });
+/// One statement, or a list of them.
+async fn set_trust(sandbox: &Sandbox, statements: Value) {
+    let document = json!({ "Version": "2012-10-17", "Statement": statements });
     root(sandbox, B)
         .iam
         .update_assume_role_policy()
