@@ -12,7 +12,8 @@ use crate::{
     roles, template,
 };
 
-const EXTERNAL_ID: &str = "ami-share-local";
+/// What everything here is deployed with.
+pub const EXTERNAL_ID: &str = "ami-share-local";
 /// The source of image events here: nobody but AWS may send `aws.ec2`'s.
 pub const IMAGE_EVENT_SOURCE: &str = "local.ec2";
 /// The same of events about tags.

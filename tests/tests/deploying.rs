@@ -201,6 +201,19 @@ async fn a_hub_apart_keeps_its_parameters() -> Result<()> {
     Ok(())
 }
 
+/// Without it, sam would pack the whole checkout for each function.
+#[tokio::test]
+async fn a_hub_that_was_not_built_is_not_deployed() -> Result<()> {
+    let machine = Machine::start("unbuilt")?;
+    fs::remove_dir_all(machine.checkout.join(".aws-sam"))?;
+    let before = machine.resources(&[HUB].into()).await?;
+    let (_, hub) = &commands("README.md", [SOURCE, TARGET, HUB])?[2];
+    let said = machine.fails(HUB, hub)?;
+    assert!(said.contains("Template file not found"), "{said}");
+    assert_eq!(machine.resources(&[HUB].into()).await?, before);
+    Ok(())
+}
+
 /// The one file of YAML in a document.
 fn yaml(document: &str) -> Result<String> {
     let text = fs::read_to_string(checkout().join(document))?;

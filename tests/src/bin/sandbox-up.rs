@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use ami_share_tests::{
     HUB, REGION, Result, SOURCE, TARGET,
     engine::checkout,
-    local::{Local, Settings},
+    local::{EXTERNAL_ID, Local, Settings},
     report::bold,
     seed,
 };
@@ -44,29 +44,29 @@ async fn run() -> Result<()> {
     println!("  {HUB}   hub: the stack ami-share");
     println!("  {SOURCE}   source: image {} with {} volumes", image.image_id, image.volumes.len());
     println!("  {TARGET}   target: {} and alias/app-volumes\n", target.principal);
-    println!(
-        "{}",
-        bold("All is deployed, and deploying again changes no role here. Try, and other commands of the documents")
-    );
+    println!("{}", bold("All is deployed. In another shell, try, and then other commands of the documents"));
+    println!("  # Who deploys again keeps to ExternalId={EXTERNAL_ID}: the roles here stay as they are.");
     println!("  export PATH={}:$PATH AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION={REGION}", tools.display());
     println!("  export AWS_ENDPOINT_URL={engine}");
     let simulated = ["EC2", "KMS", "IAM", "STS"].map(|service| format!("AWS_ENDPOINT_URL_{service}={sandbox}"));
     println!("  export {}", simulated.join(" "));
-    println!("  # 1. Share the image, and prove that the target can launch it.");
     println!("  export AWS_ACCESS_KEY_ID={HUB}");
-    println!("  aws stepfunctions start-execution --state-machine-arn {} \\", local.hub.state_machine);
-    println!("    --name first --input '{request}'");
-    println!("  # 2. See how it ended.");
-    let execution = local.hub.state_machine.replace(":stateMachine:", ":execution:");
-    println!("  aws stepfunctions describe-execution --execution-arn {execution}:first \\");
+    println!("  # 1. Share the image, and prove that the target can launch it.");
+    println!("  execution=$(aws stepfunctions start-execution --query executionArn --output text \\");
+    println!("    --state-machine-arn {} \\", local.hub.state_machine);
+    println!("    --input '{request}')");
+    println!("  # 2. See how it ended. While it says RUNNING, look again.");
+    println!("  aws stepfunctions describe-execution --execution-arn $execution \\");
     println!("    --query '[status, error, cause, output]' --output text");
     println!("  # 3. Look at the target's volumes, and the key that each is encrypted with.");
     println!("  AWS_ACCESS_KEY_ID={TARGET} aws ec2 describe-volumes \\");
     println!("    --query 'Volumes[].[VolumeId,Attachments[0].Device,KmsKeyId]' --output table");
-    println!("  # 4. Take it back. An instance that was kept still uses the image.");
-    println!("  aws stepfunctions start-execution --state-machine-arn {} \\", local.hub.revoke_share);
-    let revoke = json!({ "imageId": image.image_id, "targets": "all", "force": true });
-    println!("    --name back --input '{revoke}'");
+    println!("  # 4. Take it back, and end the instance that was kept: while it runs, the image is in use.");
+    println!("  execution=$(aws stepfunctions start-execution --query executionArn --output text \\");
+    println!("    --state-machine-arn {} \\", local.hub.revoke_share);
+    let revoke = json!({ "imageId": image.image_id, "targets": "all", "instances": true });
+    println!("    --input '{revoke}')");
+    println!("  # 5. See how that ended: as 2.");
     // Ctrl-C ends this process; the engine notices and ends with it.
     std::future::pending::<Result<()>>().await
 }
