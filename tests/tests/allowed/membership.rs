@@ -118,6 +118,7 @@ fn hub(endpoint: &str, allowed: &BTreeSet<String>) -> Result<Hub> {
         launcher_role: "AmiShareLauncher".to_owned(),
         key_access_policy: "AmiShareKeyAccess".to_owned(),
         external_id: "local".to_owned(),
+        source_identity: false,
         source_account: AccountId::parse(SOURCE)?,
         sources: Sources::default(),
         allow_list: AllowList::parse(&list)?,
